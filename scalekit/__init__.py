@@ -1,0 +1,38 @@
+"""ScaleKit: train any PyTorch model on any hardware, to the same numbers.
+
+Importing this package imports neither torch nor anything else that is heavy; each public name brings its own when it is
+first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from scalekit.errors import ScaleKitError
+    from scalekit.training import Run, fit
+    from scalekit.module import ScaleModule
+    from scalekit.public import strategy
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "fit": "scalekit.training",
+    "Run": "scalekit.training",
+    "ScaleModule": "scalekit.module",
+    "ScaleKitError": "scalekit.errors",
+    "strategy": "scalekit.public",
+}
+
+__all__ = ["Run", "ScaleKitError", "ScaleModule", "__version__", "fit", "strategy"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

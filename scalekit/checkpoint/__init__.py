@@ -1,0 +1,1 @@
+"""Checkpoints: one layout whatever the strategy, without a pickle in it."""

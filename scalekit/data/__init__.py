@@ -1,0 +1,1 @@
+"""From rows of any source to the micro-batches of each rank."""

@@ -1,0 +1,103 @@
+"""The loader: a rank's micro-batches in order, and beside each what the loss contract needs to know of it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, final
+
+from torch.utils.data import DataLoader
+
+from scalekit.data.order import Order, Turn
+from scalekit.errors import NoLabelError
+from scalekit.loss import MicroBatch
+
+
+@final
+class Loader:
+    """Yields a rank's micro-batches of one epoch, from the position on.
+
+    It collates a global batch's part ahead, so that its items are counted before its first backward pass. What it knows
+    of a batch it hands over by `consume`, once a batch and in order; the batches themselves are as the collator made them.
+
+    Args:
+        rows: map-style data.
+        collate: makes a batch of a list of rows.
+        order: which rows, when and where.
+        rank: whose part.
+        count_items: the items of a batch, given the batch and its rows' number.
+        workers: processes that read rows; 0 reads in this one.
+        pin_memory: whether batches are put where a GPU copies from without waiting.
+        position: samples used so far; advanced by `consume` where `advances`.
+        advances: whether a pass over the data moves the position on, as training does.
+    """
+
+    def __init__(
+        self,
+        rows: Any,
+        collate: Callable[[list[Any]], Any],
+        order: Order,
+        rank: int,
+        count_items: Callable[[Any, int], float],
+        workers: int = 0,
+        pin_memory: bool = False,
+        position: int = 0,
+        advances: bool = True,
+    ) -> None:
+        self.order = order
+        self.position = position
+        self._rows, self._collate, self._rank, self._count_items = rows, collate, rank, count_items
+        self._workers, self._pin_memory, self._advances = workers, pin_memory, advances
+        self._pending: deque[MicroBatch] = deque()
+
+    def __len__(self) -> int:
+        return self.order.turns_per_epoch
+
+    def __iter__(self) -> Iterator[Any]:
+        self._pending.clear()
+        turns = list(self.order.turns(self._rank, self.position))
+        batches = DataLoader(
+            self._rows,
+            batch_sampler=[list(turn.rows) for turn in turns],
+            collate_fn=self._collate,
+            num_workers=self._workers,
+            pin_memory=self._pin_memory,
+        )
+        part: list[tuple[Turn, Any]] = []
+        for turn, batch in zip(turns, batches, strict=True):
+            part.append((turn, batch))
+            if turn.last:
+                yield from self._release(part)
+                part = []
+
+    def consume(self) -> MicroBatch:
+        """What is known of the batch that is run next."""
+        micro = self._pending.popleft()
+        if micro.last and self._advances:
+            self.position += micro.samples
+        return micro
+
+    def _release(self, part: list[tuple[Turn, Any]]) -> Iterator[Any]:
+        items = [self._items(turn, batch) for turn, batch in part]
+        for (turn, batch), own in zip(part, items, strict=True):
+            micro = MicroBatch(
+                items=own,
+                local_items=sum(items),
+                samples=turn.samples,
+                rows=turn.rows,
+                seed=self.order.seed,
+                step=turn.step,
+                index=turn.index,
+                first=turn.first,
+                last=turn.last,
+            )
+            self._pending.append(micro)
+            yield batch
+
+    def _items(self, turn: Turn, batch: Any) -> float:
+        if turn.filler:
+            return 0
+        items = self._count_items(batch, len(turn.rows))
+        if items <= 0:
+            raise NoLabelError(f"the rows {list(turn.rows)} have nothing that the loss counts: all labels are masked")
+        return items

@@ -1,0 +1,28 @@
+"""PyTorch's DistributedDataParallel: every rank keeps all, gradients are averaged."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch.strategies import DDPStrategy
+
+from scalekit.checkpoint.load import load_weights
+from scalekit.engines import weights
+from scalekit.engines.engine import Engine
+from scalekit.strategies import Strategy
+
+
+class DDPEngine(Engine, DDPStrategy):
+    """Carries out `ddp`."""
+
+    def __init__(self, spec: Strategy, precision: str, device: str) -> None:
+        # Initial weights are sent by `setup`, buffers that no state dict names among them; DDP need not send them again.
+        super().__init__(spec, precision, device, **{"init_sync": False, "gradient_as_bucket_view": True})
+
+    def setup(self, trainer: Any) -> None:
+        load_weights(self._module, self.initial_weights)
+        self.precision_plugin.convert_module(self._module)
+        weights.materialise(self._module, self.root_device)
+        self.model_to_device()
+        weights.broadcast(self._module)
+        super().setup(trainer)

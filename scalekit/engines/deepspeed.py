@@ -1,0 +1,253 @@
+"""DeepSpeed ZeRO: optimizer state, gradients and parameters shared out, and offloaded where the strategy says so.
+
+Lightning's DeepSpeed strategy is for GPUs and lets DeepSpeed own the accumulation. Here it runs on CPUs too, and Lightning
+owns the accumulation: DeepSpeed sees every micro-batch's backward pass and one step a global batch, so that nothing is
+divided twice and no micro-batch is left over at the end of an epoch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.precision import DeepSpeedPrecision
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from scalekit.checkpoint.load import load_weights
+from scalekit.engines import weights
+from scalekit.engines.engine import Engine
+from scalekit.engines.precision import TruePrecision
+from scalekit.errors import DependencyError, StrategyError
+from scalekit.strategies import Strategy
+
+_PARTITION_BYTES = 1 << 30
+"""How much of a model is whole at once on every rank while ZeRO-3 shares it out."""
+
+
+class DeepSpeedPrecisionPlugin(TruePrecision, DeepSpeedPrecision):
+    """Steps through DeepSpeed's engine, which clips by itself and then knows the gradient norm."""
+
+    def __init__(self, precision: str) -> None:
+        DeepSpeedPrecision.__init__(self, precision)  # type: ignore[arg-type]
+        TruePrecision.__init__(self, precision)
+
+    def optimizer_step(self, optimizer: Any, model: Any, closure: Callable[[], Any], **kwargs: Any) -> Any:
+        result = DeepSpeedPrecision.optimizer_step(self, optimizer, model, closure, **kwargs)
+        self.gradient_norm = model.trainer.model.get_global_grad_norm()
+        return result
+
+    def clip_gradients(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: DeepSpeed clips inside its step, by the norm over all ranks."""
+
+
+class DeepSpeedEngine(Engine, DeepSpeedStrategy):
+    """Carries out `zero1`, `zero2`, `zero3` and their offloading forms."""
+
+    def __init__(self, spec: Strategy, precision: str, device: str) -> None:
+        try:
+            import deepspeed
+        except ImportError as error:
+            raise DependencyError("deepspeed", "deepspeed", f"the strategy {spec.name!r}") from error
+        deepspeed.utils.logging.logger.setLevel(logging.WARNING)
+        _check_nvme(spec)
+        super().__init__(spec, precision, device, config={}, logging_level=logging.WARNING)
+        self.precision_plugin = DeepSpeedPrecisionPlugin(precision)
+        self._device = device
+
+    # -- Lightning's hooks ------------------------------------------------------------------------------------------
+
+    @property
+    def handles_gradient_accumulation(self) -> bool:
+        return False
+
+    @contextmanager
+    def block_backward_sync(self) -> Generator[None, None, None]:
+        """Nothing to block: ZeRO-1 sums over ranks in its step, ZeRO-2 and 3 keep only their part of each gradient."""
+        yield
+
+    def setup_environment(self) -> None:
+        """Lightning's own, without its refusal of CPUs."""
+        DDPStrategy.setup_environment(self)
+
+    def setup_distributed(self) -> None:
+        import deepspeed
+
+        DDPStrategy.setup_distributed(self)
+        self._set_node_environment_variables()
+        deepspeed.init_distributed(self._process_group_backend, verbose=False)
+
+    def setup(self, trainer: Any) -> None:
+        self._init_config_if_needed()
+        load_weights(self._module, self.initial_weights)
+        self.precision_plugin.convert_module(self._module)
+        if self._stage == 3:
+            self._partition(self._module)
+        weights.materialise(self._module, self.root_device)
+        weights.broadcast(self._module, buffers_only=True)
+        kept = [(owner, name, tensor) for owner, name, tensor in weights.tensors(self._module) if name in owner._buffers]
+        super().setup(trainer)
+        for owner, name, tensor in kept:
+            owner._buffers[name] = tensor.to(self.root_device)  # DeepSpeed casts buffers; their precision is the model's
+
+    def _setup_model_and_optimizer(
+        self, model: nn.Module, optimizer: Optimizer | None, lr_scheduler: Any = None
+    ) -> tuple[Any, Any]:
+        """Lightning's own, without the device index that a CPU has none of."""
+        import deepspeed
+
+        engine, zero_optimizer, _, _ = deepspeed.initialize(
+            args=argparse.Namespace(device_rank=self.root_device.index or 0),
+            config=self.config,
+            model=model,
+            model_parameters=[p for p in model.parameters() if p.requires_grad],
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            dist_init_required=False,
+        )
+        return engine, zero_optimizer
+
+    def determine_ddp_device_ids(self) -> list[int] | None:
+        return None if self._device == "cpu" else [self.root_device.index]
+
+    # -- configuration ----------------------------------------------------------------------------------------------
+
+    @property
+    def _stage(self) -> int:
+        return int(self.spec.deepspeed.get("zero_optimization", {}).get("stage", 0))
+
+    def _format_config(self) -> None:
+        """The strategy's block, and what the layer owns."""
+        clip = self._module.trainer.gradient_clip_val
+        self.config = {
+            **self.spec.deepspeed,
+            "zero_optimization": self._zero_block(),
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": 1,
+            "managed_gradient_accumulation": False,
+            "gradient_clipping": float(clip or 0.0),
+            **self._precision_block(),
+        }
+
+    def _zero_block(self) -> dict[str, Any]:
+        block = dict(self.spec.deepspeed.get("zero_optimization", {}))
+        if block.get("zero_hpz_partition_size") == "local_world_size":
+            block["zero_hpz_partition_size"] = self.num_processes
+        # Overlap would race with accumulation, which DeepSpeed does not see here (it refuses the pair itself).
+        block.setdefault("overlap_comm", False)
+        block.setdefault("memory_efficient_linear", False)  # it replaces torch's own functions for the whole process
+        offload = self.spec.offload
+        for key, name in (("optimizer", "offload_optimizer"), ("parameters", "offload_param")):
+            if key in offload:
+                block[name] = {"device": offload[key], "pin_memory": self._device == "cuda"}
+                if offload[key] == "nvme":
+                    block[name]["nvme_path"] = offload["nvme_path"]
+        return block
+
+    def _precision_block(self) -> dict[str, Any]:
+        if self.precision == "bf16-true":
+            return {
+                "bf16": {"enabled": True, "bf16_master_weights_and_grads": True, "bf16_optimizer_states": True},
+            }
+        if self.precision == "32-true":
+            return {}
+        # No module is named safe to communicate in half precision: gradients are reduced in float32, as promised.
+        dtype = "bfloat16" if self.precision == "bf16-mixed" else "float16"
+        return {"torch_autocast": {"enabled": True, "dtype": dtype, "lower_precision_safe_modules": []}}
+
+    # -- weights and optimizer state --------------------------------------------------------------------------------
+
+    def _partition(self, module: nn.Module) -> None:
+        """Shares parameters out, some at a time, so that no rank but the one that built them holds them all."""
+        import deepspeed
+
+        for places in _chunks(module, _PARTITION_BYTES):
+            weights.materialise(module, self.root_device, places)
+            chunk = nn.ParameterList(owner._parameters[name] for owner, name in places)
+            deepspeed.zero.Init(module=chunk, config_dict_or_path=self.config)
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        if self._stage < 3:
+            return super().lightning_module_state_dict()
+        import deepspeed
+
+        state: dict[str, Any] = {}
+        copies: dict[int, Tensor] = {}
+        for name, tensor in self._module.state_dict(keep_vars=True).items():
+            with deepspeed.zero.GatheredParameters([tensor], enabled=hasattr(tensor, "ds_id")):
+                if self._rank == 0:
+                    if id(tensor) not in copies:
+                        copies[id(tensor)] = tensor.detach().to("cpu", copy=True)
+                    state[name] = copies[id(tensor)]
+        return state
+
+    def inner_optimizer(self, optimizer: Optimizer) -> Optimizer:
+        inner: Optimizer = super().inner_optimizer(optimizer).optimizer  # type: ignore[attr-defined]
+        return inner
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        if self._stage < 3:
+            return super().optimizer_state(optimizer)
+        inner = self.inner_optimizer(optimizer)
+        groups = [{k: v for k, v in group.items() if k != "params"} for group in inner.param_groups]
+        return {"state": dict(enumerate(inner.state[part] for part in self._flat_parts())), "param_groups": groups}
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        if self._stage < 3:
+            return super().load_optimizer_state_dict(checkpoint)
+        (state,) = checkpoint["optimizer_states"]
+        inner = self.inner_optimizer(self.optimizers[0])
+        for group, saved in zip(inner.param_groups, state["param_groups"], strict=True):
+            group.update(saved)
+        for key, part in enumerate(self._flat_parts()):
+            inner.state[part] = {
+                name: value.to(part.device) if isinstance(value, Tensor) and value.ndim else value
+                for name, value in state["state"][key].items()
+            }
+        return None
+
+    def _flat_parts(self) -> list[Tensor]:
+        """ZeRO-3's flat parts of the master weights, under which the inner optimizer keeps its state."""
+        parts: list[Tensor] = self.deepspeed_engine.optimizer.fp32_partitioned_groups_flat
+        return parts
+
+
+def _chunks(module: nn.Module, limit_bytes: int) -> Iterable[list[weights.Place]]:
+    """The places of a module's parameters, tied ones once, in runs of about `limit_bytes`."""
+    chunk: list[weights.Place] = []
+    seen: set[int] = set()
+    size_bytes = 0
+    for owner, name, tensor in weights.tensors(module):
+        if name not in owner._parameters or id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        if chunk and size_bytes + tensor.nbytes > limit_bytes:
+            yield chunk
+            chunk, size_bytes = [], 0
+        chunk.append((owner, name))
+        size_bytes += tensor.nbytes
+    if chunk:
+        yield chunk
+
+
+def _check_nvme(spec: Strategy) -> None:
+    if "nvme" not in spec.offload.values():
+        return
+    path = spec.offload.get("nvme_path")
+    if path is None or not Path(path).is_dir():
+        raise StrategyError(
+            f"strategy {spec.name!r} offloads to NVMe, but its nvme_path {path!r} is no folder. Copy the file, name a "
+            "folder on a fast local drive there, and give the copy's path as strategy"
+        )
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    if not AsyncIOBuilder().is_compatible(verbose=False):
+        raise StrategyError(f"strategy {spec.name!r} needs libaio and its headers (Debian: libaio-dev)")

@@ -1,0 +1,269 @@
+"""What every engine does beside Lightning's own strategy: initial weights, the loss contract, and checkpoints.
+
+An engine is a Lightning strategy. Lightning's loop stays in charge: it runs the micro-batches, decides when the
+optimizer steps, and calls the hooks; the engine answers it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import Strategy as LightningStrategy
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from scalekit import strategies
+from scalekit.engines.precision import Dtypes, plugin, promised
+from scalekit.errors import NonFiniteError
+from scalekit.loss import Ledger, MicroBatch, StepLoss
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What one optimizer step came to, the same on every rank.
+
+    Attributes:
+        loss: over the whole global batch; None for a LightningModule that optimizes by hand.
+        items: what the loss is a mean over.
+        learning_rate: the first parameter group's, as the step used it.
+        gradient_norm: over all parameters, before clipping; None where the engine never sees it.
+    """
+
+    loss: float | None
+    items: float
+    learning_rate: float
+    gradient_norm: float | None
+
+
+class Engine(LightningStrategy):
+    """The part that all engines share; each engine adds one of Lightning's strategies to it.
+
+    Args:
+        spec: the strategy file that is carried out.
+        precision: one of `precision.PRECISIONS`.
+        device: ``"cuda"`` or ``"cpu"``.
+    """
+
+    def __init__(self, spec: strategies.Strategy, precision: str, device: str, **options: Any) -> None:
+        super().__init__(**options)
+        self.precision_plugin = plugin(precision, device)
+        self.spec = spec
+        self.precision = precision
+        self.initial_weights: Path | None = None
+        self.job_state: dict[str, Any] = {}
+        self.last_step: StepRecord | None = None
+        self._ledger: Ledger | None = None
+        self._micro: MicroBatch | None = None
+
+    # -- initial weights --------------------------------------------------------------------------------------------
+
+    def tensor_init_context(self, empty_init: bool | None = None) -> AbstractContextManager[Any]:
+        """Models are built as their own code says; where, `build` decides."""
+        return nullcontext()
+
+    def model_sharded_context(self) -> AbstractContextManager[Any]:
+        """See `tensor_init_context`: DeepSpeed's own would hand empty tensors to initialisers."""
+        return nullcontext()
+
+    def builds_here(self) -> bool:
+        """Whether this rank builds real weights. The others build the same model on the meta device and receive."""
+        return self._rank == 0
+
+    @property
+    def dtypes(self) -> Dtypes:
+        """The types that this engine gives to everything, as its precision promises."""
+        return promised(self.precision)
+
+    # -- one global batch -------------------------------------------------------------------------------------------
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        self._micro = micro = self._consume(self._module.trainer.train_dataloader)
+        if micro is None:
+            return super().training_step(*args, **kwargs)
+        seed_micro_batch(micro)
+        output = super().training_step(*args, **kwargs)
+        if output is None or not self._module.automatic_optimization:
+            return output
+        if self._ledger is None:
+            accumulation = self._module.trainer.accumulate_grad_batches
+            self._ledger = Ledger(self._world_size, accumulation, self._sum, self.root_device)
+        return self._ledger.weigh(output, micro)
+
+    def optimizer_step(
+        self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any
+    ) -> Any:
+        learning_rate = float(optimizer.param_groups[0]["lr"])
+        loss: StepLoss | None = None
+
+        def closure_then_loss() -> Any:
+            nonlocal loss
+            result = closure()
+            loss = self._close_global_batch()
+            return result
+
+        result = super().optimizer_step(optimizer, closure_then_loss, model, **kwargs)
+        norm = self.precision_plugin.gradient_norm  # type: ignore[attr-defined]
+        self.last_step = StepRecord(
+            loss=None if loss is None else loss.loss,
+            items=0 if loss is None else loss.items,
+            learning_rate=learning_rate,
+            gradient_norm=None if norm is None else float(norm),
+        )
+        self._check_norm()
+        return result
+
+    def validation_step(self, *args: Any, **kwargs: Any) -> Any:
+        micro = self._consume(self._module.trainer.val_dataloaders)
+        output = super().validation_step(*args, **kwargs)
+        loss = output.get("loss") if isinstance(output, Mapping) else output
+        if micro is not None and micro.items and isinstance(loss, Tensor):
+            self._evaluated += torch.stack([loss.detach() * micro.items, torch.full_like(loss, micro.items)]).double()
+        return output
+
+    def close_evaluation(self) -> StepLoss | None:
+        """The loss over all rows held out, each counted once; None where `validation_step` returns no loss."""
+        total, items = self._sum(self._evaluated).tolist()
+        self._evaluated.zero_()
+        return StepLoss(total / items, items) if items else None
+
+    @cached_property
+    def _evaluated(self) -> Tensor:
+        return torch.zeros(2, dtype=torch.float64, device=self.root_device)
+
+    def _consume(self, loader: Any) -> MicroBatch | None:
+        """What is known of the batch that is run next; None for a loader that is not ScaleKit's."""
+        from scalekit.data.loader import Loader
+
+        return loader.consume() if isinstance(loader, Loader) else None
+
+    def _close_global_batch(self) -> StepLoss | None:
+        """The step's loss, before anything has been updated by it.
+
+        Raises:
+            NonFiniteError: on every rank, with the rows that did it.
+        """
+        if self._ledger is None or self._micro is None:
+            return None
+        loss = self._ledger.close()
+        if not math.isfinite(loss.loss):
+            rows = sorted(row for part in self._gather(self._ledger.unfinite_rows()) for row in part)
+            raise NonFiniteError(
+                f"the loss of step {self._micro.step} is {loss.loss}; it comes from the rows {rows[:16]}"
+                f"{' ...' if len(rows) > 16 else ''} of the data. Nothing was updated by it; the last checkpoint stands"
+            )
+        return loss
+
+    def _check_norm(self) -> None:
+        norm = None if self.last_step is None else self.last_step.gradient_norm
+        if norm is None or math.isfinite(norm) or self.precision == "16-mixed":
+            return
+        step = "this step" if self._micro is None else f"step {self._micro.step}"
+        raise NonFiniteError(f"the gradient norm of {step} is {norm}, although its loss is finite")
+
+    def _sum(self, tensor: Tensor) -> Tensor:
+        return self.reduce(tensor.clone(), reduce_op="sum") if self._world_size > 1 else tensor  # type: ignore[no-any-return]
+
+    def _gather(self, value: Any) -> list[Any]:
+        if self._world_size == 1:
+            return [value]
+        parts: list[Any] = [None] * self._world_size
+        torch.distributed.all_gather_object(parts, value)
+        return parts
+
+    # -- checkpoints ------------------------------------------------------------------------------------------------
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """The whole model's state on rank 0, in host memory; an empty mapping elsewhere. Every rank calls it."""
+        return self._module.state_dict() if self._rank == 0 else {}
+
+    def inner_optimizer(self, optimizer: Optimizer) -> Optimizer:
+        """The torch optimizer that holds this rank's state."""
+        return optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """This rank's own part of the optimizer's state."""
+        return self.inner_optimizer(optimizer).state_dict()
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            self.inner_optimizer(optimizer).load_state_dict(state)
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        return True
+
+    @property
+    def restore_checkpoint_after_setup(self) -> bool:
+        return True
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Nothing: a checkpoint's weights are this job's initial weights, which `setup` has placed."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        from scalekit.checkpoint.save import save
+
+        checkpoint["scalekit"] = {**self.job_state, "position": self.position}
+        part = self._rank if self._parts > 1 else 0 if self._rank == 0 else None
+        save(self._module, checkpoint, Path(self.broadcast(str(filepath))), part, self._rank == 0, self.barrier)
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        from scalekit.checkpoint.load import load
+
+        return load(Path(checkpoint_path), self._rank if self._parts > 1 else 0, self._parts)
+
+    @property
+    def position(self) -> int:
+        """Samples used so far; 0 where the data is not ScaleKit's."""
+        return int(getattr(self._module.trainer.train_dataloader, "position", 0))
+
+    @property
+    def _parts(self) -> int:
+        """In how many parts the optimizer's state is kept; every rank has the whole where nothing is shared out."""
+        return self._world_size if self.spec.shards else 1
+
+    # -- what Lightning knows as optional ---------------------------------------------------------------------------
+
+    @property
+    def _module(self) -> LightningModule:
+        module = self.lightning_module
+        if module is None:
+            raise RuntimeError("the engine is not connected to a LightningModule yet")
+        return module
+
+    @property
+    def _rank(self) -> int:
+        return int(getattr(self, "global_rank", 0))
+
+    @property
+    def _world_size(self) -> int:
+        return int(getattr(self, "world_size", 1))
+
+
+def seed_micro_batch(micro: MicroBatch) -> None:
+    """Keys dropout by (seed, step, index of the micro-batch in its global batch): the same on any ranks."""
+    torch.manual_seed(_mix(micro.seed, micro.step, micro.index))
+
+
+def _mix(*numbers: int) -> int:
+    """A 63-bit hash of integers; SplitMix64's finaliser (Steele et al., OOPSLA 2014) over each in turn."""
+    state = 0
+    for number in numbers:
+        state = (state + number + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+        state ^= state >> 31
+    return state >> 1
+
+
+def parameter_dtypes(module: nn.Module) -> set[torch.dtype]:
+    """The types of a module's floating-point parameters."""
+    return {p.dtype for p in module.parameters() if p.is_floating_point()}

@@ -1,0 +1,137 @@
+"""PyTorch's FSDP2 (`fully_shard`): every rank keeps its part of parameters, gradients and optimizer state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from scalekit.checkpoint.load import load_weights
+from scalekit.engines import weights
+from scalekit.engines.engine import Engine
+from scalekit.errors import ConfigError
+from scalekit.strategies import Strategy
+
+
+class _StepsThroughRoot(ModelParallelStrategy):
+    """Runs steps through the LightningModule's `forward`, because it is the root of the sharded modules: the hooks that
+    gather parameters hang there."""
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        with self.precision_plugin.train_step_context():
+            return self._redirect("training_step", *args, **kwargs)
+
+    def validation_step(self, *args: Any, **kwargs: Any) -> Any:
+        with self.precision_plugin.val_step_context():
+            return self._redirect("validation_step", *args, **kwargs)
+
+    def _redirect(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        module: Any = self.lightning_module
+        return self._forward_redirection(module, module, name, *args, **kwargs)
+
+
+class FSDPEngine(Engine, _StepsThroughRoot):
+    """Carries out `fsdp2`: shards the model's repeated blocks one by one, and what is left as a whole."""
+
+    def __init__(self, spec: Strategy, precision: str, device: str) -> None:
+        if precision == "16-mixed":
+            raise ConfigError("the engine 'fsdp2' does not scale losses, which '16-mixed' needs: use 'bf16-mixed'")
+        super().__init__(spec, precision, device)
+
+    def setup_environment(self) -> None:
+        self._data_parallel_size, self._tensor_parallel_size = self._world_size, 1
+        super().setup_environment()
+
+    def setup(self, trainer: Any) -> None:
+        """Lightning's own asks the user to shard in `configure_model`; here the engine does it, for any module."""
+        if self.accelerator is not None:
+            self.accelerator.setup(trainer)
+        load_weights(self._module, self.initial_weights)
+        self.precision_plugin.convert_module(self._module)
+        self._shard(self._module)
+        self.barrier()
+        if trainer.state.fn == TrainerFn.FITTING:
+            self.setup_optimizers(trainer)
+        self.setup_precision_plugin()
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        return get_model_state_dict(self._module, options=options)
+
+    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        state = super().optimizer_state(optimizer)
+        state["state"] = {key: _local(moments) for key, moments in state["state"].items()}
+        return state
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            inner = self.inner_optimizer(optimizer)
+            parameters = [p for group in inner.param_groups for p in group["params"]]
+            moments = {key: _distributed(value, parameters[key]) for key, value in state["state"].items()}
+            inner.load_state_dict({**state, "state": moments})
+
+    def _shard(self, module: nn.Module) -> None:
+        full = [tensor.data for tensor in _unique(module)]
+        ties = weights.ties(module)
+        weights.to_meta(module)
+        mesh = self.device_mesh["data_parallel"]
+        for part in (*weights.blocks(module), module):
+            fully_shard(part, mesh=mesh, mp_policy=self._policy())
+        module.to_empty(device=self.root_device)
+        for owner, name, others in ties:
+            for other, other_name in others:
+                setattr(other, other_name, getattr(owner, name))
+        for source, target in zip(full, _unique(module), strict=True):
+            self._receive(target, source)
+
+    def _policy(self) -> MixedPrecisionPolicy:
+        """Gathers parameters in the type that computes, reduces gradients in the type promised. Autocast runs inside and
+        keeps norms and losses in float32, as under every other engine."""
+        types = self.dtypes
+        return MixedPrecisionPolicy(types.compute, types.reduction, cast_forward_inputs=False)
+
+    @torch.no_grad()
+    def _receive(self, target: Tensor, source: Tensor) -> None:
+        """Takes this rank's part of a tensor that rank 0 has whole."""
+        shape = target.shape
+        whole = source.to(self.root_device) if self._rank == 0 else torch.empty(shape, dtype=source.dtype)
+        whole = whole.to(self.root_device).contiguous()
+        torch.distributed.broadcast(whole, src=0)
+        if isinstance(target, DTensor):
+            part = distribute_tensor(whole, target.device_mesh, target.placements, src_data_rank=None)
+            target.to_local().copy_(part.to_local())
+        else:
+            target.copy_(whole)
+
+
+def _unique(module: nn.Module) -> list[Tensor]:
+    """Every parameter and buffer once, in an order that sharding does not change."""
+    return list({id(tensor): tensor for _, _, tensor in weights.tensors(module)}.values())
+
+
+def _local(moments: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value.to_local() if isinstance(value, DTensor) else value for name, value in moments.items()}
+
+
+def _distributed(moments: Mapping[str, Any], parameter: Tensor) -> dict[str, Any]:
+    """The reverse of `_local` for one parameter's moments; its step count is no part of anything."""
+    if not isinstance(parameter, DTensor):
+        return dict(moments)
+    mesh, placements = parameter.device_mesh, parameter.placements
+    part = parameter.to_local().shape
+
+    def wrap(value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.shape != part or value.ndim == 0:
+            return value
+        return DTensor.from_local(
+            value.to(mesh.device_type), mesh, placements, shape=parameter.shape, stride=parameter.stride()
+        )
+
+    return {name: wrap(value) for name, value in moments.items()}

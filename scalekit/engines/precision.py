@@ -1,0 +1,160 @@
+"""What a precision's name promises, and the Lightning plugins that keep it.
+
+| name       | parameters | master | compute | reduction | optimizer state |
+|------------|------------|--------|---------|-----------|-----------------|
+| 32-true    | float32    | float32 | float32  | float32   | float32  |
+| bf16-mixed | float32    | float32 | bfloat16 | float32   | float32  |
+| 16-mixed   | float32    | float32 | float16  | float32   | float32  |
+| bf16-true  | bfloat16   | none    | bfloat16 | bfloat16  | bfloat16 |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.plugins.precision import Precision as LightningPrecision
+from lightning.pytorch.utilities import GradClipAlgorithmType
+from lightning_utilities import apply_to_collection
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from scalekit.errors import ConfigError, UnknownNameError
+
+PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "16-mixed")
+
+
+@dataclass(frozen=True)
+class Dtypes:
+    """The types of everything that a step touches.
+
+    Attributes:
+        parameters: as the model holds them between steps.
+        master: as the optimizer updates them; None where it updates the parameters in their own low precision.
+        compute: of matrix products and convolutions.
+        reduction: in which gradients are summed over ranks.
+        optimizer_state: of the optimizer's moments.
+    """
+
+    parameters: torch.dtype
+    master: torch.dtype | None
+    compute: torch.dtype
+    reduction: torch.dtype
+    optimizer_state: torch.dtype
+
+    def as_names(self) -> dict[str, str | None]:
+        """The same, as text: ``"bfloat16"``, ``"float32"``."""
+        return {name: None if t is None else str(t).removeprefix("torch.") for name, t in asdict(self).items()}
+
+
+def promised(precision: str) -> Dtypes:
+    """The types that a precision's name promises, under every engine.
+
+    Raises:
+        UnknownNameError: no such precision.
+    """
+    single = torch.float32
+    if precision == "bf16-true":
+        half = torch.bfloat16
+        return Dtypes(half, None, half, half, half)
+    compute = {"32-true": single, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
+    if compute is None:
+        raise UnknownNameError("precision", precision, (*PRECISIONS, "auto"))
+    return Dtypes(single, single, compute, single, single)
+
+
+def resolve(precision: str, device: str) -> str:
+    """Turns ``"auto"`` into a name: mixed bfloat16 on GPUs that have it, mixed float16 on older ones, else 32-true.
+
+    Raises:
+        UnknownNameError: no such precision.
+        ConfigError: 16-mixed without a GPU.
+    """
+    if precision == "auto":
+        if device != "cuda":
+            return "32-true"
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+    promised(precision)
+    if precision == "16-mixed" and device != "cuda":
+        raise ConfigError("precision '16-mixed' needs a GPU; on a CPU use 'bf16-mixed' or '32-true'")
+    return precision
+
+
+class _Plugin(LightningPrecision):
+    """What all precisions share: parameters as promised, and the gradients' true global norm, met while clipping."""
+
+    gradient_norm: Tensor | float | None = None
+
+    def convert_module(self, module: nn.Module) -> nn.Module:
+        return cast_parameters(module, promised(self.precision).parameters)
+
+    def module_init_context(self) -> AbstractContextManager[Any]:
+        """Models are always built in float32, so that one seed gives the same weights whatever the precision."""
+        return nullcontext()
+
+    def clip_gradients(
+        self,
+        optimizer: Optimizer,
+        clip_val: int | float = 0.0,
+        gradient_clip_algorithm: GradClipAlgorithmType = GradClipAlgorithmType.NORM,
+    ) -> None:
+        parameters = [p for p in self.main_params(optimizer) if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters])
+        self.gradient_norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        if clip_val <= 0:
+            return
+        if gradient_clip_algorithm == GradClipAlgorithmType.VALUE:
+            nn.utils.clip_grad_value_(parameters, clip_val)
+        else:
+            nn.utils.clip_grads_with_norm_(parameters, clip_val, self.gradient_norm)
+
+
+class TruePrecision(_Plugin):
+    """Parameters, compute and all else in one type.
+
+    Args:
+        precision: ``32-true`` or ``bf16-true``.
+    """
+
+    def __init__(self, precision: str) -> None:
+        super().__init__()
+        self.precision = precision
+
+    def convert_input(self, data: Any) -> Any:
+        dtype = promised(self.precision).compute
+        if dtype is torch.float32 or not self.precision.endswith("-true"):
+            return data
+        return apply_to_collection(data, Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t)
+
+    @contextmanager
+    def forward_context(self) -> Generator[None, None, None]:
+        yield
+
+
+class AutocastPrecision(_Plugin, MixedPrecision):
+    """float32 parameters, with matrix products in half precision by `torch.autocast`.
+
+    Args:
+        precision: ``bf16-mixed`` or ``16-mixed``; the latter scales its losses.
+        device: ``"cuda"`` or ``"cpu"``.
+    """
+
+
+def plugin(precision: str, device: str) -> _Plugin:
+    """The Lightning plugin for a precision."""
+    if precision.endswith("-true"):
+        return TruePrecision(precision)
+    return AutocastPrecision(precision, device)  # type: ignore[arg-type]
+
+
+def cast_parameters(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Casts floating-point parameters, in place; buffers, such as rotary frequencies, keep their precision."""
+    for parameter in module.parameters():
+        if parameter.is_floating_point() and parameter.dtype != dtype:
+            parameter.data = parameter.data.to(dtype)
+    return module
+

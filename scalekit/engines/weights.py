@@ -1,0 +1,131 @@
+"""Initial weights: rank 0 builds or loads them once, and every other rank receives what it owns.
+
+So the weights of a job are those that one process would start with, bit for bit, whatever the strategy; and no more than
+one process of the job ever holds a whole model that it does not need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scalekit.errors import ModelError
+
+
+def build(builder: Callable[[], nn.Module], here: bool) -> nn.Module:
+    """Runs a builder for real where `here`, otherwise on the meta device, where tensors have no memory.
+
+    Raises:
+        ModelError: the builder fails on the meta device.
+    """
+    if here:
+        return builder()
+    try:
+        with torch.device("meta"):
+            return builder()
+    except Exception as error:
+        raise ModelError(
+            f"the model's builder fails on the meta device, where all ranks but one build it: {error!r}. "
+            "Let it create tensors without reading their values, or pass the built module instead"
+        ) from error
+
+
+def tensors(module: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
+    """Every parameter and buffer with the module that owns it; a tied one as often as it is owned."""
+    for owner in module.modules():
+        for name, parameter in list(owner._parameters.items()):
+            if parameter is not None:
+                yield owner, name, parameter
+        for name, buffer in list(owner._buffers.items()):
+            if buffer is not None:
+                yield owner, name, buffer
+
+
+Place = tuple[nn.Module, str]
+
+
+def ties(module: nn.Module) -> list[tuple[nn.Module, str, list[Place]]]:
+    """The tensors that stand in several places: the first place of each, and its other places."""
+    places: dict[int, list[Place]] = {}
+    for owner, name, tensor in tensors(module):
+        places.setdefault(id(tensor), []).append((owner, name))
+    return [(*first, others) for first, *others in places.values() if others]
+
+
+def replace(module: nn.Module, make: Callable[[Tensor], Tensor]) -> None:
+    """Replaces every parameter and buffer; tied ones stay tied.
+
+    Args:
+        make: gives the new data of one tensor; the same tensor where it may stay.
+    """
+    made: dict[int, Tensor] = {}
+    for owner, name, old in tensors(module):
+        if id(old) not in made:
+            data = make(old)
+            if data is not old and isinstance(old, nn.Parameter):
+                data = _like(old, data)
+            made[id(old)] = data
+            made[id(data)] = data
+        if name in owner._parameters:
+            owner._parameters[name] = made[id(old)]  # type: ignore[assignment]
+        else:
+            owner._buffers[name] = made[id(old)]
+
+
+def materialise(module: nn.Module, device: torch.device, places: list[Place] | None = None) -> None:
+    """Gives memory on `device` to tensors that have none; the others keep theirs.
+
+    Args:
+        places: where to look; everywhere by default.
+    """
+    chosen = None if places is None else {id(getattr(owner, name)) for owner, name in places}
+
+    def make(tensor: Tensor) -> Tensor:
+        if not tensor.is_meta or (chosen is not None and id(tensor) not in chosen):
+            return tensor
+        return torch.empty_like(tensor, device=device)
+
+    replace(module, make)
+
+
+def to_meta(module: nn.Module) -> None:
+    """Takes the memory of every tensor away."""
+    replace(module, lambda t: t if t.is_meta else torch.empty_like(t, device="meta"))
+
+
+def broadcast(module: nn.Module, buffers_only: bool = False) -> None:
+    """Sends rank 0's tensors to all ranks, one at a time; tied ones once."""
+    sent: set[int] = set()
+    for _, _, tensor in tensors(module):
+        if id(tensor) in sent or (buffers_only and isinstance(tensor, nn.Parameter)):
+            continue
+        sent.add(id(tensor))
+        data = tensor.data.contiguous()
+        torch.distributed.broadcast(data, src=0)
+        if data.data_ptr() != tensor.data_ptr():
+            tensor.data.copy_(data)
+
+
+def blocks(module: nn.Module) -> list[nn.Module]:
+    """A model's repeated blocks: members of a list or sequence, at least two of one class, with parameters."""
+    found: list[nn.Module] = []
+    for child in module.children():
+        repeated = _repeated(child) if isinstance(child, (nn.ModuleList, nn.Sequential)) else []
+        found += repeated or blocks(child)
+    return found
+
+
+def _repeated(container: nn.Module) -> list[nn.Module]:
+    members = [m for m in container.children() if next(m.parameters(), None) is not None]
+    classes = [type(m) for m in members]
+    return [m for m in members if classes.count(type(m)) > 1]
+
+
+def _like(old: nn.Parameter, data: Tensor) -> nn.Parameter:
+    new = nn.Parameter(data, requires_grad=old.requires_grad)
+    extra: dict[str, Any] = old.__dict__
+    new.__dict__.update(extra)
+    return new

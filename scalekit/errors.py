@@ -1,0 +1,99 @@
+"""Every error that ScaleKit raises on purpose.
+
+ScaleKitError
+├── ConfigError                 a setting is wrong; nothing has started yet
+│   ├── UnknownNameError        a name that does not exist, with the nearest that does
+│   ├── StrategyError           a strategy file that cannot be carried out
+│   ├── BatchSizeError          a global batch that cannot be split
+│   └── WorldSizeError          settings and the launcher disagree about the processes
+├── DependencyError             a package that the job needs is missing, with the extra that brings it
+├── DataError                   the data cannot be used
+│   ├── EmptyDataError          no rows
+│   ├── ColumnError             no column that the task can use
+│   └── NoLabelError            a row that the loss could not learn from
+├── ModelError                  the model cannot be used
+│   └── NoLossError             a model without a loss
+├── NonFiniteError              a loss or gradient became NaN or infinite
+└── CheckpointError             a checkpoint cannot be written, read or continued
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ScaleKitError(Exception):
+    """The root of ScaleKit's errors."""
+
+
+class ConfigError(ScaleKitError, ValueError):
+    """A setting is wrong; nothing has started yet."""
+
+
+class UnknownNameError(ConfigError):
+    """A name that does not exist.
+
+    Args:
+        kind: what the name stands for, such as ``"strategy"``.
+        name: what was given.
+        known: the names that exist; the nearest one is suggested.
+    """
+
+    def __init__(self, kind: str, name: object, known: Iterable[str]) -> None:
+        self.name = name
+        self.known = sorted(known)
+        near = difflib.get_close_matches(str(name), self.known, n=1, cutoff=0.5)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        super().__init__(f"unknown {kind} {name!r}.{hint} Known: {', '.join(self.known)}")
+
+
+class StrategyError(ConfigError):
+    """A strategy file that cannot be carried out."""
+
+
+class BatchSizeError(ConfigError):
+    """A global batch that cannot be split over ranks and micro-batches."""
+
+
+class WorldSizeError(ConfigError):
+    """Settings and the launcher disagree about how many processes there are."""
+
+
+class DependencyError(ScaleKitError, ImportError):
+    """A package that the job needs is missing."""
+
+    def __init__(self, package: str, extra: str, what: str) -> None:
+        super().__init__(f"{what} needs the package {package!r}. Install it with: pip install 'scalekit[{extra}]'")
+
+
+class DataError(ScaleKitError, ValueError):
+    """The data cannot be used."""
+
+
+class EmptyDataError(DataError):
+    """No rows."""
+
+
+class ColumnError(DataError):
+    """No column that the task can use."""
+
+
+class NoLabelError(DataError):
+    """A row that the loss could not learn from."""
+
+
+class ModelError(ScaleKitError, ValueError):
+    """The model cannot be used."""
+
+
+class NoLossError(ModelError):
+    """A model without a loss."""
+
+
+class NonFiniteError(ScaleKitError, ArithmeticError):
+    """A loss or gradient became NaN or infinite."""
+
+
+class CheckpointError(ScaleKitError, RuntimeError):
+    """A checkpoint cannot be written, read or continued."""

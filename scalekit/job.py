@@ -1,0 +1,149 @@
+"""A job: everything that `fit` is told, checked before anything starts. A YAML file's keys are the same names."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from scalekit.errors import ConfigError, UnknownNameError
+
+
+@dataclass(frozen=True)
+class Job:
+    """The settings of a training job; `scalekit.fit` says what each is."""
+
+    model: Any
+    data: Any
+    task: str | None = None
+    loss: Any = None
+    count: Callable[[Any], float] | None = None
+    validation: Any = None
+    processor: Any = None
+    sequence_length: int | None = None
+    loss_on: str = "all"
+    strategy: str = "auto"
+    precision: str = "auto"
+    global_batch_size: int = 8
+    micro_batch_size: int | str = "auto"
+    max_steps: int | None = None
+    max_epochs: float | None = None
+    optimizer: Any = "adamw"
+    learning_rate: float = 5e-5
+    schedule: Any = "cosine"
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+    gradient_clip: float | None = 1.0
+    seed: int = 0
+    devices: int | str = "auto"
+    num_nodes: int | str = "auto"
+    workers: int | str = "auto"
+    logger: Any = None
+    callbacks: Sequence[Any] = ()
+    output_dir: str | None = None
+    checkpoint_every: int | None = None
+    evaluate_every: int | None = None
+    resume: str = "auto"
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        for name in _INTEGERS + _NUMBERS:
+            kind = int if name in _INTEGERS else float
+            object.__setattr__(self, name, _number(name, getattr(self, name), kind))
+        for name in ("global_batch_size", "micro_batch_size", "max_steps", "checkpoint_every", "evaluate_every"):
+            value = getattr(self, name)
+            if isinstance(value, int) and value < 1:
+                raise ConfigError(f"{name}={value} must be at least 1")
+        if (self.max_steps is None) == (self.max_epochs is None):
+            raise ConfigError("give max_steps or max_epochs: one of them, so that it is plain when the job ends")
+        if self.resume not in ("auto", "never") and not Path(self.resume).is_dir():
+            raise ConfigError(f"resume={self.resume!r} is neither 'auto' nor 'never' nor the folder of a checkpoint")
+
+    @classmethod
+    def from_mapping(cls, block: Mapping[str, Any]) -> Job:
+        """A job from a mapping with the same names.
+
+        Raises:
+            UnknownNameError: a key that is no setting.
+            ConfigError: model or data is missing, or a value is wrong.
+        """
+        known = [field.name for field in fields(cls)]
+        for name in block:
+            if name not in known:
+                raise UnknownNameError("key in the job", name, known)
+        for name in ("model", "data"):
+            if name not in block:
+                raise ConfigError(f"the job names no {name}")
+        return cls(**block)
+
+    def resolved(self) -> dict[str, Any]:
+        """The settings as `config.yaml` holds them; objects by what they are, since a file cannot hold them."""
+        return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
+
+    def fingerprint(self) -> str:
+        """Tells apart jobs whose runs must not be continued by one another."""
+        text = json.dumps({k: v for k, v in self.resolved().items() if k in _DEFINING}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+_INTEGERS = (
+    "sequence_length",
+    "global_batch_size",
+    "micro_batch_size",
+    "max_steps",
+    "warmup_steps",
+    "seed",
+    "devices",
+    "num_nodes",
+    "workers",
+    "checkpoint_every",
+    "evaluate_every",
+)
+_NUMBERS = ("max_epochs", "learning_rate", "weight_decay", "gradient_clip")
+_DEFINING = ("model", "data", "task", "loss", "validation", "sequence_length", "loss_on", "global_batch_size", "seed")
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A job file's mapping.
+
+    Raises:
+        ConfigError: no such file, or no mapping in it.
+    """
+    try:
+        block = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise ConfigError(f"cannot read the job {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    if not isinstance(block, dict):
+        raise ConfigError(f"{path} holds no job: it must be a mapping of settings")
+    return block
+
+
+def _number(name: str, value: Any, kind: type) -> Any:
+    """A setting as a number; YAML reads 1e-4 as text, which is taken for the number it says."""
+    if value is None or value == "auto":
+        return value
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise ConfigError(f"{name}={value!r} is not a number") from None
+    if isinstance(value, bool) or (kind is int and number != int(number)):
+        raise ConfigError(f"{name}={value!r} is not a whole number")
+    return kind(number)
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    name = getattr(value, "__qualname__", None) or type(value).__qualname__
+    return f"<{name}>"

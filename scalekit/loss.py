@@ -1,0 +1,272 @@
+"""The loss contract: the loss of a step is the sum over its global batch, divided once by that batch's item count.
+
+A model gives each micro-batch's loss as a mean over the micro-batch's items. A mean of such means is wrong wherever
+micro-batches differ in their item counts (padding, masked labels, a short last batch). So each is weighted by its share
+of the global batch's items, which are counted over all ranks before the first backward pass:
+
+    loss = sum_m (items_m / items) * mean_m            with items = sum_m items_m, over all micro-batches m of the step
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from scalekit.errors import ModelError, NoLossError
+
+IGNORED = -100
+"""The label that no loss counts: PyTorch's default `ignore_index`."""
+
+_TARGETS = ("labels", "label", "target", "targets", "y")
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What is known of a micro-batch beside its tensors.
+
+    Attributes:
+        items: what its loss is a mean over; 0 for a filler, which a rank runs when the others still have rows.
+        local_items: the items of this rank's whole part of the global batch.
+        samples: the rows of the global batch, over all ranks.
+        rows: the indices of its rows in the data.
+        seed: the job's.
+        step: the optimizer step it belongs to, from 1.
+        index: its place among the global batch's micro-batches, over all ranks.
+        first, last: whether it opens or closes this rank's part of the global batch.
+    """
+
+    items: float
+    local_items: float
+    samples: int
+    rows: tuple[int, ...]
+    seed: int
+    step: int
+    index: int
+    first: bool
+    last: bool
+
+
+@dataclass(frozen=True)
+class StepLoss:
+    """The loss of one optimizer step over all ranks, and the items that it is a mean over."""
+
+    loss: float
+    items: float
+
+
+class Ledger:
+    """Adds up one global batch at a time.
+
+    Args:
+        world_size: over how many ranks the engine averages gradients.
+        accumulation: by what Lightning divides each micro-batch's loss.
+        sum_over_ranks: adds a tensor up over all ranks.
+        device: where sums are kept.
+    """
+
+    def __init__(
+        self, world_size: int, accumulation: int, sum_over_ranks: Callable[[Tensor], Tensor], device: torch.device
+    ) -> None:
+        self._factor = world_size * accumulation
+        self._sum_over_ranks = sum_over_ranks
+        self._total = torch.zeros((), dtype=torch.float64, device=device)
+        self._loss = torch.zeros_like(self._total)
+        self.rows: list[tuple[int, ...]] = []
+        self.losses: list[Tensor] = []
+
+    def weigh(self, output: Any, micro: MicroBatch) -> Any:
+        """Notes a micro-batch's mean loss, and gives it the weight with which the engine's mean becomes the contract's.
+
+        Args:
+            output: what `training_step` returned: a scalar loss, or a mapping with one under ``"loss"``.
+        """
+        loss = output["loss"] if isinstance(output, Mapping) else output
+        if micro.first:
+            self._open(micro)
+        if micro.items:
+            self._loss += loss.detach() * micro.items
+            self.rows.append(micro.rows)
+            self.losses.append(loss.detach())
+        weighted = loss * (micro.items * self._factor / self._total).to(loss.dtype)
+        return {**output, "loss": weighted} if isinstance(output, Mapping) else weighted
+
+    def close(self) -> StepLoss:
+        """The loss over the global batch, the same on every rank."""
+        total = self._sum_over_ranks(self._loss) / self._total
+        loss, items = torch.stack([total, self._total]).tolist()
+        return StepLoss(loss, int(items) if items == int(items) else items)
+
+    def unfinite_rows(self) -> list[int]:
+        """The rows of this rank's micro-batches whose loss was NaN or infinite."""
+        return [row for rows, loss in zip(self.rows, self.losses, strict=True) if not loss.isfinite() for row in rows]
+
+    def _open(self, micro: MicroBatch) -> None:
+        self._total = self._sum_over_ranks(torch.full_like(self._total, micro.local_items))
+        self._loss = torch.zeros_like(self._total)
+        self.rows, self.losses = [], []
+
+
+class Objective(ABC):
+    """How a model's mean loss over a micro-batch comes about, and how many items it is a mean over."""
+
+    @abstractmethod
+    def items(self, batch: Any, samples: int) -> float:
+        """The items of a collated micro-batch of `samples` rows, counted before the model sees it."""
+
+    @abstractmethod
+    def mean_loss(self, model: nn.Module, batch: Any) -> Tensor:
+        """The scalar mean over the micro-batch's items."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """In words, what the loss is a mean over."""
+
+
+class ModelLoss(Objective):
+    """The loss that a model returns by itself, as Hugging Face models do when they are given labels.
+
+    Args:
+        shifted: whether the label at position i is predicted at position i - 1 (causal language models), so that the
+            first label of a row is never counted.
+    """
+
+    def __init__(self, shifted: bool) -> None:
+        self._shifted = shifted
+
+    @classmethod
+    def of(cls, model: nn.Module) -> ModelLoss:
+        """Reads off a Hugging Face model whether it shifts its labels.
+
+        Raises:
+            NoLossError: a Hugging Face model that takes no labels, such as one without a head.
+        """
+        config = getattr(model, "config", None)
+        if config is None or not hasattr(model, "save_pretrained"):
+            return cls(shifted=False)
+        accepted = inspect.signature(_innermost(model).forward).parameters
+        if not any(name in accepted for name in ("labels", "start_positions", "next_sentence_label")):
+            raise NoLossError(
+                f"{type(model).__name__} takes no labels and so has no loss. Use a class with a head, such as "
+                "AutoModelForCausalLM, or give `loss=`"
+            )
+        loss_type = getattr(model, "loss_type", None)
+        causal = loss_type in ("ForCausalLM", "ForConditionalGeneration") or type(model).__name__.endswith("LMHeadModel")
+        return cls(shifted=causal and not getattr(config, "is_encoder_decoder", False))
+
+    def items(self, batch: Any, samples: int) -> float:
+        labels = batch.get("labels") if isinstance(batch, Mapping) else None
+        if not isinstance(labels, Tensor) or labels.is_floating_point():
+            return samples
+        counted = labels[..., 1:] if self._shifted and labels.ndim > 1 else labels
+        return int((counted != IGNORED).sum())
+
+    def mean_loss(self, model: nn.Module, batch: Any) -> Tensor:
+        if isinstance(batch, Mapping):
+            output = model(**batch)
+        elif isinstance(batch, (tuple, list)):
+            output = model(*batch)
+        else:
+            output = model(batch)
+        return _own_loss(model, output)
+
+    def describe(self) -> str:
+        return "label tokens, shifted by one" if self._shifted else "labels"
+
+
+class LossFunction(Protocol):
+    """``loss(output, target)``: a scalar mean over the samples, or one value a sample, shape [batch]."""
+
+    def __call__(self, output: Any, target: Any) -> Tensor: ...
+
+
+class FunctionLoss(Objective):
+    """A loss function of the user's, on the model's output and the batch's target.
+
+    A batch is ``(*inputs, target)`` or a mapping with the target under one of labels, label, target, targets, y.
+
+    Args:
+        function: a `torch.nn` loss, or any `LossFunction`.
+        count: gives the items of a batch where they are neither its samples nor, for cross-entropy, its labels.
+    """
+
+    def __init__(self, function: LossFunction, count: Callable[[Any], float] | None = None) -> None:
+        self._function = function
+        self._count = count
+
+    def items(self, batch: Any, samples: int) -> float:
+        if self._count is not None:
+            return self._count(batch)
+        if not isinstance(self._function, (nn.CrossEntropyLoss, nn.NLLLoss)):
+            return samples
+        _, target = _split(batch)
+        if target.is_floating_point():
+            return samples
+        target = target[target != self._function.ignore_index]
+        weight = self._function.weight
+        return int(target.numel()) if weight is None else float(weight.cpu()[target].sum())
+
+    def mean_loss(self, model: nn.Module, batch: Any) -> Tensor:
+        inputs, target = _split(batch)
+        output = model(*inputs) if isinstance(inputs, tuple) else _call(model, inputs)
+        loss = self._function(output, target)
+        if getattr(self._function, "reduction", "mean") == "sum":
+            return loss / self.items(batch, len(target))
+        if loss.ndim > 1:
+            raise NoLossError(f"the loss function must return a scalar or one value a sample, not {tuple(loss.shape)}")
+        return loss.mean()
+
+    def describe(self) -> str:
+        if self._count is not None:
+            return "items, as counted by the function given"
+        return "labels" if isinstance(self._function, (nn.CrossEntropyLoss, nn.NLLLoss)) else "samples"
+
+
+def _innermost(model: nn.Module) -> nn.Module:
+    """The Hugging Face model itself, where PEFT wraps it."""
+    return cast(nn.Module, model.get_base_model()) if hasattr(model, "get_base_model") else model
+
+
+def _own_loss(model: nn.Module, output: Any) -> Tensor:
+    if isinstance(output, Mapping):
+        loss = output.get("loss")
+    elif isinstance(output, (tuple, list)):
+        loss = output[0] if output else None
+    else:
+        loss = output if isinstance(output, Tensor) else getattr(output, "loss", None)
+    if not isinstance(loss, Tensor) or loss.ndim:
+        raise NoLossError(
+            f"{type(model).__name__} returned no scalar loss. Give `loss=`, a function of the model's output and the "
+            "target, or let the model return its loss alone, first in a tuple, or under 'loss'"
+        )
+    return loss
+
+
+def _split(batch: Any) -> tuple[Any, Any]:
+    if isinstance(batch, (tuple, list)) and len(batch) > 1:
+        return tuple(batch[:-1]), batch[-1]
+    if isinstance(batch, Mapping):
+        found = [name for name in _TARGETS if name in batch]
+        if len(found) == 1:
+            return {name: value for name, value in batch.items() if name != found[0]}, batch[found[0]]
+    raise ModelError(
+        "a loss function needs a target: a batch must be (inputs, target), or a mapping with exactly one of "
+        + ", ".join(_TARGETS)
+    )
+
+
+def _call(model: nn.Module, inputs: Mapping[str, Any]) -> Any:
+    parameters = inspect.signature(model.forward).parameters
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    if takes_any or all(name in parameters for name in inputs):
+        return model(**inputs)
+    if len(inputs) == 1:
+        return model(next(iter(inputs.values())))
+    raise ModelError(
+        f"{type(model).__name__}.forward takes {', '.join(parameters)}, but the data's columns are {', '.join(inputs)}"
+    )

@@ -1,0 +1,128 @@
+"""The one LightningModule: any model, with its loss, its optimizer and its schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from scalekit import optim
+from scalekit.engines.engine import Engine
+from scalekit.engines.weights import build
+from scalekit.errors import ModelError
+from scalekit.loss import FunctionLoss, LossFunction, ModelLoss, Objective
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """How a `ScaleModule` is optimized; see `scalekit.fit` for each."""
+
+    optimizer: str | Callable[[list[dict[str, Any]]], Optimizer] = "adamw"
+    learning_rate: float = 1e-3
+    schedule: str | optim.Schedule = "constant"
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+
+
+@final
+class ScaleModule(LightningModule):
+    """Wraps a model so that Lightning can train it under any engine.
+
+    Args:
+        model: an `nn.Module`, or a function that builds one. A function is run by one process alone; under a sharded
+            strategy no other ever holds the whole model.
+        loss: a `torch.nn` loss or a function of the model's output and the batch's target; by default the model's own.
+        settings: optimizer and schedule.
+        total_steps: optimizer steps of the whole job, which schedules need.
+        count: the items of a batch, where `loss` is a mean over neither samples nor labels.
+        processor: a tokenizer or processor, saved beside the model.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Callable[[], nn.Module],
+        loss: LossFunction | None = None,
+        settings: OptimizerSettings | None = None,
+        total_steps: int = 1,
+        count: Callable[[Any], float] | None = None,
+        processor: Any = None,
+    ) -> None:
+        super().__init__()
+        self._builder: Callable[[], nn.Module] | None = None if isinstance(model, nn.Module) else model
+        self.model: nn.Module | None = model if isinstance(model, nn.Module) else None
+        self.settings = settings or OptimizerSettings()
+        self.total_steps = total_steps
+        self.processor = processor
+        self._loss, self._count = loss, count
+        self._objective: Objective | None = None
+
+    @property
+    def objective(self) -> Objective:
+        """Where the loss comes from.
+
+        Raises:
+            NoLossError: a Hugging Face model that takes no labels, without `loss`.
+        """
+        if self._objective is None:
+            if self._loss is not None:
+                self._objective = FunctionLoss(self._loss, self._count)
+            else:
+                self._objective = ModelLoss.of(self._built)
+        return self._objective
+
+    def describe_loss(self) -> str:
+        """In words, what the loss is a mean over; a model that is not built yet counts its own labels."""
+        if self.model is None and self._loss is None:
+            return "the model's labels"
+        return self.objective.describe()
+
+    @property
+    def _built(self) -> nn.Module:
+        if self.model is None:
+            raise ModelError("the model is not built yet: Lightning builds it when training starts")
+        return self.model
+
+    def configure_model(self) -> None:
+        if self.model is None and self._builder is not None:
+            strategy = self.trainer.strategy
+            self.model = build(self._builder, here=not isinstance(strategy, Engine) or strategy.builds_here())
+        self._built.train()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self._built(*args, **kwargs)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.objective.mean_loss(self._built, batch)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.objective.mean_loss(self._built, batch)
+
+    def configure_optimizers(self) -> Any:
+        strategy, settings = self.trainer.strategy, self.settings
+        engine = strategy if isinstance(strategy, Engine) else None
+        optimizer = optim.build_optimizer(
+            settings.optimizer,
+            self._built,
+            settings.learning_rate,
+            settings.weight_decay,
+            offloaded=engine is not None and "optimizer" in engine.spec.offload,
+            low_precision_state=engine is not None and engine.precision == "bf16-true",
+            scaled=engine is not None and engine.precision == "16-mixed",
+        )
+        schedule = optim.build_schedule(settings.schedule, settings.warmup_steps, self.total_steps)
+        return optim.attach_schedule(optimizer, schedule)
+
+    def save_model(self, folder: Path, state: dict[str, Tensor]) -> None:
+        """Writes the wrapped model: a folder that `from_pretrained` opens, or `model.safetensors` for a plain module."""
+        from scalekit.checkpoint.save import save_weights
+
+        prefix = "model."
+        own = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+        save_weights(self._built, own, folder)
+        if self.processor is not None:
+            self.processor.save_pretrained(folder)

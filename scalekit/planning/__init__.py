@@ -1,0 +1,1 @@
+"""The plan: how a job will run, and why, before it does."""

@@ -1,0 +1,102 @@
+"""A run's folder: config.yaml, plan.json, metrics.jsonl, checkpoints/. Found again when a job goes on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from scalekit.checkpoint.layout import read_tree
+from scalekit.checkpoint.load import check, latest
+from scalekit.errors import CheckpointError, ConfigError
+from scalekit.job import Job
+from scalekit.planning.choose import Plan
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run stands, and what it goes on from.
+
+    Attributes:
+        path: of the folder.
+        checkpoint: to resume from, or None for a new run.
+        step: the checkpoint's optimizer step; 0 for a new run.
+        state: what ScaleKit kept in the checkpoint beside Lightning's own state.
+    """
+
+    path: Path
+    checkpoint: Path | None = None
+    step: int = 0
+    state: dict[str, Any] | None = None
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the run's checkpoints."""
+        return self.path / "checkpoints"
+
+
+def claim(job: Job, name: str, plan: Plan) -> RunFolder:
+    """Finds or makes the run's folder; one process does it for all.
+
+    A job that names its `output_dir` goes on with what it finds there. One that does not gets a folder of its own under
+    ``runs/``, and goes on with an unfinished run of the same job only.
+
+    Raises:
+        ConfigError: the folder holds a run, and the job says never to resume.
+        CheckpointError: the folder holds another job's run, or a damaged checkpoint.
+    """
+    folder = _open(job, name, plan)
+    folder.checkpoints.mkdir(parents=True, exist_ok=True)
+    (folder.path / "config.yaml").write_text(yaml.safe_dump(job.resolved(), sort_keys=False))
+    document = {"fingerprint": job.fingerprint(), **plan.as_dict()}
+    (folder.path / "plan.json").write_text(json.dumps(document, indent=2) + "\n")
+    return folder
+
+
+def _open(job: Job, name: str, plan: Plan) -> RunFolder:
+    if job.output_dir is None:
+        path = _own_folder(job, Path("runs"), name, plan)
+    else:
+        path = Path(job.output_dir)
+    if job.resume not in ("auto", "never"):
+        return _resume(path, Path(job.resume))
+    newest = latest(path / "checkpoints")
+    if newest is None:
+        return RunFolder(path)
+    if job.resume == "never":
+        raise ConfigError(f"{path} holds a run with checkpoints, and resume='never': choose another output_dir")
+    if _fingerprint(path) != job.fingerprint():
+        raise CheckpointError(
+            f"{path} holds the run of another job: its config.yaml differs in model, data, batch size or seed. "
+            "Choose another output_dir"
+        )
+    return _resume(path, newest)
+
+
+def _own_folder(job: Job, parent: Path, name: str, plan: Plan) -> Path:
+    number = 1
+    while True:
+        path = parent / (name if number == 1 else f"{name}-{number}")
+        newest = latest(path / "checkpoints")
+        if not path.exists():
+            return path
+        unfinished = newest is not None and newest.name < f"step-{plan.total_steps:08d}"
+        if unfinished and job.resume == "auto" and _fingerprint(path) == job.fingerprint():
+            return path
+        number += 1
+
+
+def _resume(path: Path, checkpoint: Path) -> RunFolder:
+    check(checkpoint)
+    state = read_tree(checkpoint / "state")
+    return RunFolder(path, checkpoint, int(state["global_step"]), state["scalekit"])
+
+
+def _fingerprint(path: Path) -> str | None:
+    try:
+        return str(json.loads((path / "plan.json").read_text())["fingerprint"])
+    except (OSError, KeyError, json.JSONDecodeError):
+        return None

@@ -1,0 +1,116 @@
+"""metrics.jsonl: one line an optimizer step, flushed as it is written; the same numbers go to the loggers."""
+
+from __future__ import annotations
+
+import json
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from scalekit.engines.engine import Engine
+
+Record = dict[str, Any]
+
+
+class Metrics(Callback):
+    """Keeps a run's history on every rank, and writes it on rank 0.
+
+    Args:
+        folder: the run's folder.
+        resumed_step: the step that the job resumes from; lines after it are cut off first.
+    """
+
+    def __init__(self, folder: Path, resumed_step: int = 0) -> None:
+        self._steps = folder / "metrics.jsonl"
+        self._evaluations = folder / "evaluations.jsonl"
+        self._resumed_step = resumed_step
+        self._started = time.perf_counter()
+        self._written_step = resumed_step
+        self.history: list[Record] = []
+        self.evaluations: list[Record] = []
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.history = _cut(self._steps, self._resumed_step, trainer.is_global_zero)
+        if trainer.is_global_zero:
+            _cut(self._evaluations, self._resumed_step, write=True)
+        self._started = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if step == self._written_step:
+            return
+        self._written_step = step
+        record = self._record(trainer, step)
+        self.history.append(record)
+        self._publish(trainer, self._steps, record, prefix="")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        engine = trainer.strategy
+        result = engine.close_evaluation() if isinstance(engine, Engine) else None
+        if result is not None:
+            record = {"step": trainer.global_step, "loss": result.loss, "items": result.items}
+            self.evaluations.append(record)
+            self._publish(trainer, self._evaluations, record, prefix="evaluation/")
+        self._started = time.perf_counter()
+
+    def restart_clock(self) -> None:
+        """Leaves out of the next step's time what has passed since the last one, such as a save."""
+        self._started = time.perf_counter()
+
+    def _record(self, trainer: Trainer, step: int) -> Record:
+        engine: Any = trainer.strategy
+        now = time.perf_counter()
+        seconds, self._started = now - self._started, now
+        last = engine.last_step
+        return {
+            "step": step,
+            "loss": last.loss,
+            "items": last.items,
+            "samples": engine.position,
+            "learning_rate": last.learning_rate,
+            "grad_norm": last.gradient_norm,
+            "step_seconds": seconds,
+            "items_per_second": last.items / seconds,
+            "mfu": None,
+            "peak_memory_bytes": peak_memory_bytes(),
+        }
+
+    def _publish(self, trainer: Trainer, path: Path, record: Record, prefix: str) -> None:
+        if not trainer.is_global_zero:
+            return
+        with path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        numbers = {prefix + name: value for name, value in record.items() if name != "step" and value is not None}
+        for logger in trainer.loggers:
+            logger.log_metrics(numbers, step=record["step"])
+
+
+def peak_memory_bytes() -> int:
+    """The most device memory that this process has held; on a CPU, the most memory."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _cut(path: Path, last_step: int, write: bool) -> list[Record]:
+    """The lines up to a step; where `write`, the file is left with those alone."""
+    lines = path.read_text().splitlines() if path.is_file() and last_step else []
+    records = [record for record in map(_parse, lines) if record is not None and record["step"] <= last_step]
+    if write:
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return records
+
+
+def _parse(line: str) -> Record | None:
+    """A line, or None for one that a kill cut short."""
+    try:
+        record: Record = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return record
