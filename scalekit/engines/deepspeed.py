@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 from scalekit.checkpoint.load import load_weights
 from scalekit.engines import weights
 from scalekit.engines.engine import Engine
-from scalekit.engines.precision import TruePrecision
+from scalekit.engines.precision import Plugin
 from scalekit.errors import DependencyError, StrategyError
 from scalekit.strategies import Strategy
 
@@ -31,12 +31,8 @@ _PARTITION_BYTES = 1 << 30
 """How much of a model is whole at once on every rank while ZeRO-3 shares it out."""
 
 
-class DeepSpeedPrecisionPlugin(TruePrecision, DeepSpeedPrecision):
+class DeepSpeedPlugin(Plugin, DeepSpeedPrecision):
     """Steps through DeepSpeed's engine, which clips by itself and then knows the gradient norm."""
-
-    def __init__(self, precision: str) -> None:
-        DeepSpeedPrecision.__init__(self, precision)  # type: ignore[arg-type]
-        TruePrecision.__init__(self, precision)
 
     def optimizer_step(self, optimizer: Any, model: Any, closure: Callable[[], Any], **kwargs: Any) -> Any:
         result = DeepSpeedPrecision.optimizer_step(self, optimizer, model, closure, **kwargs)
@@ -58,7 +54,7 @@ class DeepSpeedEngine(Engine, DeepSpeedStrategy):
         deepspeed.utils.logging.logger.setLevel(logging.WARNING)
         _check_nvme(spec)
         super().__init__(spec, precision, device, config={}, logging_level=logging.WARNING)
-        self.precision_plugin = DeepSpeedPrecisionPlugin(precision)
+        self.precision_plugin = DeepSpeedPlugin(precision)  # type: ignore[arg-type]
         self._device = device
 
     # -- Lightning's hooks ------------------------------------------------------------------------------------------

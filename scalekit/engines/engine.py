@@ -50,12 +50,13 @@ class Engine(LightningStrategy):
     Args:
         spec: the strategy file that is carried out.
         precision: one of `precision.PRECISIONS`.
-        device: ``"cuda"`` or ``"cpu"``.
+        device_type: ``"cuda"`` or ``"cpu"``.
+        options: for the Lightning strategy.
     """
 
-    def __init__(self, spec: strategies.Strategy, precision: str, device: str, **options: Any) -> None:
+    def __init__(self, spec: strategies.Strategy, precision: str, device_type: str, **options: Any) -> None:
         super().__init__(**options)
-        self.precision_plugin = plugin(precision, device)
+        self.precision_plugin = plugin(precision, device_type)
         self.spec = spec
         self.precision = precision
         self.initial_weights: Path | None = None

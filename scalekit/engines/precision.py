@@ -10,8 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -84,13 +83,19 @@ def resolve(precision: str, device: str) -> str:
     return precision
 
 
-class _Plugin(LightningPrecision):
+class Plugin(LightningPrecision):
     """What all precisions share: parameters as promised, and the gradients' true global norm, met while clipping."""
 
     gradient_norm: Tensor | float | None = None
 
     def convert_module(self, module: nn.Module) -> nn.Module:
         return cast_parameters(module, promised(self.precision).parameters)
+
+    def convert_input(self, data: Any) -> Any:
+        dtype = promised(self.precision).compute
+        if dtype is torch.float32 or not self.precision.endswith("-true"):
+            return data
+        return apply_to_collection(data, Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t)
 
     def module_init_context(self) -> AbstractContextManager[Any]:
         """Models are always built in float32, so that one seed gives the same weights whatever the precision."""
@@ -113,7 +118,7 @@ class _Plugin(LightningPrecision):
             nn.utils.clip_grads_with_norm_(parameters, clip_val, self.gradient_norm)
 
 
-class TruePrecision(_Plugin):
+class TruePrecision(Plugin):
     """Parameters, compute and all else in one type.
 
     Args:
@@ -124,18 +129,8 @@ class TruePrecision(_Plugin):
         super().__init__()
         self.precision = precision
 
-    def convert_input(self, data: Any) -> Any:
-        dtype = promised(self.precision).compute
-        if dtype is torch.float32 or not self.precision.endswith("-true"):
-            return data
-        return apply_to_collection(data, Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t)
 
-    @contextmanager
-    def forward_context(self) -> Generator[None, None, None]:
-        yield
-
-
-class AutocastPrecision(_Plugin, MixedPrecision):
+class AutocastPrecision(Plugin, MixedPrecision):
     """float32 parameters, with matrix products in half precision by `torch.autocast`.
 
     Args:
@@ -144,7 +139,7 @@ class AutocastPrecision(_Plugin, MixedPrecision):
     """
 
 
-def plugin(precision: str, device: str) -> _Plugin:
+def plugin(precision: str, device: str) -> Plugin:
     """The Lightning plugin for a precision."""
     if precision.endswith("-true"):
         return TruePrecision(precision)

@@ -17,7 +17,7 @@ class SingleEngine(Engine, SingleDeviceStrategy):
 
     def __init__(self, spec: Strategy, precision: str, device: str) -> None:
         target = torch.device("cuda", 0) if device == "cuda" else torch.device("cpu")
-        super().__init__(spec, precision, device, **{"device": target})
+        super().__init__(spec, precision, device, device=target)
 
     def setup(self, trainer: Any) -> None:
         load_weights(self._module, self.initial_weights)
