@@ -1,0 +1,118 @@
+"""The command line: thin, and quick to answer, because nothing heavy is imported before it is needed."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from scalekit import __version__
+from scalekit.errors import ConfigError, ScaleKitError
+
+_ERROR_CODE = 2
+_OTHER_RANKS_WAIT_SECONDS = 2.0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; ScaleKit's own errors become one line and exit code 2."""
+    own, rest = _split(list(sys.argv[1:] if arguments is None else arguments))
+    parsed = _parser().parse_args(own)
+    try:
+        return int(parsed.run(parsed, rest))
+    except ScaleKitError as error:
+        return _report(error)
+
+
+def _split(words: list[str]) -> tuple[list[str], list[str]]:
+    """A command's own words, and what it passes on: settings after `fit job.yaml`, a program after `launch ... --`."""
+    if words[:1] == ["launch"] and "--" in words:
+        cut = words.index("--")
+        return words[:cut], words[cut + 1 :]
+    if words[:1] == ["fit"] and not {"-h", "--help"} & set(words):
+        cut = 1 if words[1:2] and words[1].startswith("--") else 2
+        return words[:cut], words[cut:]
+    return words, []
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("scalekit", description="Train any PyTorch model on any hardware, to the same numbers.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    fit = commands.add_parser("fit", help="train what a job file describes", description=_FIT, add_help=True)
+    fit.add_argument("job", nargs="?", help="a YAML file whose keys are the settings of scalekit.fit")
+    fit.set_defaults(run=_fit)
+
+    launch = commands.add_parser("launch", help="start a job on several processes", description=_LAUNCH)
+    launch.add_argument("--nproc", default="auto", help="processes on each node (default: one for each GPU)")
+    launch.add_argument("--nodes", type=int, default=1, help="nodes (default: 1)")
+    launch.add_argument("--node-rank", type=int, default=0, help="which of the nodes this is, from 0")
+    launch.add_argument("--endpoint", help="host:port of the first node, where several meet")
+    launch.set_defaults(run=_launch)
+
+    listing = commands.add_parser("strategies", help="list the strategies")
+    listing.set_defaults(run=_strategies)
+    return parser
+
+
+_FIT = "Trains what a job file describes. Any setting can be given as a flag, which then counts: --max_steps 100"
+_LAUNCH = "Starts `fit job.yaml` or a script of yours on several processes, by torchrun: launch --nproc 2 -- fit job.yaml"
+
+
+def _fit(parsed: argparse.Namespace, rest: list[str]) -> int:
+    from scalekit.job import Job, read_yaml
+
+    settings = read_yaml(parsed.job) if parsed.job else {}
+    job = Job.from_mapping({**settings, **_flags(rest)})
+    from scalekit.training import run
+
+    run(job)
+    return 0
+
+
+def _launch(parsed: argparse.Namespace, rest: list[str]) -> int:
+    from scalekit.launcher import Launch, launch
+
+    return launch(Launch(parsed.nproc, parsed.nodes, parsed.node_rank, parsed.endpoint), rest)
+
+
+def _strategies(parsed: argparse.Namespace, rest: list[str]) -> int:
+    from scalekit.strategies import Strategy, names
+
+    for name in names():
+        spec = Strategy.load(name)
+        shared = ", ".join(spec.shards) or "nothing"
+        offloaded = ", ".join(f"{what} on {where}" for what, where in spec.offload.items() if what != "nvme_path")
+        print(f"{name:14} {spec.engine:10} shards {shared}" + (f"; keeps {offloaded}" if offloaded else ""))
+    return 0
+
+
+def _flags(rest: Sequence[str]) -> dict[str, Any]:
+    """``--name value`` and ``--name=value`` pairs; values are read as YAML is.
+
+    Raises:
+        ConfigError: something that is no such pair.
+    """
+    flags: dict[str, Any] = {}
+    words = iter(rest)
+    for word in words:
+        name, equals, value = word.removeprefix("--").partition("=")
+        given: str | None = value if equals else next(words, None)
+        if not word.startswith("--") or given is None:
+            raise ConfigError(f"{word!r} is no setting: give settings as --name value")
+        flags[name.replace("-", "_")] = yaml.safe_load(given)
+    return flags
+
+
+def _report(error: ScaleKitError) -> int:
+    """Says it once: rank 0 speaks, and the others leave after it, since torchrun ends a job when its first process ends."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+    else:
+        time.sleep(_OTHER_RANKS_WAIT_SECONDS)
+    return _ERROR_CODE
