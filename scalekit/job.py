@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class Job:
     max_steps: int | None = None
     max_epochs: float | None = None
     optimizer: Any = "adamw"
+    optimizer_options: Mapping[str, Any] = field(default_factory=dict)
     learning_rate: float = 5e-5
     schedule: Any = "cosine"
     warmup_steps: int = 0
@@ -72,7 +73,7 @@ class Job:
             UnknownNameError: a key that is no setting.
             ConfigError: model or data is missing, or a value is wrong.
         """
-        known = [field.name for field in fields(cls)]
+        known = [each.name for each in fields(cls)]
         for name in block:
             if name not in known:
                 raise UnknownNameError("key in the job", name, known)
@@ -83,7 +84,7 @@ class Job:
 
     def resolved(self) -> dict[str, Any]:
         """The settings as `config.yaml` holds them; objects by what they are, since a file cannot hold them."""
-        return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
+        return {each.name: _plain(getattr(self, each.name)) for each in fields(self)}
 
     def fingerprint(self) -> str:
         """Tells apart jobs whose runs must not be continued by one another."""
@@ -143,6 +144,8 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, Path):
         return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     name = getattr(value, "__qualname__", None) or type(value).__qualname__

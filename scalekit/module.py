@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
@@ -27,6 +27,7 @@ class OptimizerSettings:
     schedule: str | optim.Schedule = "constant"
     warmup_steps: int = 0
     weight_decay: float = 0.0
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @final
@@ -110,6 +111,7 @@ class ScaleModule(LightningModule):
             self._built,
             settings.learning_rate,
             settings.weight_decay,
+            settings.options,
             offloaded=engine is not None and "optimizer" in engine.spec.offload,
             low_precision_state=engine is not None and engine.precision == "bf16-true",
             scaled=engine is not None and engine.precision == "16-mixed",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -41,6 +41,7 @@ def build_optimizer(
     model: nn.Module,
     learning_rate: float,
     weight_decay: float,
+    options: Mapping[str, Any],
     offloaded: bool = False,
     low_precision_state: bool = False,
     scaled: bool = False,
@@ -51,6 +52,7 @@ def build_optimizer(
         optimizer: one of `OPTIMIZERS`, or a function from parameter groups to an optimizer.
         learning_rate: at the schedule's factor 1.
         weight_decay: decoupled (arXiv 1711.05101, equation 12) under ``adamw``, as a gradient otherwise.
+        options: further arguments of a named optimizer.
         offloaded: whether the state lives in host memory; then DeepSpeed's own CPU AdamW steps there.
         low_precision_state: whether moments have the parameters' own type.
         scaled: whether losses are scaled, which fused optimizers and clipping do not share.
@@ -61,17 +63,21 @@ def build_optimizer(
     if callable(optimizer):
         return optimizer(groups)
     if optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=learning_rate)
+        return torch.optim.SGD(groups, lr=learning_rate, **options)
     if optimizer not in OPTIMIZERS:
         raise UnknownNameError("optimizer", optimizer, OPTIMIZERS)
     if offloaded:
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
         return DeepSpeedCPUAdam(
-            groups, lr=learning_rate, adamw_mode=optimizer == "adamw", fp32_optimizer_states=not low_precision_state
+            groups,
+            lr=learning_rate,
+            adamw_mode=optimizer == "adamw",
+            fp32_optimizer_states=not low_precision_state,
+            **options,
         )
     cls = torch.optim.AdamW if optimizer == "adamw" else torch.optim.Adam
-    return cls(groups, lr=learning_rate, fused=not scaled)
+    return cls(groups, lr=learning_rate, **{"fused": not scaled, **options})
 
 
 def build_schedule(schedule: str | Schedule, warmup_steps: int, total_steps: int) -> Schedule:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +82,7 @@ def fit(
     max_steps: int | None = None,
     max_epochs: float | None = None,
     optimizer: Any = "adamw",
+    optimizer_options: Mapping[str, Any] | None = None,
     learning_rate: float = 5e-5,
     schedule: Any = "cosine",
     warmup_steps: int = 0,
@@ -120,6 +121,7 @@ def fit(
         max_steps: optimizer steps of the whole job; or
         max_epochs: passes over the data, which need not be whole.
         optimizer: ``adamw``, ``adam``, ``sgd``, or a function from parameter groups to a torch optimizer.
+        optimizer_options: further arguments of a named optimizer, such as ``{"betas": (0.9, 0.95), "eps": 1e-8}``.
         learning_rate: at the schedule's factor 1.
         schedule: ``constant``, ``linear``, ``cosine``, ``wsd``, or a function of the step's index to a factor.
         warmup_steps: optimizer steps over which the learning rate rises.
@@ -276,7 +278,7 @@ def _wrap(job: Job, model: models.Model, rows: _Rows, total_steps: int) -> Scale
         return source if isinstance(source, nn.Module) else source()
 
     settings = OptimizerSettings(
-        job.optimizer, job.learning_rate, job.schedule, job.warmup_steps, job.weight_decay
+        job.optimizer, job.learning_rate, job.schedule, job.warmup_steps, job.weight_decay, job.optimizer_options or {}
     )
     built = source if isinstance(source, nn.Module) else seeded
     return ScaleModule(built, job.loss, settings, total_steps, job.count, rows.tokenizer)

@@ -1,0 +1,81 @@
+"""Promise 1: the same numbers under every strategy, on any ranks, with any accumulation, as a plain loop's."""
+
+import json
+import os
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.distributed import parity_cases as parity
+from tests.distributed.processes import torchrun
+
+STRATEGIES = ("ddp", "fsdp2", "zero1", "zero2", "zero3", "zero2-offload", "zero3-offload")
+ON_FOUR_RANKS = ("ddp", "fsdp2", "zero3")
+ACCUMULATIONS = (1, 4)
+CELLS = [f"{name}:{accumulation}" for name in parity.CASES for accumulation in ACCUMULATIONS]
+
+reference = cache(lambda name: parity.reference(parity.CASES[name]))
+
+
+@pytest.fixture(scope="module")
+def trained(request, tmp_path_factory):
+    """All cells of one strategy on so many ranks, trained by one set of processes."""
+    strategy, ranks, precision = request.param
+    folder = tmp_path_factory.mktemp(f"{strategy}-{ranks}")
+    cells = CELLS if precision == "32-true" else ["llama-tied:4", "mlp:1"]
+    environment = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = str(Path(__file__).parents[2])
+    try:
+        torchrun("parity", strategy, folder, precision, ranks, *cells, nproc=ranks)
+    finally:
+        if environment is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = environment
+    return folder
+
+
+def settings(precision: str) -> list:
+    pairs = [(s, 2) for s in STRATEGIES] + [(s, 4) for s in ON_FOUR_RANKS if precision == "32-true"]
+    return [pytest.param((s, n, precision), id=f"{s}-{n}") for s, n in pairs]
+
+
+def final(folder: Path, name: str) -> dict[str, torch.Tensor]:
+    state = load_file(folder / f"{name}.safetensors")
+    return {key.removeprefix("model."): value for key, value in state.items()}
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("trained", settings("32-true"), indirect=True)
+def test_equals_a_plain_loop(trained: Path, cell: str) -> None:
+    folder = trained / cell.replace(":", "-")
+    history = json.loads((folder / "history.json").read_text())
+    expected = reference(cell.split(":")[0])
+    assert [h["step"] for h in history] == list(range(1, parity.STEPS + 1))
+    initial, last = final(folder, "initial"), final(folder, "final")
+    for key, value in expected.initial.items():
+        assert torch.equal(initial[key], value), key
+    torch.testing.assert_close([h["loss"] for h in history], expected.losses, rtol=1e-5, atol=0)
+    torch.testing.assert_close([h["grad_norm"] for h in history], expected.norms, rtol=1e-5, atol=0)
+    for key, value in expected.final.items():
+        torch.testing.assert_close(last[key], value, rtol=1e-5, atol=1e-5, msg=lambda m, key=key: f"{key}: {m}")
+
+
+@pytest.mark.parametrize("trained", settings("bf16-mixed"), indirect=True)
+@pytest.mark.parametrize("cell", ["llama-tied:4", "mlp:1"])
+def test_mixed_precision_is_near(trained: Path, cell: str) -> None:
+    history = json.loads((trained / cell.replace(":", "-") / "history.json").read_text())
+    expected = reference(cell.split(":")[0])
+    torch.testing.assert_close([h["loss"] for h in history], expected.losses, rtol=2e-2, atol=0)
+    torch.testing.assert_close([h["grad_norm"] for h in history], expected.norms, rtol=2e-2, atol=0)
+
+
+def test_clipping_and_masks_are_at_work() -> None:
+    """The matrix above proves something only while its reference clips and has unequal label counts."""
+    for name in parity.CASES:
+        assert max(reference(name).norms) > parity.CLIP, name
+    counts = {sum(label != -100 for label in row["labels"][1:]) for row in parity.causal_rows()}
+    assert len(counts) > 5

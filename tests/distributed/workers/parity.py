@@ -1,0 +1,82 @@
+"""Trains every case under one strategy: parity.py STRATEGY FOLDER PRECISION CASE ..."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule
+from safetensors.torch import save_file
+from torch import nn
+
+import scalekit
+from tests.distributed import parity_cases as parity
+
+
+class Capture(Callback):
+    """Writes the whole model's parameters before the first step and after the last, and the types of things."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        self._write(trainer, "initial")
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        self._write(trainer, "final")
+
+    def _write(self, trainer: Any, name: str) -> None:
+        state = trainer.strategy.lightning_module_state_dict()
+        if trainer.is_global_zero:
+            save_file({k: v.clone().contiguous() for k, v in state.items()}, self.folder / f"{name}.safetensors")
+
+
+class OwnModule(LightningModule):
+    """A user's LightningModule: its own step, optimizer and schedule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(parity.SEED)
+        self.model = parity.mlp()
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        return nn.functional.mse_loss(self.model(batch["x"]), batch["y"])
+
+    def configure_optimizers(self) -> Any:
+        optimizer = parity.optimizer_of(self.model)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, parity.factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def train(strategy: str, name: str, accumulation: int, precision: str, folder: Path, world_size: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    case = parity.CASES[name]
+    run = scalekit.fit(
+        OwnModule() if case.is_lightning else case.build,
+        torch.utils.data.DataLoader(case.rows(), collate_fn=parity.collate, shuffle=True),
+        loss=nn.MSELoss() if name == "mlp" else None,
+        strategy=strategy,
+        precision=precision,
+        global_batch_size=parity.GLOBAL_BATCH,
+        micro_batch_size=parity.GLOBAL_BATCH // world_size // accumulation,
+        max_steps=parity.STEPS,
+        learning_rate=parity.LEARNING_RATE,
+        optimizer_options={"eps": parity.EPS},
+        schedule=parity.factor,
+        weight_decay=parity.WEIGHT_DECAY,
+        gradient_clip=parity.CLIP,
+        seed=parity.SEED,
+        callbacks=[Capture(folder)],
+        output_dir=str(folder / "run"),
+    )
+    if os.environ["RANK"] == "0":
+        (folder / "history.json").write_text(json.dumps(run.history))
+
+
+if __name__ == "__main__":
+    strategy, folder, precision, world_size, *cells = sys.argv[1:]
+    for cell in cells:
+        name, accumulation = cell.rsplit(":", 1)
+        train(strategy, name, int(accumulation), precision, Path(folder) / cell.replace(":", "-"), int(world_size))
