@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import uuid
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -358,7 +359,13 @@ def _quiet_lightning() -> Iterator[None]:
     level = lightning.level
     lightning.setLevel(logging.WARNING)
     try:
-        yield
+        with warnings.catch_warnings():
+            # Neither is the user's to act on: torch's and Lightning's own use of each other's older names, and a
+            # `validation_step` without rows held out.
+            warnings.filterwarnings("ignore", category=FutureWarning, module=r"(torch|lightning)\.")
+            warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
+            warnings.filterwarnings("ignore", message=r"You defined a `validation_step` but have no")
+            yield
     finally:
         lightning.setLevel(level)
 

@@ -164,11 +164,20 @@ class DeepSpeedEngine(Engine, DeepSpeedStrategy):
     def _partition(self, module: nn.Module) -> None:
         """Shares parameters out, some at a time, so that no rank but the one that built them holds them all."""
         import deepspeed
+        from deepspeed.utils import groups
 
+        init: Any = None
         for places in _chunks(module, _PARTITION_BYTES):
             weights.materialise(module, self.root_device, places)
             chunk = nn.ParameterList(owner._parameters[name] for owner, name in places)
-            deepspeed.zero.Init(module=chunk, config_dict_or_path=self.config)
+            # Later chunks share what the first one set up: hpZ's groups, which DeepSpeed makes once a process, and the
+            # swapper of parameters on NVMe.
+            init = deepspeed.zero.Init(
+                module=chunk,
+                config_dict_or_path=self.config,
+                zero_param_parallel_group=groups._get_zero_param_intra_parallel_group(),
+                param_swapper=init.param_swapper if init is not None else None,
+            )
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         if self._stage < 3:

@@ -27,16 +27,15 @@ class Metrics(Callback):
     def __init__(self, folder: Path, resumed_step: int = 0) -> None:
         self._steps = folder / "metrics.jsonl"
         self._evaluations = folder / "evaluations.jsonl"
-        self._resumed_step = resumed_step
         self._started = time.perf_counter()
         self._written_step = resumed_step
-        self.history: list[Record] = []
-        self.evaluations: list[Record] = []
+        self.history = _read(self._steps, resumed_step)
+        self.evaluations = _read(self._evaluations, resumed_step)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.history = _cut(self._steps, self._resumed_step, trainer.is_global_zero)
         if trainer.is_global_zero:
-            _cut(self._evaluations, self._resumed_step, write=True)
+            _write(self._steps, self.history)
+            _write(self._evaluations, self.evaluations)
         self._started = time.perf_counter()
 
     def on_train_batch_end(
@@ -98,13 +97,14 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _cut(path: Path, last_step: int, write: bool) -> list[Record]:
-    """The lines up to a step; where `write`, the file is left with those alone."""
+def _read(path: Path, last_step: int) -> list[Record]:
+    """The lines up to a step; none for a run that starts anew."""
     lines = path.read_text().splitlines() if path.is_file() and last_step else []
-    records = [record for record in map(_parse, lines) if record is not None and record["step"] <= last_step]
-    if write:
-        path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return records
+    return [record for record in map(_parse, lines) if record is not None and record["step"] <= last_step]
+
+
+def _write(path: Path, records: list[Record]) -> None:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
 def _parse(line: str) -> Record | None:

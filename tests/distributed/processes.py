@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 WORKERS = Path(__file__).parent / "workers"
+ROOT = Path(__file__).parents[2]
 
 
 class ProcessesFailed(AssertionError):
@@ -31,7 +32,7 @@ def run(command: list[str], timeout_seconds: float = 600, expect_failure: bool =
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
+        env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT), **environment},
     )
     try:
         output, _ = process.communicate(timeout=timeout_seconds)

@@ -1,7 +1,6 @@
 """Promise 1: the same numbers under every strategy, on any ranks, with any accumulation, as a plain loop's."""
 
 import json
-import os
 from functools import cache
 from pathlib import Path
 
@@ -26,15 +25,7 @@ def trained(request, tmp_path_factory):
     strategy, ranks, precision = request.param
     folder = tmp_path_factory.mktemp(f"{strategy}-{ranks}")
     cells = CELLS if precision == "32-true" else ["llama-tied:4", "mlp:1"]
-    environment = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = str(Path(__file__).parents[2])
-    try:
-        torchrun("parity", strategy, folder, precision, ranks, *cells, nproc=ranks)
-    finally:
-        if environment is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = environment
+    torchrun("parity", strategy, folder, precision, ranks, *cells, nproc=ranks)
     return folder
 
 

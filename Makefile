@@ -1,0 +1,47 @@
+# Every habit of the project is a target here; `make demo` and `make test` are all that a newcomer needs.
+PYTHON := .venv/bin/python
+SCALEKIT := .venv/bin/scalekit
+QUESTION := What is your favorite book?
+
+.PHONY: install demo test test-all lint format benchmark constraints clean
+
+install: .venv/.installed
+
+.venv/.installed: pyproject.toml constraints.txt
+	command -v uv >/dev/null || python3 -m pip install --quiet uv
+	test -d .venv || uv venv --quiet --python 3.11 .venv
+	uv pip install --quiet --python .venv --constraints constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: install
+	$(PYTHON) examples/prepare_finetune.py
+	$(PYTHON) examples/ask.py build/finetune/model "$(QUESTION)"
+	rm -rf runs/finetune
+	$(SCALEKIT) launch --nproc 2 -- fit examples/finetune.yaml
+	$(PYTHON) examples/ask.py "$$(ls -d runs/finetune/checkpoints/step-* | tail -n 1)/model" "$(QUESTION)"
+
+test: lint
+	$(PYTHON) -m pytest -m "not long"
+
+test-all: lint
+	$(PYTHON) -m pytest
+
+lint: install
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+
+format: install
+	.venv/bin/ruff format .
+	.venv/bin/ruff check --fix .
+
+benchmark: install
+	$(PYTHON) tests/benchmarks/overhead.py
+
+# Pins every dependency with its hashes. torch stays below 2.15: torchaudio is built for CUDA 13.0, as torch up to 2.14 is.
+constraints:
+	printf 'torch<2.15\n' | uv pip compile --quiet pyproject.toml --extra dev --constraints - \
+		--python-version 3.11 --generate-hashes --no-header --no-annotate --output-file constraints.txt
+
+clean:
+	rm -rf .venv build dist runs

@@ -1,0 +1,52 @@
+"""Every sample once an epoch, and the same global batches on any ranks."""
+
+import pytest
+
+from scalekit.data.order import Order
+from scalekit.errors import BatchSizeError, EmptyDataError
+
+
+@pytest.mark.parametrize("length", [1, 7, 100])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_each_row_once_an_epoch(length: int, world_size: int, accumulation: int) -> None:
+    order = Order(length, 2 * world_size * accumulation, 2, world_size, seed=5)
+    seen: list[int] = []
+    for rank in range(world_size):
+        turns = list(order.turns(rank, position=0))
+        assert len(turns) == order.turns_per_epoch
+        assert turns[-1].step == order.steps_per_epoch
+        seen += [row for turn in turns if not turn.filler for row in turn.rows]
+    assert sorted(seen) == list(range(length))
+
+
+def test_micro_batches_do_not_depend_on_the_world() -> None:
+    def micro_batches(world_size: int) -> dict:
+        order = Order(50, 12, 1, world_size, seed=5)
+        turns = [turn for rank in range(world_size) for turn in order.turns(rank, 0) if not turn.filler]
+        return {(turn.step, turn.index): turn.rows for turn in turns}
+
+    assert micro_batches(1) == micro_batches(2) == micro_batches(3) == micro_batches(4)
+
+
+def test_a_position_is_where_the_order_goes_on() -> None:
+    order = Order(50, 8, 2, 2, seed=5)
+    whole = list(order.turns(1, 0))
+    assert list(order.turns(1, 16)) == [turn for turn in whole if turn.step > 2]
+    assert next(order.turns(1, 50)).step == order.steps_per_epoch + 1
+
+
+def test_epochs_differ_and_seeds_differ() -> None:
+    first = [t.rows for t in Order(50, 8, 8, 1, seed=5).turns(0, 0)]
+    assert first != [t.rows for t in Order(50, 8, 8, 1, seed=5).turns(0, 50)]
+    assert first != [t.rows for t in Order(50, 8, 8, 1, seed=6).turns(0, 0)]
+
+
+def test_a_batch_that_cannot_be_split_names_the_nearest() -> None:
+    with pytest.raises(BatchSizeError, match="the nearest that can: 8, 12"):
+        Order(50, 10, 2, 2)
+
+
+def test_no_rows() -> None:
+    with pytest.raises(EmptyDataError):
+        Order(0, 2, 1, 1)

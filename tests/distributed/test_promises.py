@@ -1,0 +1,68 @@
+"""Under every strategy: nothing dropped, nothing changed by a resume, a folder that opens, types as promised."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.distributed import parity_cases as parity
+from tests.distributed.processes import torchrun
+
+STRATEGIES = ("ddp", "fsdp2", "zero1", "zero2", "zero3", "zero2-offload", "zero3-offload", "zero3-hpz")
+PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
+
+
+@pytest.fixture(scope="module", params=STRATEGIES)
+def folder(request, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp(request.param)
+    torchrun("promises", request.param, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(folder: Path) -> dict:
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_nothing_is_dropped(results: dict) -> None:
+    """10 micro-batches an epoch and rank, accumulation 4: global batches of 8, 8 and 4 rows, three times over."""
+    expected = np.zeros(20)
+    for epoch in range(3):
+        order = np.random.Generator(np.random.PCG64([parity.SEED, epoch])).permutation(20)
+        for start in range(0, 20, 8):
+            batch = order[start : start + 8]
+            expected[batch] -= 1.0 / len(batch)
+    found = results["dropped"]
+    np.testing.assert_allclose(found["weights"], expected, rtol=1e-6)
+    assert found["steps"] == found["schedule"] == len(found["samples"]) == 9
+    assert found["samples"] == [8, 16, 20, 28, 36, 40, 48, 56, 60]
+
+
+def test_a_resumed_run_is_the_same_run(results: dict) -> None:
+    runs = results["resumed"]
+    assert [record["step"] for record in runs["part"]] == list(range(1, 11))
+    assert runs["part"] == runs["whole"]
+    assert runs["again"] == runs["whole"]
+
+
+def test_the_folder_opens_with_plain_transformers(folder: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+    from transformers import GPT2LMHeadModel
+
+    whole, part = (folder / name / "checkpoints" / "step-00000010" / "model" for name in ("whole", "part"))
+    model, info = GPT2LMHeadModel.from_pretrained(whole, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert model.lm_head.weight is model.transformer.wte.weight
+    first, second = load_file(whole / "model.safetensors"), load_file(part / "model.safetensors")
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_types_are_as_promised(results: dict, precision: str) -> None:
+    promised, found = results["types"][precision]["promised"], results["types"][precision]["found"]
+    promised["master"] = promised["master"] or promised["parameters"]
+    assert found == {name: [value] for name, value in promised.items()}

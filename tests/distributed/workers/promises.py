@@ -1,0 +1,166 @@
+"""Under one strategy: nothing dropped, the same run after a resume, folders that open, types as promised.
+
+promises.py STRATEGY FOLDER
+"""
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback
+from torch import nn
+
+import scalekit
+from tests.distributed import parity_cases as parity
+
+RANK, WORLD_SIZE = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+ROWS = 10 * WORLD_SIZE
+"""Ten micro-batches of one row an epoch and rank."""
+
+
+class OneWeightARow(nn.Module):
+    """A row's loss is a weight of its own, so that every row leaves a mark of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.zeros(ROWS))
+
+    def forward(self, row: torch.Tensor) -> torch.Tensor:
+        return self.weights[row].mean()
+
+
+class Final(Callback):
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        self.state = trainer.strategy.lightning_module_state_dict()
+        self.steps = trainer.global_step
+        schedules = trainer.lr_scheduler_configs
+        self.schedule_steps = schedules[0].scheduler.last_epoch
+
+
+def nothing_dropped(strategy: str, folder: Path) -> dict[str, Any]:
+    final = Final()
+    run = scalekit.fit(
+        OneWeightARow,
+        [{"row": i} for i in range(ROWS)],
+        strategy=strategy,
+        precision="32-true",
+        optimizer=lambda groups: torch.optim.SGD(groups, lr=1.0),
+        schedule="constant",
+        gradient_clip=None,
+        global_batch_size=4 * WORLD_SIZE,
+        micro_batch_size=1,
+        max_epochs=3,
+        seed=parity.SEED,
+        callbacks=[final],
+        output_dir=str(folder / "dropped"),
+    )
+    weights = final.state.get("model.weights", torch.zeros(ROWS)).tolist()
+    samples = [h["samples"] for h in run.history]
+    return {"weights": weights, "steps": final.steps, "schedule": final.schedule_steps, "samples": samples}
+
+
+def tiny_gpt2_with_dropout() -> nn.Module:
+    model = parity.gpt2()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.2
+    return model
+
+
+def continued(strategy: str, folder: Path, output: Path) -> list[dict[str, Any]]:
+    run = scalekit.fit(
+        tiny_gpt2_with_dropout,
+        torch.utils.data.DataLoader(parity.causal_rows(), collate_fn=parity.collate, shuffle=True),
+        strategy=strategy,
+        precision="32-true",
+        global_batch_size=8,
+        micro_batch_size=2,
+        max_steps=10,
+        schedule="cosine",
+        learning_rate=1e-3,
+        checkpoint_every=4,
+        seed=parity.SEED,
+        output_dir=str(output),
+    )
+    return [{k: h[k] for k in ("step", "loss", "grad_norm", "learning_rate", "samples")} for h in run.history]
+
+
+def resumed(strategy: str, folder: Path) -> dict[str, Any]:
+    """The same job three times: whole; from its checkpoint at step 4; and once more, when it has ended."""
+    whole = continued(strategy, folder, folder / "whole")
+    if RANK == 0:
+        shutil.copytree(folder / "whole", folder / "part")
+        for step in ("00000008", "00000010"):
+            shutil.rmtree(folder / "part" / "checkpoints" / f"step-{step}")
+    torch.distributed.barrier()
+    part = continued(strategy, folder, folder / "part")
+    again = continued(strategy, folder, folder / "part")
+    return {"whole": whole, "part": part, "again": again}
+
+
+class Types(Callback):
+    """What the types really are, read off in the last step."""
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        linear = next(m for m in pl_module.modules() if isinstance(m, nn.Linear))
+        linear.register_forward_hook(lambda _m, _i, output: setattr(self, "compute", output.dtype))
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        engine = trainer.strategy
+        inner = engine.inner_optimizer(trainer.optimizers[0])
+        moments = [v["exp_avg"].dtype for v in inner.state.values() if "exp_avg" in v]
+        masters = [key.dtype for key in inner.state]
+        zero = getattr(engine, "deepspeed_engine", None)
+        is_zero = hasattr(zero, "communication_data_type")
+        self.found = {
+            "parameters": names(p.dtype for p in pl_module.parameters()),
+            "master": names(masters),
+            "compute": names([self.compute]),
+            "reduction": names([zero.communication_data_type]) if is_zero else engine.precision_reduction,
+            "optimizer_state": names(moments),
+        }
+
+
+def names(dtypes: Any) -> list[str]:
+    return sorted({str(dtype).removeprefix("torch.") for dtype in dtypes})
+
+
+class Reduction(Callback):
+    """The type of the gradients as they reach the optimizer, under engines of torch itself."""
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        grads = [p.grad.dtype for p in pl_module.parameters() if p.grad is not None]
+        trainer.strategy.precision_reduction = names(grads)
+
+
+def types(strategy: str, precision: str, folder: Path) -> dict[str, Any]:
+    seen = Types()
+    scalekit.fit(
+        lambda: parity.llama(tied=True),
+        torch.utils.data.DataLoader(parity.causal_rows(), collate_fn=parity.collate, shuffle=True),
+        strategy=strategy,
+        precision=precision,
+        global_batch_size=8,
+        micro_batch_size=4,
+        max_steps=2,
+        seed=parity.SEED,
+        callbacks=[Reduction(), seen],
+        output_dir=str(folder / f"types-{precision}"),
+    )
+    plan = json.loads((folder / f"types-{precision}" / "plan.json").read_text())
+    return {"found": seen.found, "promised": plan["dtypes"]}
+
+
+if __name__ == "__main__":
+    strategy, folder = sys.argv[1], Path(sys.argv[2])
+    results = {
+        "dropped": nothing_dropped(strategy, folder),
+        "resumed": resumed(strategy, folder),
+        "types": {p: types(strategy, p, folder) for p in ("32-true", "bf16-mixed", "bf16-true")},
+    }
+    if RANK == 0:
+        (folder / "results.json").write_text(json.dumps(results))

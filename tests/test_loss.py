@@ -1,0 +1,73 @@
+"""What the loss is a mean over, for each kind of model."""
+
+import pytest
+import torch
+from torch import nn
+
+from scalekit.errors import ModelError, NoLossError
+from scalekit.loss import FunctionLoss, ModelLoss
+from tests.distributed import parity_cases as parity
+
+
+def test_causal_labels_are_shifted() -> None:
+    labels = torch.tensor([[5, 6, -100, 7], [-100, 8, -100, -100]])
+    assert ModelLoss.of(parity.llama(tied=True)).items({"labels": labels}, 2) == 3
+    assert ModelLoss.of(parity.gpt2()).items({"labels": labels}, 2) == 3
+
+
+def test_other_labels_are_not() -> None:
+    labels = torch.tensor([[5, 6, -100, 7], [-100, 8, -100, -100]])
+    assert ModelLoss.of(parity.t5()).items({"labels": labels}, 2) == 4
+    assert ModelLoss.of(parity.bert()).items({"labels": torch.tensor([0, 1, 2])}, 3) == 3
+
+
+@pytest.mark.parametrize("name", ["llama-tied", "gpt2", "bert", "t5"])
+def test_item_counts_are_those_that_the_model_divides_by(name: str) -> None:
+    """Two parts weighted by their items must give the whole, or the count is not what the model's mean is over."""
+    case = parity.CASES[name]
+    torch.manual_seed(0)
+    model, rows = case.build().eval(), case.rows()[:7]
+    objective = ModelLoss.of(model)
+    parts = [parity.collate(rows[:2]), parity.collate(rows[2:])]
+    items = [objective.items(part, n) for part, n in zip(parts, (2, 5), strict=True)]
+    with torch.no_grad():
+        means = [objective.mean_loss(model, part) for part in parts]
+        whole = objective.mean_loss(model, parity.collate(rows))
+    torch.testing.assert_close((means[0] * items[0] + means[1] * items[1]) / sum(items), whole, rtol=1e-6, atol=0)
+
+
+def test_cross_entropy_counts_labels_and_weights() -> None:
+    target = torch.tensor([0, 1, -100, 2])
+    batch = {"x": torch.zeros(4, 3), "y": target}
+    assert FunctionLoss(nn.CrossEntropyLoss()).items(batch, 4) == 3
+    weighted = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 4.0]))
+    assert FunctionLoss(weighted).items(batch, 4) == 7
+    assert FunctionLoss(nn.MSELoss()).items(batch, 4) == 4
+    assert FunctionLoss(nn.MSELoss(), count=lambda batch: 9).items(batch, 4) == 9
+
+
+class Returns(nn.Module):
+    def __init__(self, make) -> None:
+        super().__init__()
+        self.weight, self.make = nn.Parameter(torch.ones(())), make
+
+    def forward(self, x):
+        return self.make(self.weight * x.mean())
+
+
+@pytest.mark.parametrize("make", [lambda v: v, lambda v: (v, 1), lambda v: {"loss": v}], ids=["tensor", "tuple", "dict"])
+def test_a_models_own_loss_in_any_form(make) -> None:
+    model = Returns(make)
+    assert ModelLoss.of(model).mean_loss(model, {"x": torch.ones(3)}).item() == 1.0
+
+
+def test_models_without_a_loss() -> None:
+    from transformers import BertConfig, BertModel
+
+    with pytest.raises(NoLossError, match="takes no labels"):
+        ModelLoss.of(BertModel(BertConfig(num_hidden_layers=1, hidden_size=8, num_attention_heads=1, vocab_size=9)))
+    model = nn.Linear(3, 2)
+    with pytest.raises(NoLossError, match="returned no scalar loss"):
+        ModelLoss.of(model).mean_loss(model, torch.ones(4, 3))
+    with pytest.raises(ModelError, match="needs a target"):
+        FunctionLoss(nn.MSELoss()).mean_loss(model, {"a": torch.ones(4, 3)})

@@ -1,0 +1,70 @@
+"""The strategy files: a closed schema, one clear error for each wrong input."""
+
+from pathlib import Path
+
+import pytest
+
+from scalekit.errors import StrategyError, UnknownNameError
+from scalekit.strategies import OWNED_BY_LAYER, Strategy, names
+
+SHIPPED = {"single", "ddp", "fsdp2", "zero1", "zero2", "zero3"} | {
+    "zero2-offload",
+    "zero3-offload",
+    "zero3-nvme",
+    "zero3-hpz",
+}
+
+
+def test_all_are_shipped_and_load() -> None:
+    assert set(names()) == SHIPPED
+    for name in names():
+        assert Strategy.load(name).name == name
+
+
+def test_each_says_what_it_is_for() -> None:
+    from scalekit.resources import folder
+
+    for path in folder("strategies").glob("*.yaml"):
+        text = path.read_text()
+        assert all(f"# {word}:" in text for word in ("What", "When", "Cost", "Needs")), path
+
+
+def test_a_file_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("engine: deepspeed\nshards: [optimizer]\ndeepspeed: {zero_optimization: {stage: 1}}\n")
+    assert Strategy.load(path) == Strategy.load(str(path))
+    assert Strategy.load(path).name == "mine"
+
+
+def test_unknown_strategy_names_the_nearest() -> None:
+    with pytest.raises(UnknownNameError, match="Did you mean 'zero3'"):
+        Strategy.load("zer03")
+
+
+@pytest.mark.parametrize(
+    ("block", "error", "said"),
+    [
+        ({"engin": "ddp"}, UnknownNameError, "Did you mean 'engine'"),
+        ({}, StrategyError, "names no engine"),
+        ({"engine": "dpp"}, UnknownNameError, "Did you mean 'ddp'"),
+        ({"engine": "ddp", "shards": ["optimiser"]}, UnknownNameError, "Did you mean 'optimizer'"),
+        ({"engine": "deepspeed", "offload": {"optimizer": "disk"}}, UnknownNameError, "cpu, nvme"),
+        ({"engine": "ddp", "offload": {"optimizer": "cpu"}}, StrategyError, "does not do"),
+        ({"engine": "fsdp2", "deepspeed": {"aio": {}}}, StrategyError, "its engine is 'fsdp2'"),
+    ],
+)
+def test_wrong_files_are_refused(block: dict, error: type, said: str) -> None:
+    with pytest.raises(error, match=said):
+        Strategy.from_mapping("mine", block)
+
+
+@pytest.mark.parametrize("path", OWNED_BY_LAYER)
+def test_what_the_layer_owns_is_refused(path: str) -> None:
+    block: dict = {"zero_optimization": {"stage": 2}}
+    node = block
+    *parents, leaf = path.split(".")
+    for parent in parents:
+        node = node.setdefault(parent, {})
+    node[leaf] = 1
+    with pytest.raises(StrategyError, match=path):
+        Strategy.from_mapping("mine", {"engine": "deepspeed", "deepspeed": block})
