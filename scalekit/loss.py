@@ -168,7 +168,7 @@ class ModelLoss(Objective):
 
     def mean_loss(self, model: nn.Module, batch: Any) -> Tensor:
         if isinstance(batch, Mapping):
-            output = model(**batch)
+            output = _call(model, batch)
         elif isinstance(batch, (tuple, list)):
             output = model(*batch)
         else:

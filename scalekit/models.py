@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from scalekit.errors import DependencyError, ModelError, UnknownNameError
+from scalekit.errors import DependencyError, ModelError
 
 TASKS = {
     "causal-lm": "AutoModelForCausalLM",
@@ -41,10 +41,7 @@ def resolve(model: Any, task: str | None = None, trust_remote_code: bool = False
 
     Raises:
         ModelError: it is no model.
-        UnknownNameError: no such task.
     """
-    if task is not None and task not in TASKS:
-        raise UnknownNameError("task", task, TASKS)
     if isinstance(model, nn.Module):
         return Model(model, type(model).__name__, getattr(model, "config", None))
     if isinstance(model, str):

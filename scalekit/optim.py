@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from scalekit.errors import ConfigError, UnknownNameError
+from scalekit.errors import ConfigError
 
 Schedule = Callable[[int], float]
 """The factor on the learning rate for the step with this index, from 0."""
@@ -24,12 +24,9 @@ WSD_DECAY = 0.1
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay; biases, norms and other vectors do not.
-
-    Under ZeRO-3 a parameter's own shape is that of an empty tensor, and its true one is `ds_shape`.
-    """
+    """Matrices decay; biases, norms and other vectors do not."""
     trained = [p for p in model.parameters() if p.requires_grad]
-    matrices = [p for p in trained if len(getattr(p, "ds_shape", p.shape)) > 1]
+    matrices = [p for p in trained if p.ndim > 1]
     kept = {id(p) for p in matrices}
     vectors = [p for p in trained if id(p) not in kept]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
@@ -64,8 +61,6 @@ def build_optimizer(
         return optimizer(groups)
     if optimizer == "sgd":
         return torch.optim.SGD(groups, lr=learning_rate, **options)
-    if optimizer not in OPTIMIZERS:
-        raise UnknownNameError("optimizer", optimizer, OPTIMIZERS)
     if offloaded:
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
@@ -90,8 +85,6 @@ def build_schedule(schedule: str | Schedule, warmup_steps: int, total_steps: int
     """
     if callable(schedule):
         return schedule
-    if schedule not in SCHEDULES:
-        raise UnknownNameError("schedule", schedule, SCHEDULES)
     if warmup_steps >= total_steps and warmup_steps > 0:
         raise ConfigError(f"warmup_steps={warmup_steps} leaves nothing of the job's {total_steps} steps")
     left = max(total_steps - warmup_steps, 1)

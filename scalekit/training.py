@@ -26,10 +26,11 @@ from scalekit.data.loader import Loader
 from scalekit.data.order import Order
 from scalekit.engines import precision as precisions
 from scalekit.engines.engine import Engine
-from scalekit.errors import ConfigError, ScaleKitError
+from scalekit.errors import ConfigError, ScaleKitError, UnknownNameError
 from scalekit.job import Job
 from scalekit.loss import LossFunction
 from scalekit.module import OptimizerSettings, ScaleModule
+from scalekit.optim import OPTIMIZERS, SCHEDULES
 from scalekit.planning.choose import Plan, choose_micro_batch, choose_strategy
 from scalekit.strategies import Strategy
 from scalekit.tracking.evaluation import Evaluation
@@ -150,6 +151,7 @@ def run(job: Job) -> Run:
     """Runs a job; see `fit`."""
     world = World.from_environment()
     world.check(job.devices, job.num_nodes)
+    _check_names(job)
     device = device_type()
     reasons: list[str] = []
     spec = Strategy.load(choose_strategy(job.strategy, world.size, reasons))
@@ -213,6 +215,20 @@ def run(job: Job) -> Run:
     for each in loggers:
         _finish(each, trainer)
     return Run(folder.path, plan, metrics.history, metrics.evaluations, latest(folder.checkpoints), module)
+
+
+def _check_names(job: Job) -> None:
+    """What is a name for something of ScaleKit's must be one, before data is read and models are built.
+
+    Raises:
+        UnknownNameError: it is not.
+    """
+    for kind, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("loss_on", text.LOSS_ON)):
+        value = getattr(job, kind)
+        if isinstance(value, str) and value not in known:
+            raise UnknownNameError(kind, value, known)
+    if job.task is not None and job.task not in models.TASKS:
+        raise UnknownNameError("task", job.task, models.TASKS)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scalekit.errors import ColumnError, ConfigError, DataError, NoLabelError, UnknownNameError
+from scalekit.errors import ColumnError, ConfigError, DataError, NoLabelError
 from scalekit.loss import IGNORED
 
 log = logging.getLogger(__name__)
@@ -34,10 +34,6 @@ class Encoder:
     tokenizer: Any
     loss_on: str = "all"
     sequence_length: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.loss_on not in LOSS_ON:
-            raise UnknownNameError("loss_on", self.loss_on, LOSS_ON)
 
     def encode(self, row: dict[str, Any]) -> Encoded:
         """One row: ``messages``, ``prompt`` and ``completion``, or ``text``."""

@@ -56,6 +56,7 @@ class DeepSpeedEngine(Engine, DeepSpeedStrategy):
         super().__init__(spec, precision, device, config={}, logging_level=logging.WARNING)
         self.precision_plugin = DeepSpeedPlugin(precision)  # type: ignore[arg-type]
         self._device = device
+        self._built_optimizers: Any = None
 
     # -- Lightning's hooks ------------------------------------------------------------------------------------------
 
@@ -84,6 +85,8 @@ class DeepSpeedEngine(Engine, DeepSpeedStrategy):
         load_weights(self._module, self.initial_weights)
         self.precision_plugin.convert_module(self._module)
         if self._stage == 3:
+            weights.hold_places(self._module)
+            self._built_optimizers = super()._init_optimizers()
             self._partition(self._module)
         weights.materialise(self._module, self.root_device)
         weights.broadcast(self._module, buffers_only=True)
@@ -91,6 +94,10 @@ class DeepSpeedEngine(Engine, DeepSpeedStrategy):
         super().setup(trainer)
         for owner, name, tensor in kept:
             owner._buffers[name] = tensor.to(self.root_device)  # DeepSpeed casts buffers; their precision is the model's
+
+    def _init_optimizers(self) -> Any:
+        """ZeRO-3's own come earlier: a user's groups by shape mean something only while parameters have their shapes."""
+        return self._built_optimizers if self._built_optimizers is not None else super()._init_optimizers()
 
     def _setup_model_and_optimizer(
         self, model: nn.Module, optimizer: Optimizer | None, lr_scheduler: Any = None
@@ -167,13 +174,14 @@ class DeepSpeedEngine(Engine, DeepSpeedStrategy):
         from deepspeed.utils import groups
 
         init: Any = None
-        for places in _chunks(module, _PARTITION_BYTES):
-            weights.materialise(module, self.root_device, places)
-            chunk = nn.ParameterList(owner._parameters[name] for owner, name in places)
+        for parameters in _chunks(module, _PARTITION_BYTES):
+            for parameter in parameters:
+                if weights.holds_place(parameter):
+                    parameter.data = torch.empty(parameter.shape, dtype=parameter.dtype, device=self.root_device)
             # Later chunks share what the first one set up: hpZ's groups, which DeepSpeed makes once a process, and the
             # swapper of parameters on NVMe.
             init = deepspeed.zero.Init(
-                module=chunk,
+                module=nn.ParameterList(parameters),
                 config_dict_or_path=self.config,
                 zero_param_parallel_group=groups._get_zero_param_intra_parallel_group(),
                 param_swapper=init.param_swapper if init is not None else None,
@@ -225,20 +233,16 @@ class DeepSpeedEngine(Engine, DeepSpeedStrategy):
         return parts
 
 
-def _chunks(module: nn.Module, limit_bytes: int) -> Iterable[list[weights.Place]]:
-    """The places of a module's parameters, tied ones once, in runs of about `limit_bytes`."""
-    chunk: list[weights.Place] = []
-    seen: set[int] = set()
+def _chunks(module: nn.Module, limit_bytes: int) -> Iterable[list[nn.Parameter]]:
+    """A module's parameters in runs of about `limit_bytes`."""
+    chunk: list[nn.Parameter] = []
     size_bytes = 0
-    for owner, name, tensor in weights.tensors(module):
-        if name not in owner._parameters or id(tensor) in seen:
-            continue
-        seen.add(id(tensor))
-        if chunk and size_bytes + tensor.nbytes > limit_bytes:
+    for parameter in module.parameters():
+        if chunk and size_bytes + parameter.nbytes > limit_bytes:
             yield chunk
             chunk, size_bytes = [], 0
-        chunk.append((owner, name))
-        size_bytes += tensor.nbytes
+        chunk.append(parameter)
+        size_bytes += parameter.nbytes
     if chunk:
         yield chunk
 

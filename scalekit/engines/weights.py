@@ -75,20 +75,24 @@ def replace(module: nn.Module, make: Callable[[Tensor], Tensor]) -> None:
             owner._buffers[name] = made[id(old)]
 
 
-def materialise(module: nn.Module, device: torch.device, places: list[Place] | None = None) -> None:
-    """Gives memory on `device` to tensors that have none; the others keep theirs.
+def materialise(module: nn.Module, device: torch.device) -> None:
+    """Gives memory on `device` to tensors that have none; the others keep theirs."""
+    replace(module, lambda t: torch.empty_like(t, device=device) if t.is_meta else t)
 
-    Args:
-        places: where to look; everywhere by default.
-    """
-    chosen = None if places is None else {id(getattr(owner, name)) for owner, name in places}
+
+def hold_places(module: nn.Module) -> None:
+    """Makes parameters without memory into real ones of the same shape, all of whose elements are one."""
 
     def make(tensor: Tensor) -> Tensor:
-        if not tensor.is_meta or (chosen is not None and id(tensor) not in chosen):
-            return tensor
-        return torch.empty_like(tensor, device=device)
+        is_empty = tensor.is_meta and isinstance(tensor, nn.Parameter)
+        return torch.empty((), dtype=tensor.dtype).expand(tensor.shape) if is_empty else tensor
 
     replace(module, make)
+
+
+def holds_place(tensor: Tensor) -> bool:
+    """Whether a tensor has fewer elements in memory than it shows."""
+    return tensor.untyped_storage().nbytes() < tensor.nbytes
 
 
 def to_meta(module: nn.Module) -> None:

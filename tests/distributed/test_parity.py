@@ -14,24 +14,19 @@ from tests.distributed.processes import torchrun
 STRATEGIES = ("ddp", "fsdp2", "zero1", "zero2", "zero3", "zero2-offload", "zero3-offload")
 ON_FOUR_RANKS = ("ddp", "fsdp2", "zero3")
 ACCUMULATIONS = (1, 4)
-CELLS = [f"{name}:{accumulation}" for name in parity.CASES for accumulation in ACCUMULATIONS]
+CELLS = [f"{name}:{accumulation}:32-true" for name in parity.CASES for accumulation in ACCUMULATIONS]
+MIXED = ["llama-tied:4:bf16-mixed", "mlp:1:bf16-mixed"]
 
 reference = cache(lambda name: parity.reference(parity.CASES[name]))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=[(s, 2) for s in STRATEGIES] + [(s, 4) for s in ON_FOUR_RANKS], ids=str)
 def trained(request, tmp_path_factory):
     """All cells of one strategy on so many ranks, trained by one set of processes."""
-    strategy, ranks, precision = request.param
+    strategy, ranks = request.param
     folder = tmp_path_factory.mktemp(f"{strategy}-{ranks}")
-    cells = CELLS if precision == "32-true" else ["llama-tied:4", "mlp:1"]
-    torchrun("parity", strategy, folder, precision, ranks, *cells, nproc=ranks)
+    torchrun("parity", strategy, folder, *CELLS, *MIXED, nproc=ranks)
     return folder
-
-
-def settings(precision: str) -> list:
-    pairs = [(s, 2) for s in STRATEGIES] + [(s, 4) for s in ON_FOUR_RANKS if precision == "32-true"]
-    return [pytest.param((s, n, precision), id=f"{s}-{n}") for s, n in pairs]
 
 
 def final(folder: Path, name: str) -> dict[str, torch.Tensor]:
@@ -40,7 +35,6 @@ def final(folder: Path, name: str) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("trained", settings("32-true"), indirect=True)
 def test_equals_a_plain_loop(trained: Path, cell: str) -> None:
     folder = trained / cell.replace(":", "-")
     history = json.loads((folder / "history.json").read_text())
@@ -55,8 +49,7 @@ def test_equals_a_plain_loop(trained: Path, cell: str) -> None:
         torch.testing.assert_close(last[key], value, rtol=1e-5, atol=1e-5, msg=lambda m, key=key: f"{key}: {m}")
 
 
-@pytest.mark.parametrize("trained", settings("bf16-mixed"), indirect=True)
-@pytest.mark.parametrize("cell", ["llama-tied:4", "mlp:1"])
+@pytest.mark.parametrize("cell", MIXED)
 def test_mixed_precision_is_near(trained: Path, cell: str) -> None:
     history = json.loads((trained / cell.replace(":", "-") / "history.json").read_text())
     expected = reference(cell.split(":")[0])

@@ -1,4 +1,4 @@
-"""Trains every case under one strategy: parity.py STRATEGY FOLDER PRECISION CASE ..."""
+"""Trains every case under one strategy: parity.py STRATEGY FOLDER NAME:ACCUMULATION:PRECISION ..."""
 
 import json
 import os
@@ -50,7 +50,7 @@ class OwnModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def train(strategy: str, name: str, accumulation: int, precision: str, folder: Path, world_size: int) -> None:
+def train(strategy: str, name: str, accumulation: int, precision: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     case = parity.CASES[name]
     run = scalekit.fit(
@@ -60,7 +60,7 @@ def train(strategy: str, name: str, accumulation: int, precision: str, folder: P
         strategy=strategy,
         precision=precision,
         global_batch_size=parity.GLOBAL_BATCH,
-        micro_batch_size=parity.GLOBAL_BATCH // world_size // accumulation,
+        micro_batch_size=parity.GLOBAL_BATCH // int(os.environ["WORLD_SIZE"]) // accumulation,
         max_steps=parity.STEPS,
         learning_rate=parity.LEARNING_RATE,
         optimizer_options={"eps": parity.EPS},
@@ -76,7 +76,7 @@ def train(strategy: str, name: str, accumulation: int, precision: str, folder: P
 
 
 if __name__ == "__main__":
-    strategy, folder, precision, world_size, *cells = sys.argv[1:]
+    strategy, folder, *cells = sys.argv[1:]
     for cell in cells:
-        name, accumulation = cell.rsplit(":", 1)
-        train(strategy, name, int(accumulation), precision, Path(folder) / cell.replace(":", "-"), int(world_size))
+        name, accumulation, precision = cell.split(":")
+        train(strategy, name, int(accumulation), precision, Path(folder) / cell.replace(":", "-"))

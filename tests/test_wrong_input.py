@@ -1,0 +1,185 @@
+"""Each wrong input gives one clear error of ScaleKit's own tree, before any training."""
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+from torch import nn
+
+import scalekit
+from scalekit import errors
+from scalekit.job import Job
+from tests.distributed import parity_cases as parity
+from tests.distributed.processes import run
+
+NUMBERS = parity.number_rows()
+
+
+def fit(model: Any = parity.mlp, data: Any = NUMBERS, **settings: Any) -> scalekit.Run:
+    usual = {"loss": nn.MSELoss(), "global_batch_size": 4, "max_steps": 2}
+    return scalekit.fit(model, data, **{**usual, **settings})
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def text_model(tmp_path: Path) -> str:
+    """A tiny model's folder with a tokenizer of single characters."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {chr(code): code - 31 for code in range(32, 90)} | {"<end>": 0}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<end>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    folder = str(tmp_path / "model")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", pad_token="<end>").save_pretrained(folder)
+    parity.llama(tied=True).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "said"),
+    [
+        ({"strategy": "zero4"}, errors.UnknownNameError, "unknown strategy 'zero4'. Did you mean 'zero"),
+        ({"precision": "bf16-mixd"}, errors.UnknownNameError, "Did you mean 'bf16-mixed'"),
+        ({"schedule": "cosin"}, errors.UnknownNameError, "Did you mean 'cosine'"),
+        ({"optimizer": "adanw"}, errors.UnknownNameError, "Did you mean 'adamw'"),
+        ({"task": "causal"}, errors.UnknownNameError, "Did you mean 'causal-lm'"),
+        ({"loss_on": "completion"}, errors.UnknownNameError, "Did you mean 'completions'"),
+        ({"data": []}, errors.EmptyDataError, "the data has no rows"),
+        ({"data": "nothing/here.jsonl"}, errors.DataError, "there is no file or folder nothing/here.jsonl"),
+        ({"model": 7}, errors.ModelError, "int is no model"),
+        ({"global_batch_size": 6, "micro_batch_size": 4}, errors.BatchSizeError, "the nearest that can: 4, 8"),
+        ({"devices": 3}, errors.WorldSizeError, "scalekit launch --nproc 3"),
+        ({"max_steps": None}, errors.ConfigError, "max_steps or max_epochs"),
+        ({"learning_rate": "fast"}, errors.ConfigError, "learning_rate='fast' is not a number"),
+        ({"logger": "tensorboard"}, errors.ConfigError, "logger='tensorboard' is unknown"),
+        ({"resume": "yes"}, errors.ConfigError, "neither 'auto' nor 'never'"),
+        ({"loss": None}, errors.ModelError, "forward takes input, but the data's columns are x, y"),
+        ({"loss": None, "data": [{"x": [0.0] * 6}]}, errors.NoLossError, "returned no scalar loss"),
+        ({"loss": None, "model": "nowhere/model"}, errors.ModelError, "neither the folder"),
+    ],
+    ids=lambda value: str(value)[:40] if isinstance(value, dict) else None,
+)
+def test_settings(settings: dict, error: type, said: str) -> None:
+    with pytest.raises(error) as caught:
+        fit(**settings)
+    assert said in str(caught.value)
+    assert not list(Path("runs").glob("*/metrics.jsonl")) or not any(
+        path.read_text() for path in Path("runs").glob("*/metrics.jsonl")
+    )
+
+
+def test_16_mixed_needs_a_gpu() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has one")
+    with pytest.raises(errors.ConfigError, match="needs a GPU"):
+        fit(precision="16-mixed")
+
+
+def test_a_key_that_is_no_setting() -> None:
+    with pytest.raises(errors.UnknownNameError, match="Did you mean 'global_batch_size'"):
+        Job.from_mapping({"model": "m", "data": "d", "global_batchsize": 8})
+
+
+def test_numbers_as_yaml_reads_them() -> None:
+    assert Job("m", "d", max_steps=1, learning_rate="1e-4").learning_rate == 1e-4
+
+
+def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    with pytest.raises(errors.DependencyError, match=r"pip install 'scalekit\[deepspeed\]'"):
+        fit(strategy="zero1")
+
+
+def test_no_column_for_a_language_model(text_model: str) -> None:
+    rows = datasets.Dataset.from_list([{"question": "A", "answer": "B"}])
+    with pytest.raises(errors.ColumnError, match="It has: question, answer"):
+        fit(text_model, rows, loss=None)
+
+
+def test_a_row_without_label_tokens(text_model: str) -> None:
+    rows = [{"prompt": "ABC", "completion": "DE"}, {"prompt": "ABCDEFGH", "completion": "I"}]
+    with pytest.raises(errors.NoLabelError, match="1 of 2 rows of the data have no label tokens, the first being row 1"):
+        fit(text_model, rows, loss=None, loss_on="completions", sequence_length=8)
+
+
+def test_labels_that_are_all_masked(text_model: str) -> None:
+    rows = [{"input_ids": [3, 4, 5], "labels": [-100, -100, -100]}]
+    with pytest.raises(errors.NoLabelError, match=r"rows \[0\]"):
+        fit(text_model, rows, loss=None, global_batch_size=1)
+
+
+def test_a_model_without_a_head() -> None:
+    from transformers import BertConfig, BertModel
+
+    def headless() -> nn.Module:
+        return BertModel(BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=1))
+
+    with pytest.raises(errors.NoLossError, match="takes no labels"):
+        fit(headless, [{"input_ids": [1, 2], "labels": 0}], loss=None, global_batch_size=1)
+
+
+def test_nan_stops_says_where_and_keeps_the_checkpoint(tmp_path: Path) -> None:
+    rows = [dict(row) for row in NUMBERS[:8]]
+    rows[5]["y"] = [math.nan, 0.0]
+    loader = torch.utils.data.DataLoader(rows, collate_fn=parity.collate, shuffle=False)
+    with pytest.raises(errors.NonFiniteError, match=r"step 3 is nan; it comes from the rows \[4, 5\]"):
+        fit(data=loader, global_batch_size=2, micro_batch_size=2, max_steps=4, checkpoint_every=2, output_dir="run")
+    assert [path.name for path in Path("run/checkpoints").iterdir()] == ["step-00000002"]
+    assert len(Path("run/metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_another_jobs_folder_is_not_continued() -> None:
+    fit(output_dir="run")
+    with pytest.raises(errors.CheckpointError, match="run of another job"):
+        fit(output_dir="run", seed=9)
+    with pytest.raises(errors.ConfigError, match="choose another output_dir"):
+        fit(output_dir="run", resume="never")
+
+
+def test_a_damaged_checkpoint_is_named() -> None:
+    fit(output_dir="run", checkpoint_every=1)
+    path = Path("run/checkpoints/step-00000002/model/model.safetensors")
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(errors.CheckpointError, match=r"model\.safetensors is damaged"):
+        fit(output_dir="run")
+
+
+def test_remote_code_is_off(tmp_path: Path, text_model: str) -> None:
+    import json
+
+    config = Path(text_model) / "config.json"
+    block = json.loads(config.read_text())
+    block |= {"model_type": "my_own", "auto_map": {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}}
+    config.write_text(json.dumps(block))
+    (Path(text_model) / "code.py").write_text("raise SystemExit('remote code has run')")
+    with pytest.raises(errors.ModelError, match="trust_remote_code"):
+        fit(text_model, [{"text": "ABC"}], loss=None)
+
+
+def test_launched_ranks_that_differ_from_the_job() -> None:
+    command = [*(sys.executable, "-m", "scalekit", "launch", "--nproc", "2", "--"), "fit", "--model", "m", "--data", "d"]
+    output = run([*command, "--max_steps", "1", "--devices", "4"], 120, expect_failure=True)
+    assert output.count("WorldSizeError") == 1
+    assert "launcher started 2 processes on each of 1 nodes" in output
+
+
+def test_command_line_errors_are_one_line() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "scalekit", "fit", "--modl", "x"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("UnknownNameError: unknown key in the job 'modl'. Did you mean 'model'?")
+    assert len(done.stderr.splitlines()) == 1
