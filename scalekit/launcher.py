@@ -35,7 +35,9 @@ class Launch:
             ConfigError: no program, or several nodes without a place to meet.
         """
         if not program:
-            raise ConfigError("nothing to launch: give a program after --, such as: scalekit launch --nproc 2 -- fit job.yaml")
+            raise ConfigError(
+                "nothing to launch: give a program after --, such as: scalekit launch --nproc 2 -- fit job.yaml"
+            )
         if self.nodes > 1 and self.endpoint is None:
             raise ConfigError("several nodes need an endpoint, the host:port of the first one")
         meeting = ["--standalone"]

@@ -13,7 +13,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -156,7 +156,9 @@ class ModelLoss(Objective):
                 "AutoModelForCausalLM, or give `loss=`"
             )
         loss_type = getattr(model, "loss_type", None)
-        causal = loss_type in ("ForCausalLM", "ForConditionalGeneration") or type(model).__name__.endswith("LMHeadModel")
+        causal = loss_type in ("ForCausalLM", "ForConditionalGeneration") or type(model).__name__.endswith(
+            "LMHeadModel"
+        )
         return cls(shifted=causal and not getattr(config, "is_encoder_decoder", False))
 
     def items(self, batch: Any, samples: int) -> float:
@@ -227,9 +229,9 @@ class FunctionLoss(Objective):
         return "labels" if isinstance(self._function, (nn.CrossEntropyLoss, nn.NLLLoss)) else "samples"
 
 
-def _innermost(model: nn.Module) -> nn.Module:
+def _innermost(model: Any) -> Any:
     """The Hugging Face model itself, where PEFT wraps it."""
-    return cast(nn.Module, model.get_base_model()) if hasattr(model, "get_base_model") else model
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _own_loss(model: nn.Module, output: Any) -> Tensor:

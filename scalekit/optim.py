@@ -58,19 +58,21 @@ def build_optimizer(
     if not groups:
         raise ConfigError("the model has no parameter that is trained: all are frozen")
     if callable(optimizer):
-        return optimizer(groups)
+        own: Optimizer = optimizer(groups)
+        return own
     if optimizer == "sgd":
         return torch.optim.SGD(groups, lr=learning_rate, **options)
     if offloaded:
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
-        return DeepSpeedCPUAdam(
+        on_host: Optimizer = DeepSpeedCPUAdam(
             groups,
             lr=learning_rate,
             adamw_mode=optimizer == "adamw",
             fp32_optimizer_states=not low_precision_state,
             **options,
         )
+        return on_host
     cls = torch.optim.AdamW if optimizer == "adamw" else torch.optim.Adam
     return cls(groups, lr=learning_rate, **{"fused": not scaled, **options})
 

@@ -57,10 +57,7 @@ def claim(job: Job, name: str, plan: Plan) -> RunFolder:
 
 
 def _open(job: Job, name: str, plan: Plan) -> RunFolder:
-    if job.output_dir is None:
-        path = _own_folder(job, Path("runs"), name, plan)
-    else:
-        path = Path(job.output_dir)
+    path = Path(job.output_dir) if job.output_dir else _own_folder(job, Path("runs"), name, plan)
     if job.resume not in ("auto", "never"):
         return _resume(path, Path(job.resume))
     newest = latest(path / "checkpoints")

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.utils.data import default_collate
@@ -210,8 +211,8 @@ def run(job: Job) -> Run:
             use_distributed_sampler=False,
             default_root_dir=folder.path,
         )
-        loaders = rows.loaders(job, order, world, module, device, folder)
-        trainer.fit(module, *loaders, ckpt_path=folder.checkpoint)
+        training, held_out = rows.loaders(order, world, module, device, folder)
+        trainer.fit(module, training, held_out, ckpt_path=folder.checkpoint)
     for each in loggers:
         _finish(each, trainer)
     return Run(folder.path, plan, metrics.history, metrics.evaluations, latest(folder.checkpoints), module)
@@ -262,8 +263,8 @@ class _Rows:
         return cls(train, validation, text.Pad(text.pad_id(tokenizer, config)), tokenizer, workers)
 
     def loaders(
-        self, job: Job, order: Order, world: World, module: pl.LightningModule, device: str, folder: runs.RunFolder
-    ) -> Iterator[Loader]:
+        self, order: Order, world: World, module: pl.LightningModule, device: str, folder: runs.RunFolder
+    ) -> tuple[Loader, Loader | None]:
         """The loader for training, and the one for the rows held out where there are any."""
 
         def count(batch: Any, samples: int) -> float:
@@ -271,11 +272,12 @@ class _Rows:
 
         shared: dict[str, Any] = {"workers": self.workers, "pin_memory": device == "cuda"}
         position = int((folder.state or {}).get("position", 0))
-        yield Loader(self.train, self.collate, order, world.rank, count, position=position, **shared)
-        if self.validation is not None:
-            each = order.micro_batch_size
-            held_out = Order(len(self.validation), each * world.size, each, world.size, order.seed, shuffle=False)
-            yield Loader(self.validation, self.collate, held_out, world.rank, count, advances=False, **shared)
+        training = Loader(self.train, self.collate, order, world.rank, count, position=position, **shared)
+        if self.validation is None:
+            return training, None
+        each = order.micro_batch_size
+        once = Order(len(self.validation), each * world.size, each, world.size, order.seed, shuffle=False)
+        return training, Loader(self.validation, self.collate, once, world.rank, count, advances=False, **shared)
 
 
 def _tensors(rows: Any) -> Any:

@@ -24,7 +24,9 @@ def test_regression_ends_in_the_weights_of_the_plain_loop(tmp_path: Path, monkey
 
 def test_regression_on_two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    output = run([sys.executable, "-m", "scalekit", "launch", "--nproc", "2", "--", str(EXAMPLES / "regression.py")], 180)
+    output = run(
+        [sys.executable, "-m", "scalekit", "launch", "--nproc", "2", "--", str(EXAMPLES / "regression.py")], 180
+    )
     lines = [line.split("y =")[1] for line in output.splitlines() if line.startswith("by ")]
     assert len(lines) == 4
     assert len(set(lines)) == 1

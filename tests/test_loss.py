@@ -55,7 +55,9 @@ class Returns(nn.Module):
         return self.make(self.weight * x.mean())
 
 
-@pytest.mark.parametrize("make", [lambda v: v, lambda v: (v, 1), lambda v: {"loss": v}], ids=["tensor", "tuple", "dict"])
+@pytest.mark.parametrize(
+    "make", [lambda v: v, lambda v: (v, 1), lambda v: {"loss": v}], ids=["tensor", "tuple", "dict"]
+)
 def test_a_models_own_loss_in_any_form(make) -> None:
     model = Returns(make)
     assert ModelLoss.of(model).mean_loss(model, {"x": torch.ones(3)}).item() == 1.0

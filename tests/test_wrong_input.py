@@ -109,7 +109,9 @@ def test_no_column_for_a_language_model(text_model: str) -> None:
 
 def test_a_row_without_label_tokens(text_model: str) -> None:
     rows = [{"prompt": "ABC", "completion": "DE"}, {"prompt": "ABCDEFGH", "completion": "I"}]
-    with pytest.raises(errors.NoLabelError, match="1 of 2 rows of the data have no label tokens, the first being row 1"):
+    with pytest.raises(
+        errors.NoLabelError, match="1 of 2 rows of the data have no label tokens, the first being row 1"
+    ):
         fit(text_model, rows, loss=None, loss_on="completions", sequence_length=8)
 
 
@@ -170,7 +172,14 @@ def test_remote_code_is_off(tmp_path: Path, text_model: str) -> None:
 
 
 def test_launched_ranks_that_differ_from_the_job() -> None:
-    command = [*(sys.executable, "-m", "scalekit", "launch", "--nproc", "2", "--"), "fit", "--model", "m", "--data", "d"]
+    command = [
+        *(sys.executable, "-m", "scalekit", "launch", "--nproc", "2", "--"),
+        "fit",
+        "--model",
+        "m",
+        "--data",
+        "d",
+    ]
     output = run([*command, "--max_steps", "1", "--devices", "4"], 120, expect_failure=True)
     assert output.count("WorldSizeError") == 1
     assert "launcher started 2 processes on each of 1 nodes" in output

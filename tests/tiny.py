@@ -39,6 +39,9 @@ def conversations(number: int) -> list[dict]:
     """Questions and answers of unequal lengths, over several turns."""
     rows = []
     for i in range(number):
-        turns = [{"role": "user", "content": "what " * (1 + i % 3)}, {"role": "assistant", "content": "yes " * (1 + i % 4)}]
+        turns = [
+            {"role": "user", "content": "what " * (1 + i % 3)},
+            {"role": "assistant", "content": "yes " * (1 + i % 4)},
+        ]
         rows.append({"messages": turns * (1 + i % 2)})
     return rows

@@ -1,10 +1,10 @@
 """A checkpoint's files.
 
-    step-00000100/
-      model/          what `from_pretrained` opens, in the precision of the master weights
-      optimizer/      each rank's part of the optimizer's state: rank-00000.json and rank-00000.safetensors
-      state.json      step, position, schedules, loops, callbacks; tensors among them in state.safetensors
-      MANIFEST.json   every file with its size and checksum; written last
+step-00000100/
+  model/          what `from_pretrained` opens, in the precision of the master weights
+  optimizer/      each rank's part of the optimizer's state: rank-00000.json and rank-00000.safetensors
+  state.json      step, position, schedules, loops, callbacks; tensors among them in state.safetensors
+  MANIFEST.json   every file with its size and checksum; written last
 """
 
 from __future__ import annotations

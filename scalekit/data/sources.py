@@ -106,7 +106,9 @@ def _from_name(name: str) -> Any:
     try:
         return datasets.load_dataset(name)
     except Exception as error:
-        raise DataError(f"the data {name!r} is neither a folder here nor a data set that the hub gives: {error}") from error
+        raise DataError(
+            f"the data {name!r} is neither a folder here nor a data set that the hub gives: {error}"
+        ) from error
 
 
 def _from_dict(splits: Any) -> Source:

@@ -34,7 +34,9 @@ _PARTITION_BYTES = 1 << 30
 class DeepSpeedPlugin(Plugin, DeepSpeedPrecision):
     """Steps through DeepSpeed's engine, which clips by itself and then knows the gradient norm."""
 
-    def optimizer_step(self, optimizer: Any, model: Any, closure: Callable[[], Any], **kwargs: Any) -> Any:
+    def optimizer_step(  # type: ignore[override]
+        self, optimizer: Any, model: Any, closure: Callable[[], Any], **kwargs: Any
+    ) -> Any:
         result = DeepSpeedPrecision.optimizer_step(self, optimizer, model, closure, **kwargs)
         self.gradient_norm = model.trainer.model.get_global_grad_norm()
         return result
@@ -90,10 +92,14 @@ class DeepSpeedEngine(Engine, DeepSpeedStrategy):
             self._partition(self._module)
         weights.materialise(self._module, self.root_device)
         weights.broadcast(self._module, buffers_only=True)
-        kept = [(owner, name, tensor) for owner, name, tensor in weights.tensors(self._module) if name in owner._buffers]
+        kept = [
+            (owner, name, tensor) for owner, name, tensor in weights.tensors(self._module) if name in owner._buffers
+        ]
         super().setup(trainer)
         for owner, name, tensor in kept:
-            owner._buffers[name] = tensor.to(self.root_device)  # DeepSpeed casts buffers; their precision is the model's
+            owner._buffers[name] = tensor.to(
+                self.root_device
+            )  # DeepSpeed casts buffers; their precision is the model's
 
     def _init_optimizers(self) -> Any:
         """ZeRO-3's own come earlier: a user's groups by shape mean something only while parameters have their shapes."""

@@ -7,8 +7,8 @@ optimizer steps, and calls the hooks; the engine answers it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -67,13 +67,15 @@ class Engine(LightningStrategy):
 
     # -- initial weights --------------------------------------------------------------------------------------------
 
-    def tensor_init_context(self, empty_init: bool | None = None) -> AbstractContextManager[Any]:
+    @contextmanager
+    def tensor_init_context(self, empty_init: bool | None = None) -> Generator[None, None, None]:
         """Models are built as their own code says; where, `build` decides."""
-        return nullcontext()
+        yield
 
-    def model_sharded_context(self) -> AbstractContextManager[Any]:
+    @contextmanager
+    def model_sharded_context(self) -> Generator[None, None, None]:
         """See `tensor_init_context`: DeepSpeed's own would hand empty tensors to initialisers."""
-        return nullcontext()
+        yield
 
     def builds_here(self) -> bool:
         """Whether this rank builds real weights. The others build the same model on the meta device and receive."""
@@ -99,9 +101,7 @@ class Engine(LightningStrategy):
             self._ledger = Ledger(self._world_size, accumulation, self._sum, self.root_device)
         return self._ledger.weigh(output, micro)
 
-    def optimizer_step(
-        self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any
-    ) -> Any:
+    def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
         learning_rate = float(optimizer.param_groups[0]["lr"])
         loss: StepLoss | None = None
 
@@ -171,7 +171,7 @@ class Engine(LightningStrategy):
         raise NonFiniteError(f"the gradient norm of {step} is {norm}, although its loss is finite")
 
     def _sum(self, tensor: Tensor) -> Tensor:
-        return self.reduce(tensor.clone(), reduce_op="sum") if self._world_size > 1 else tensor  # type: ignore[no-any-return]
+        return self.reduce(tensor.clone(), reduce_op="sum") if self._world_size > 1 else tensor
 
     def _gather(self, value: Any) -> list[Any]:
         if self._world_size == 1:

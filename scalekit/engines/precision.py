@@ -108,7 +108,7 @@ class Plugin(LightningPrecision):
         gradient_clip_algorithm: GradClipAlgorithmType = GradClipAlgorithmType.NORM,
     ) -> None:
         parameters = [p for p in self.main_params(optimizer) if p.grad is not None]
-        norm = nn.utils.get_total_norm([p.grad for p in parameters])
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         self.gradient_norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         if clip_val <= 0:
             return
@@ -127,7 +127,7 @@ class TruePrecision(Plugin):
 
     def __init__(self, precision: str) -> None:
         super().__init__()
-        self.precision = precision
+        self.precision: Any = precision
 
 
 class AutocastPrecision(Plugin, MixedPrecision):
@@ -152,4 +152,3 @@ def cast_parameters(module: nn.Module, dtype: torch.dtype) -> nn.Module:
         if parameter.is_floating_point() and parameter.dtype != dtype:
             parameter.data = parameter.data.to(dtype)
     return module
-

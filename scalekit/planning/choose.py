@@ -68,9 +68,7 @@ def choose_strategy(strategy: str, world_size: int, reasons: list[str]) -> str:
     return name
 
 
-def choose_micro_batch(
-    micro_batch_size: int | str, global_batch_size: int, world_size: int, reasons: list[str]
-) -> int:
+def choose_micro_batch(micro_batch_size: int | str, global_batch_size: int, world_size: int, reasons: list[str]) -> int:
     """Turns ``"auto"`` into the largest size up to 8 that splits the global batch evenly.
 
     Raises:
@@ -86,5 +84,7 @@ def choose_micro_batch(
         )
     share = global_batch_size // world_size
     size = max(n for n in range(1, LARGEST_AUTO_MICRO_BATCH + 1) if share % n == 0)
-    reasons.append(f"micro-batch {size}: the largest up to {LARGEST_AUTO_MICRO_BATCH} that splits {share} samples a rank")
+    reasons.append(
+        f"micro-batch {size}: the largest up to {LARGEST_AUTO_MICRO_BATCH} that splits {share} samples a rank"
+    )
     return size

@@ -10,7 +10,7 @@ WORKERS = Path(__file__).parent / "workers"
 ROOT = Path(__file__).parents[2]
 
 
-class ProcessesFailed(AssertionError):
+class ProcessesError(AssertionError):
     """A job that ended with an error, with what its ranks printed."""
 
 
@@ -39,7 +39,7 @@ def run(command: list[str], timeout_seconds: float = 600, expect_failure: bool =
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         output, _ = process.communicate()
-        raise ProcessesFailed(f"not done after {timeout_seconds} s: {' '.join(command)}\n{output}") from None
+        raise ProcessesError(f"not done after {timeout_seconds} s: {' '.join(command)}\n{output}") from None
     if (process.returncode != 0) != expect_failure:
-        raise ProcessesFailed(f"exit code {process.returncode}: {' '.join(command)}\n{output}")
+        raise ProcessesError(f"exit code {process.returncode}: {' '.join(command)}\n{output}")
     return output
