@@ -28,9 +28,10 @@ class OneWeightARow(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.weights = nn.Parameter(torch.zeros(ROWS))
+        self.offset = nn.Parameter(torch.zeros(1))  # a parameter smaller than the number of ranks
 
     def forward(self, row: torch.Tensor) -> torch.Tensor:
-        return self.weights[row].mean()
+        return self.weights[row].mean() + 0 * self.offset.sum()
 
 
 class Final(Callback):
