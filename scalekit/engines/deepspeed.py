@@ -24,7 +24,7 @@ from scalekit.checkpoint.load import load_weights
 from scalekit.engines import weights
 from scalekit.engines.engine import Engine
 from scalekit.engines.precision import Plugin
-from scalekit.errors import DependencyError, StrategyError
+from scalekit.errors import CheckpointError, DependencyError, StrategyError
 from scalekit.strategies import Strategy
 
 _PARTITION_BYTES = 1 << 30
@@ -213,6 +213,8 @@ class DeepSpeedEngine(Engine, DeepSpeedStrategy):
         return inner
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        if self.spec.offload.get("optimizer") == "nvme":
+            return {}
         if self._stage < 3:
             return super().optimizer_state(optimizer)
         inner = self.inner_optimizer(optimizer)
@@ -220,6 +222,11 @@ class DeepSpeedEngine(Engine, DeepSpeedStrategy):
         return {"state": dict(enumerate(inner.state[part] for part in self._flat_parts())), "param_groups": groups}
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        if self.spec.offload.get("optimizer") == "nvme":
+            raise CheckpointError(
+                f"strategy {self.spec.name!r} keeps the optimizer's state on NVMe, from where it is not saved yet: start from "
+                "the checkpoint's weights, or resume a run of another strategy"
+            )
         if self._stage < 3:
             return super().load_optimizer_state_dict(checkpoint)
         (state,) = checkpoint["optimizer_states"]

@@ -77,7 +77,7 @@ class Metrics(Callback):
             "step_seconds": seconds,
             "items_per_second": last.items / seconds,
             "mfu": None,
-            "peak_memory_bytes": peak_memory_bytes(),
+            "peak_memory_bytes": peak_memory_bytes(engine.root_device),
         }
 
     def _publish(self, trainer: Trainer, path: Path, record: Record, prefix: str) -> None:
@@ -90,10 +90,10 @@ class Metrics(Callback):
             logger.log_metrics(numbers, step=record["step"])
 
 
-def peak_memory_bytes() -> int:
-    """The most device memory that this process has held; on a CPU, the most memory."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory that this process has held on a GPU; on a CPU, the most memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

@@ -42,4 +42,7 @@ def run(command: list[str], timeout_seconds: float = 600, expect_failure: bool =
         raise ProcessesError(f"not done after {timeout_seconds} s: {' '.join(command)}\n{output}") from None
     if (process.returncode != 0) != expect_failure:
         raise ProcessesError(f"exit code {process.returncode}: {' '.join(command)}\n{output}")
+    caused = [line for line in output.splitlines() if f"{ROOT / 'scalekit'}/" in line and "Warning:" in line]
+    if caused:
+        raise ProcessesError("ScaleKit causes warnings:\n" + "\n".join(caused))
     return output
