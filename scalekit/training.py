@@ -153,6 +153,7 @@ def run(job: Job) -> Run:
     world = World.from_environment()
     world.check(job.devices, job.num_nodes)
     _check_names(job)
+    _let_rank_zero_speak(world)
     device = device_type()
     reasons: list[str] = []
     spec = Strategy.load(choose_strategy(job.strategy, world.size, reasons))
@@ -386,6 +387,18 @@ def _quiet_lightning() -> Iterator[None]:
             yield
     finally:
         lightning.setLevel(level)
+
+
+def _let_rank_zero_speak(world: World) -> None:
+    """Silences the other ranks' progress bars and remarks; their errors are still heard."""
+    if world.rank == 0:
+        return
+    import datasets
+    from transformers.utils import logging as transformers_logging
+
+    datasets.disable_progress_bars()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("scalekit").setLevel(logging.ERROR)
 
 
 def _say(world: World, message: str) -> None:

@@ -6,9 +6,11 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from scalekit.errors import ColumnError, ConfigError, DataError, NoLabelError
@@ -107,18 +109,28 @@ def prepare(rows: Any, encoder: Callable[[], Encoder], name: str, processes: int
             "'messages', 'prompt' and 'completion', 'text', or 'input_ids' and 'labels'"
         )
     encode = encoder().encode
-    tokens = rows.map(
-        partial(_encode_row, encode=encode),
-        remove_columns=columns,
-        num_proc=processes,
-        desc=f"Tokens of the {name}",
-    )
+    with _one_at_a_time():
+        tokens = rows.map(
+            partial(_encode_row, encode=encode),
+            remove_columns=columns,
+            num_proc=processes,
+            desc=f"Tokens of the {name}",
+        )
     cut = sum(flag for (flag,) in tokens["cut"])
     if cut:
         log.warning("%d of %d rows of the %s are cut to sequence_length", cut, len(tokens), name)
     tokens = tokens.remove_columns("cut")
     _check_labels(tokens, name)
     return tokens
+
+
+def _one_at_a_time() -> FileLock:
+    """Lets a node's first rank prepare and the others take what it cached, without a collective that could time out."""
+    import datasets
+
+    folder = Path(datasets.config.HF_DATASETS_CACHE)
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / "scalekit-prepare.lock")
 
 
 def _encode_row(row: dict[str, Any], encode: Callable[[dict[str, Any]], Encoded]) -> Encoded:
