@@ -39,7 +39,7 @@ class Job:
     schedule: Any = "cosine"
     warmup_steps: int = 0
     weight_decay: float = 0.0
-    gradient_clip: float | None = 1.0
+    gradient_clip: float | str | None = "auto"
     seed: int = 0
     devices: int | str = "auto"
     num_nodes: int | str = "auto"

@@ -90,7 +90,7 @@ def fit(
     schedule: Any = "cosine",
     warmup_steps: int = 0,
     weight_decay: float = 0.0,
-    gradient_clip: float | None = 1.0,
+    gradient_clip: float | str | None = "auto",
     seed: int = 0,
     devices: int | str = "auto",
     num_nodes: int | str = "auto",
@@ -129,7 +129,7 @@ def fit(
         schedule: ``constant``, ``linear``, ``cosine``, ``wsd``, or a function of the step's index to a factor.
         warmup_steps: optimizer steps over which the learning rate rises.
         weight_decay: on matrices; biases and norms never decay.
-        gradient_clip: the largest global gradient norm; None clips nothing.
+        gradient_clip: the largest global gradient norm; None clips nothing; ``"auto"`` is 1.0, and None for a LightningModule.
         seed: of initial weights, order and dropout.
         devices: processes on each node; what torchrun started by default.
         num_nodes: likewise.
@@ -192,7 +192,7 @@ def run(job: Job) -> Run:
             num_nodes=world.num_nodes,
             plugins=[TorchElasticEnvironment() if world.launched else LightningEnvironment()],
             accumulate_grad_batches=order.accumulation,
-            gradient_clip_val=job.gradient_clip,
+            gradient_clip_val=_gradient_clip(job),
             max_steps=total_steps,
             max_epochs=-1,
             num_sanity_val_steps=-1 if folder.step == 0 else 0,
@@ -217,6 +217,13 @@ def run(job: Job) -> Run:
     for each in loggers:
         _finish(each, trainer)
     return Run(folder.path, plan, metrics.history, metrics.evaluations, latest(folder.checkpoints), module)
+
+
+def _gradient_clip(job: Job) -> float | None:
+    """A LightningModule's gradients are its own business, unless the job says otherwise."""
+    if isinstance(job.gradient_clip, str):
+        return None if isinstance(job.model, pl.LightningModule) else 1.0
+    return job.gradient_clip
 
 
 def _check_names(job: Job) -> None:

@@ -46,6 +46,21 @@ def test_a_resumed_run_is_the_same_run(results: dict) -> None:
     assert runs["again"] == runs["whole"]
 
 
+def test_frozen_parameters_stay_and_buffers_are_rank_0s(results: dict) -> None:
+    found = results["frozen"]
+    assert found["after"]["model.frozen.weight"] == found["before"]
+    assert found["buffers"] == [[[1.0] * 3] * 2] * 2
+    assert found["losses"][0] != found["losses"][1]
+
+
+def test_a_strategy_works_in_a_trainer_of_ones_own(results: dict) -> None:
+    assert results["own_trainer"]["steps"] == results["own_trainer"]["expected"]
+
+
+def test_a_module_that_optimizes_by_hand(results: dict) -> None:
+    assert results["by_hand"] is None or results["by_hand"]["steps"] == [1, 2, 3]
+
+
 def test_the_folder_opens_with_plain_transformers(folder: Path) -> None:
     import torch
     from safetensors.torch import load_file

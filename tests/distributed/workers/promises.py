@@ -10,12 +10,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from lightning.pytorch import Callback
 from torch import nn
 
 import scalekit
 from tests.distributed import parity_cases as parity
+from tests.distributed.workers.parity import OwnModule
 
 RANK, WORLD_SIZE = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 ROWS = 10 * WORLD_SIZE
@@ -103,6 +105,92 @@ def resumed(strategy: str, folder: Path) -> dict[str, Any]:
     return {"whole": whole, "part": part, "again": again}
 
 
+class FrozenAndBuffered(nn.Module):
+    """A frozen layer, and buffers of both kinds that start with a value of each rank's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen, self.trained, self.unit = nn.Linear(6, 16), nn.Linear(16, 2), nn.Linear(2, 1)
+        self.frozen.requires_grad_(False)
+        self.register_buffer("kept", torch.full((3,), float(RANK + 1)))
+        self.register_buffer("hidden", torch.full((3,), float(RANK + 1)), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.unit(self.trained(self.frozen(x)) * self.kept[0] * self.hidden[0])
+
+
+def frozen_and_buffers(strategy: str, folder: Path) -> dict[str, Any]:
+    """A module that every rank has built already, each with buffers of its own: rank 0's count."""
+    torch.manual_seed(RANK)
+    model, final = FrozenAndBuffered(), Final()
+    before = model.frozen.weight.tolist()
+    run = scalekit.fit(
+        model,
+        [{"x": row["x"], "y": row["y"][:1]} for row in parity.number_rows()],
+        loss=nn.MSELoss(),
+        strategy=strategy,
+        precision="32-true",
+        global_batch_size=8,
+        max_steps=2,
+        callbacks=[final],
+        output_dir=str(folder / "frozen"),
+    )
+    hidden: list[Any] = [None] * WORLD_SIZE
+    torch.distributed.all_gather_object(hidden, (model.hidden.tolist(), model.kept.tolist()))
+    after = {name: value.tolist() for name, value in final.state.items()}
+    return {"before": before, "after": after, "buffers": hidden, "losses": [h["loss"] for h in run.history]}
+
+
+class ByHand(pl.LightningModule):
+    """A LightningModule that steps its optimizer by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.automatic_optimization = False
+        self.layer = nn.Linear(6, 2)
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(nn.functional.mse_loss(self.layer(batch["x"]), batch["y"]))
+        optimizer.step()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def own_trainer(strategy: str) -> dict[str, Any]:
+    """`scalekit.strategy` in a Lightning Trainer of the user's own."""
+    trainer = pl.Trainer(
+        strategy=scalekit.strategy(strategy, precision="32-true"),
+        accelerator="cpu",
+        devices=WORLD_SIZE,
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    module = OwnModule()
+    loader = torch.utils.data.DataLoader(parity.number_rows(), collate_fn=parity.collate, batch_size=5)
+    trainer.fit(module, loader)
+    return {"steps": trainer.global_step, "expected": -(-parity.ROWS // WORLD_SIZE // 5)}
+
+
+def by_hand(strategy: str, folder: Path) -> dict[str, Any]:
+    run = scalekit.fit(
+        ByHand(),
+        torch.utils.data.DataLoader(parity.number_rows(), collate_fn=parity.collate),
+        strategy=strategy,
+        precision="32-true",
+        global_batch_size=4,
+        max_steps=3,
+        output_dir=str(folder / "by-hand"),
+    )
+    return {"steps": [h["step"] for h in run.history]}
+
+
 class Types(Callback):
     """What the types really are, read off in the last step."""
 
@@ -161,6 +249,9 @@ if __name__ == "__main__":
     results = {
         "dropped": nothing_dropped(strategy, folder),
         "resumed": resumed(strategy, folder),
+        "frozen": frozen_and_buffers(strategy, folder),
+        "own_trainer": own_trainer(strategy),
+        "by_hand": by_hand(strategy, folder) if strategy == "ddp" else None,
         "types": {p: types(strategy, p, folder) for p in ("32-true", "bf16-mixed", "bf16-true")},
     }
     if RANK == 0:
