@@ -114,9 +114,10 @@ def _flags(rest: Sequence[str]) -> dict[str, Any]:
 
 
 def _report(error: ScaleKitError) -> int:
-    """Says it once: rank 0 speaks, and the others leave after it, since torchrun ends a job when its first process ends."""
-    if os.environ.get("RANK", "0") == "0":
-        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-    else:
+    """Says it once: torchrun ends a job when its first process ends, so another rank speaks only where rank 0 did not."""
+    rank = os.environ.get("RANK", "0")
+    if rank != "0":
         time.sleep(_OTHER_RANKS_WAIT_SECONDS)
+    where = "" if rank == "0" else f"rank {rank}: "
+    print(f"{where}{type(error).__name__}: {error}", file=sys.stderr, flush=True)
     return _ERROR_CODE

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +32,7 @@ class Job:
     max_steps: int | None = None
     max_epochs: float | None = None
     optimizer: Any = "adamw"
-    optimizer_options: Mapping[str, Any] = field(default_factory=dict)
+    optimizer_options: Mapping[str, Any] | None = None
     learning_rate: float = 5e-5
     schedule: Any = "cosine"
     warmup_steps: int = 0
@@ -60,6 +58,8 @@ class Job:
             value = getattr(self, name)
             if isinstance(value, int) and value < 1:
                 raise ConfigError(f"{name}={value} must be at least 1")
+        if self.count is not None and self.loss is None:
+            raise ConfigError("count is for a loss function of yours, and there is none: give `loss` too")
         if (self.max_steps is None) == (self.max_epochs is None):
             raise ConfigError("give max_steps or max_epochs: one of them, so that it is plain when the job ends")
         if self.resume not in ("auto", "never") and not Path(self.resume).is_dir():
@@ -86,10 +86,9 @@ class Job:
         """The settings as `config.yaml` holds them; objects by what they are, since a file cannot hold them."""
         return {each.name: _plain(getattr(self, each.name)) for each in fields(self)}
 
-    def fingerprint(self) -> str:
-        """Tells apart jobs whose runs must not be continued by one another."""
-        text = json.dumps({k: v for k, v in self.resolved().items() if k in _DEFINING}, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+    def differences(self, saved: Mapping[str, Any]) -> list[str]:
+        """The settings in which a run's saved ones are another job's, so that this job must not continue it."""
+        return [name for name, value in self.resolved().items() if name not in _FREE and saved.get(name) != value]
 
 
 _INTEGERS = (
@@ -106,7 +105,9 @@ _INTEGERS = (
     "evaluate_every",
 )
 _NUMBERS = ("max_epochs", "learning_rate", "weight_decay", "gradient_clip")
-_DEFINING = ("model", "data", "task", "loss", "validation", "sequence_length", "loss_on", "global_batch_size", "seed")
+# What may change when a run goes on: where and how it runs (the plan is compared by itself), and what it tells.
+_FREE = {"strategy", "precision", "micro_batch_size", "max_steps", "max_epochs", "devices", "num_nodes", "workers"}
+_FREE |= {"logger", "callbacks", "output_dir", "checkpoint_every", "evaluate_every", "resume", "trust_remote_code"}
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -146,6 +147,8 @@ def _plain(value: Any) -> Any:
         return str(value)
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)) and any(isinstance(item, Mapping) for item in value):
+        return f"<{len(value)} rows>"
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     name = getattr(value, "__qualname__", None) or type(value).__qualname__

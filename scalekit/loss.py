@@ -90,10 +90,11 @@ class Ledger:
         if micro.first:
             self._open(micro)
         if micro.items:
-            self._loss += loss.detach() * micro.items
+            self._loss += loss.detach().double() * micro.items
             self.rows.append(micro.rows)
             self.losses.append(loss.detach())
-        weighted = loss * (micro.items * self._factor / self._total).to(loss.dtype)
+        exact = torch.promote_types(loss.dtype, torch.float32)  # a weight in bfloat16 would be wrong by up to 0.4 %
+        weighted = loss.to(exact) * (micro.items * self._factor / self._total).to(exact)
         return {**output, "loss": weighted} if isinstance(output, Mapping) else weighted
 
     def close(self) -> StepLoss:
@@ -211,17 +212,17 @@ class FunctionLoss(Objective):
             return samples
         target = target[target != self._function.ignore_index]
         weight = self._function.weight
-        return int(target.numel()) if weight is None else float(weight.cpu()[target].sum())
+        return int(target.numel()) if weight is None else float(weight.to(target.device)[target].sum())
 
     def mean_loss(self, model: nn.Module, batch: Any) -> Tensor:
         inputs, target = _split(batch)
         output = model(*inputs) if isinstance(inputs, tuple) else _call(model, inputs)
         loss = self._function(output, target)
-        if getattr(self._function, "reduction", "mean") == "sum":
-            return loss / self.items(batch, len(target))
-        if loss.ndim > 1:
+        if loss.ndim > 1 and not isinstance(self._function, (nn.CrossEntropyLoss, nn.NLLLoss)):
             raise NoLossError(f"the loss function must return a scalar or one value a sample, not {tuple(loss.shape)}")
-        return loss.mean()
+        if loss.ndim or getattr(self._function, "reduction", "mean") == "sum":
+            return loss.sum() / self.items(batch, len(target))
+        return loss
 
     def describe(self) -> str:
         if self._count is not None:

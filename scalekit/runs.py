@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from scalekit.checkpoint.layout import read_tree
+from scalekit.checkpoint.layout import checkpoint_name, read_tree
 from scalekit.checkpoint.load import check, latest
 from scalekit.errors import CheckpointError, ConfigError
 from scalekit.job import Job
@@ -51,26 +51,26 @@ def claim(job: Job, name: str, plan: Plan) -> RunFolder:
     folder = _open(job, name, plan)
     folder.checkpoints.mkdir(parents=True, exist_ok=True)
     (folder.path / "config.yaml").write_text(yaml.safe_dump(job.resolved(), sort_keys=False))
-    document = {"fingerprint": job.fingerprint(), **plan.as_dict()}
-    (folder.path / "plan.json").write_text(json.dumps(document, indent=2) + "\n")
+    (folder.path / "plan.json").write_text(json.dumps(plan.as_dict(), indent=2) + "\n")
     return folder
 
 
 def _open(job: Job, name: str, plan: Plan) -> RunFolder:
     path = Path(job.output_dir) if job.output_dir else _own_folder(job, Path("runs"), name, plan)
     if job.resume not in ("auto", "never"):
-        return _resume(path, Path(job.resume))
+        return _resume(path, Path(job.resume), plan)
     newest = latest(path / "checkpoints")
     if newest is None:
         return RunFolder(path)
     if job.resume == "never":
         raise ConfigError(f"{path} holds a run with checkpoints, and resume='never': choose another output_dir")
-    if _fingerprint(path) != job.fingerprint():
+    differing = _differences(job, path)
+    if differing:
         raise CheckpointError(
-            f"{path} holds the run of another job: its config.yaml differs in model, data, batch size or seed. "
+            f"{path} holds the run of another job: its config.yaml differs in {', '.join(differing)}. "
             "Choose another output_dir"
         )
-    return _resume(path, newest)
+    return _resume(path, newest, plan)
 
 
 def _own_folder(job: Job, parent: Path, name: str, plan: Plan) -> Path:
@@ -81,19 +81,32 @@ def _own_folder(job: Job, parent: Path, name: str, plan: Plan) -> Path:
         if not path.exists():
             return path
         unfinished = newest is not None and newest.name < f"step-{plan.total_steps:08d}"
-        if unfinished and job.resume == "auto" and _fingerprint(path) == job.fingerprint():
+        if unfinished and job.resume == "auto" and not _differences(job, path):
             return path
         number += 1
 
 
-def _resume(path: Path, checkpoint: Path) -> RunFolder:
+def _resume(path: Path, checkpoint: Path, plan: Plan) -> RunFolder:
     check(checkpoint)
     state = read_tree(checkpoint / "state")
-    return RunFolder(path, checkpoint, int(state["global_step"]), state["scalekit"])
+    step, kept = int(state["global_step"]), state["scalekit"]
+    saved = kept.get("layout", {})
+    differing = [f"{k} {saved.get(k)} (now {v})" for k, v in plan.layout().items() if saved.get(k) != v]
+    if differing:
+        raise CheckpointError(
+            f"{checkpoint} was saved under {', '.join(differing)}: resume under the same, or start from its weights: "
+            f"model={str(checkpoint / 'model')!r}"
+        )
+    newest = latest(path / "checkpoints")
+    if newest is not None and newest.name > checkpoint_name(step):
+        raise ConfigError(f"{path} holds later checkpoints than {checkpoint}: choose another output_dir")
+    return RunFolder(path, checkpoint, step, kept)
 
 
-def _fingerprint(path: Path) -> str | None:
+def _differences(job: Job, path: Path) -> list[str]:
+    """The settings in which a folder's run is another job's; all of them where it does not say."""
     try:
-        return str(json.loads((path / "plan.json").read_text())["fingerprint"])
-    except (OSError, KeyError, json.JSONDecodeError):
-        return None
+        saved = yaml.safe_load((path / "config.yaml").read_text())
+    except (OSError, yaml.YAMLError):
+        saved = {}
+    return job.differences(saved or {})

@@ -27,7 +27,7 @@ from scalekit.data.loader import Loader
 from scalekit.data.order import Order
 from scalekit.engines import precision as precisions
 from scalekit.engines.engine import Engine
-from scalekit.errors import ConfigError, ScaleKitError, UnknownNameError
+from scalekit.errors import ConfigError, UnknownNameError
 from scalekit.job import Job
 from scalekit.loss import LossFunction
 from scalekit.module import OptimizerSettings, ScaleModule
@@ -109,7 +109,8 @@ def fit(
         model: an `nn.Module`; a function that builds one; a Hugging Face model, its hub id or folder; or a LightningModule,
             which keeps its own steps, optimizers and callbacks.
         data: a Hugging Face `Dataset` or `DatasetDict`, a hub id, a file or folder, a list of rows, a torch `Dataset` or
-            `DataLoader`, or a LightningDataModule.
+            `DataLoader`, or a LightningDataModule. Of a DataLoader its rows, its collator, its workers and whether it
+            shuffles are taken; batch sizes are the job's.
         task: which head a hub model gets, one of `models.TASKS`; the one it was saved with by default.
         loss: a `torch.nn` loss, or a function of output and target; by default the model's own.
         count: the items of a batch, where `loss` is a mean over neither samples nor labels.
@@ -153,6 +154,7 @@ def run(job: Job) -> Run:
     world = World.from_environment()
     world.check(job.devices, job.num_nodes)
     _check_names(job)
+    _check_own_module(job)
     _let_rank_zero_speak(world)
     device = device_type()
     reasons: list[str] = []
@@ -181,6 +183,7 @@ def run(job: Job) -> Run:
     _say(world, f"{plan}\nrun        {folder.path}" + (f", resumed at step {folder.step}" if folder.step else ""))
 
     engine.initial_weights = folder.checkpoint
+    engine.job_state["layout"] = plan.layout()
     loggers = _loggers(job, folder, plan, engine)
     metrics = Metrics(folder.path, folder.step)
     with _quiet_lightning():
@@ -238,6 +241,22 @@ def _check_names(job: Job) -> None:
             raise UnknownNameError(kind, value, known)
     if job.task is not None and job.task not in models.TASKS:
         raise UnknownNameError("task", job.task, models.TASKS)
+
+
+def _check_own_module(job: Job) -> None:
+    """A LightningModule has a loss, an optimizer and a schedule of its own.
+
+    Raises:
+        ConfigError: the job gives it others, which would not be used.
+    """
+    if not isinstance(job.model, pl.LightningModule):
+        return
+    own = ("task", "loss", "count", "optimizer", "optimizer_options", "learning_rate", "schedule", "warmup_steps")
+    given = [
+        name for name in (*own, "weight_decay") if getattr(job, name) != getattr(Job(None, None, max_steps=1), name)
+    ]
+    if given:
+        raise ConfigError(f"a LightningModule decides by itself on {', '.join(given)}: set that in the module instead")
 
 
 @dataclass(frozen=True)
@@ -342,11 +361,11 @@ def _plan(
 
 def _claim(job: Job, name: str, plan: Plan, world: World) -> runs.RunFolder:
     """Rank 0's folder on every rank; its error too."""
-    outcome: runs.RunFolder | ScaleKitError | None = None
+    outcome: runs.RunFolder | Exception | None = None
     if world.rank == 0:
         try:
             outcome = runs.claim(job, name, plan)
-        except ScaleKitError as error:
+        except Exception as error:
             outcome = error
     outcome = agree(outcome, world)
     if not isinstance(outcome, runs.RunFolder):

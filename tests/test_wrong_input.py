@@ -143,10 +143,31 @@ def test_nan_stops_says_where_and_keeps_the_checkpoint(tmp_path: Path) -> None:
 
 def test_another_jobs_folder_is_not_continued() -> None:
     fit(output_dir="run")
-    with pytest.raises(errors.CheckpointError, match="run of another job"):
+    with pytest.raises(errors.CheckpointError, match="differs in seed"):
         fit(output_dir="run", seed=9)
     with pytest.raises(errors.ConfigError, match="choose another output_dir"):
         fit(output_dir="run", resume="never")
+
+
+def test_another_layout_is_not_continued() -> None:
+    fit(output_dir="run", checkpoint_every=1, max_steps=3)
+    with pytest.raises(errors.CheckpointError, match=r"micro_batch_size 4 \(now 2\), accumulation 1 \(now 2\)"):
+        fit(output_dir="run", micro_batch_size=2, max_steps=3)
+    with pytest.raises(errors.CheckpointError, match="differs in learning_rate"):
+        fit(output_dir="run", learning_rate=1.0, max_steps=3)
+    with pytest.raises(errors.ConfigError, match="holds later checkpoints"):
+        fit(output_dir="run", resume="run/checkpoints/step-00000001", max_steps=3)
+    again = fit(output_dir="other", resume="run/checkpoints/step-00000001", max_steps=3)
+    assert [record["step"] for record in again.history] == [2, 3]
+
+
+def test_settings_that_a_lightning_module_would_not_use() -> None:
+    import lightning.pytorch as pl
+
+    with pytest.raises(errors.ConfigError, match="decides by itself on loss, learning_rate"):
+        fit(pl.LightningModule(), learning_rate=1.0)
+    with pytest.raises(errors.ConfigError, match="give `loss` too"):
+        fit(loss=None, count=len)
 
 
 def test_a_damaged_checkpoint_is_named() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from scalekit.checkpoint.layout import MANIFEST, write_manifest, write_tree
+from scalekit.checkpoint.layout import write_manifest, write_tree
 
 
 def save(
@@ -27,13 +27,11 @@ def save(
     Args:
         module: the LightningModule; a `ScaleModule` writes its model as users open it.
         checkpoint: what Lightning collected, with the whole model's state on the publisher.
-        folder: where it shall stand; nothing happens where it stands already.
+        folder: where it shall stand; what stands there is replaced.
         part: the number of this rank's part of the optimizer's state; None where another rank writes the same.
         is_publisher: whether this rank writes what is common, and publishes.
         barrier: waits for all ranks.
     """
-    if (folder / MANIFEST).is_file():
-        return
     staging = folder.with_name(f".{folder.name}.partial")
     if is_publisher:
         shutil.rmtree(staging, ignore_errors=True)
@@ -54,7 +52,7 @@ def save(
     if is_publisher:
         write_manifest(staging)
         _sync(staging)
-        staging.rename(folder)
+        _publish(staging, folder)
     barrier()
 
 
@@ -74,6 +72,15 @@ def _without_ties(state: dict[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in state.items():
         first.setdefault((tensor.data_ptr(), tensor.nbytes) if tensor.nbytes else (0, len(first)), name)
     return {name: state[name].contiguous() for name in first.values()}
+
+
+def _publish(staging: Path, folder: Path) -> None:
+    replaced = folder.with_name(f".{folder.name}.replaced")
+    shutil.rmtree(replaced, ignore_errors=True)
+    if folder.exists():
+        folder.rename(replaced)
+    staging.rename(folder)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _sync(folder: Path) -> None:

@@ -24,5 +24,5 @@ class DDPEngine(Engine, DDPStrategy):
         self.precision_plugin.convert_module(self._module)
         weights.materialise(self._module, self.root_device)
         self.model_to_device()
-        weights.broadcast(self._module)
+        weights.broadcast(self._module, self.root_device)
         super().setup(trainer)

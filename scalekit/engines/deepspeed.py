@@ -24,7 +24,7 @@ from scalekit.checkpoint.load import load_weights
 from scalekit.engines import weights
 from scalekit.engines.engine import Engine
 from scalekit.engines.precision import Plugin
-from scalekit.errors import CheckpointError, DependencyError, StrategyError
+from scalekit.errors import CheckpointError, ConfigError, DependencyError, StrategyError
 from scalekit.strategies import Strategy
 
 _PARTITION_BYTES = 1 << 30
@@ -54,6 +54,10 @@ class DeepSpeedEngine(Engine, DeepSpeedStrategy):
         except ImportError as error:
             raise DependencyError("deepspeed", "deepspeed", f"the strategy {spec.name!r}") from error
         deepspeed.utils.logging.logger.setLevel(logging.WARNING)
+        if precision == "16-mixed":
+            raise ConfigError(
+                "DeepSpeed clips losses' scale along with gradients in '16-mixed': use 'bf16-mixed' or 'ddp'"
+            )
         _check_nvme(spec)
         super().__init__(spec, precision, device, config={}, logging_level=logging.WARNING)
         self.precision_plugin = DeepSpeedPlugin(precision)  # type: ignore[arg-type]
@@ -91,7 +95,7 @@ class DeepSpeedEngine(Engine, DeepSpeedStrategy):
             self._built_optimizers = super()._init_optimizers()
             self._partition(self._module)
         weights.materialise(self._module, self.root_device)
-        weights.broadcast(self._module, buffers_only=True)
+        weights.broadcast(self._module, self.root_device, buffers_only=True)
         kept = [
             (owner, name, tensor) for owner, name, tensor in weights.tensors(self._module) if name in owner._buffers
         ]
@@ -169,8 +173,7 @@ class DeepSpeedEngine(Engine, DeepSpeedStrategy):
         if self.precision == "32-true":
             return {}
         # No module is named safe to communicate in half precision: gradients are reduced in float32, as promised.
-        dtype = "bfloat16" if self.precision == "bf16-mixed" else "float16"
-        return {"torch_autocast": {"enabled": True, "dtype": dtype, "lower_precision_safe_modules": []}}
+        return {"torch_autocast": {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}}
 
     # -- weights and optimizer state --------------------------------------------------------------------------------
 

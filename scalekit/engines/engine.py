@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 
 from scalekit import strategies
 from scalekit.engines.precision import Dtypes, plugin, promised
-from scalekit.errors import NonFiniteError
+from scalekit.errors import CheckpointError, NonFiniteError
 from scalekit.loss import Ledger, MicroBatch, StepLoss
 
 
@@ -127,7 +127,8 @@ class Engine(LightningStrategy):
         output = super().validation_step(*args, **kwargs)
         loss = output.get("loss") if isinstance(output, Mapping) else output
         if micro is not None and micro.items and isinstance(loss, Tensor):
-            self._evaluated += torch.stack([loss.detach() * micro.items, torch.full_like(loss, micro.items)]).double()
+            self._evaluated[0] += loss.detach().double() * micro.items
+            self._evaluated[1] += micro.items
         return output
 
     def close_evaluation(self) -> StepLoss | None:
@@ -207,7 +208,16 @@ class Engine(LightningStrategy):
         return True
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        """Nothing: a checkpoint's weights are this job's initial weights, which `setup` has placed."""
+        """Nothing: a checkpoint's weights are this job's initial weights, which `setup` has placed.
+
+        Raises:
+            CheckpointError: nobody told `setup` of the checkpoint, as with a Trainer of the user's own.
+        """
+        if self.initial_weights is None:
+            raise CheckpointError(
+                "a Trainer of your own restores no ScaleKit checkpoint by `ckpt_path`: set the strategy's `initial_weights` to "
+                "the checkpoint's folder as well, or resume with scalekit.fit(resume=...)"
+            )
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         from scalekit.checkpoint.save import save

@@ -67,16 +67,15 @@ def promised(precision: str) -> Dtypes:
 
 
 def resolve(precision: str, device: str) -> str:
-    """Turns ``"auto"`` into a name: mixed bfloat16 on GPUs that have it, mixed float16 on older ones, else 32-true.
+    """Turns ``"auto"`` into a name: bf16-mixed on GPUs that have bfloat16, else 32-true.
 
     Raises:
         UnknownNameError: no such precision.
         ConfigError: 16-mixed without a GPU.
     """
     if precision == "auto":
-        if device != "cuda":
-            return "32-true"
-        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+        has_bf16 = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bf16-mixed" if has_bf16 else "32-true"
     promised(precision)
     if precision == "16-mixed" and device != "cuda":
         raise ConfigError("precision '16-mixed' needs a GPU; on a CPU use 'bf16-mixed' or '32-true'")
@@ -107,6 +106,10 @@ class Plugin(LightningPrecision):
         clip_val: int | float = 0.0,
         gradient_clip_algorithm: GradClipAlgorithmType = GradClipAlgorithmType.NORM,
     ) -> None:
+        if self.precision == "16-mixed" and getattr(optimizer, "_step_supports_amp_scaling", False):
+            raise ConfigError(
+                "'16-mixed' scales losses, which fused optimizers undo too late for clipping: use fused=False"
+            )
         parameters = [p for p in self.main_params(optimizer) if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         self.gradient_norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm

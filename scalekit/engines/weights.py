@@ -100,14 +100,14 @@ def to_meta(module: nn.Module) -> None:
     replace(module, lambda t: t if t.is_meta else torch.empty_like(t, device="meta"))
 
 
-def broadcast(module: nn.Module, buffers_only: bool = False) -> None:
-    """Sends rank 0's tensors to all ranks, one at a time; tied ones once."""
+def broadcast(module: nn.Module, device: torch.device, buffers_only: bool = False) -> None:
+    """Sends rank 0's tensors to all ranks by way of `device`, one at a time; tied ones once."""
     sent: set[int] = set()
     for _, _, tensor in tensors(module):
         if id(tensor) in sent or (buffers_only and isinstance(tensor, nn.Parameter)):
             continue
         sent.add(id(tensor))
-        data = tensor.data.contiguous()
+        data = tensor.data.to(device).contiguous()
         torch.distributed.broadcast(data, src=0)
         if data.data_ptr() != tensor.data_ptr():
             tensor.data.copy_(data)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import time
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ class Metrics(Callback):
             "items": last.items,
             "samples": engine.position,
             "learning_rate": last.learning_rate,
-            "grad_norm": last.gradient_norm,
+            "grad_norm": None if last.gradient_norm is None or not isfinite(last.gradient_norm) else last.gradient_norm,
             "step_seconds": seconds,
             "items_per_second": last.items / seconds,
             "mfu": None,

@@ -46,6 +46,10 @@ def test_a_resumed_run_is_the_same_run(results: dict) -> None:
     assert runs["again"] == runs["whole"]
 
 
+def test_one_rank_alone_builds_the_model(results: dict) -> None:
+    assert results["dropped"]["built_empty"] == [False, True]
+
+
 def test_frozen_parameters_stay_and_buffers_are_rank_0s(results: dict) -> None:
     found = results["frozen"]
     assert found["after"]["model.frozen.weight"] == found["before"]

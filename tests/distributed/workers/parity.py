@@ -53,19 +53,22 @@ class OwnModule(LightningModule):
 def train(strategy: str, name: str, accumulation: int, precision: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     case = parity.CASES[name]
+    settings = {
+        "loss": nn.MSELoss() if name == "mlp" else None,
+        "learning_rate": parity.LEARNING_RATE,
+        "optimizer_options": {"eps": parity.EPS},
+        "schedule": parity.factor,
+        "weight_decay": parity.WEIGHT_DECAY,
+    }
     run = scalekit.fit(
         OwnModule() if case.is_lightning else case.build,
         torch.utils.data.DataLoader(case.rows(), collate_fn=parity.collate, shuffle=True),
-        loss=nn.MSELoss() if name == "mlp" else None,
         strategy=strategy,
         precision=precision,
         global_batch_size=parity.GLOBAL_BATCH,
         micro_batch_size=parity.GLOBAL_BATCH // int(os.environ["WORLD_SIZE"]) // accumulation,
         max_steps=parity.STEPS,
-        learning_rate=parity.LEARNING_RATE,
-        optimizer_options={"eps": parity.EPS},
-        schedule=parity.factor,
-        weight_decay=parity.WEIGHT_DECAY,
+        **({} if case.is_lightning else settings),
         gradient_clip=parity.CLIP,
         seed=parity.SEED,
         callbacks=[Capture(folder)],

@@ -27,8 +27,11 @@ ROWS = 10 * WORLD_SIZE
 class OneWeightARow(nn.Module):
     """A row's loss is a weight of its own, so that every row leaves a mark of its own."""
 
+    built_empty = False
+
     def __init__(self) -> None:
         super().__init__()
+        OneWeightARow.built_empty = torch.empty(0).is_meta
         self.weights = nn.Parameter(torch.zeros(ROWS))
         self.offset = nn.Parameter(torch.zeros(1))  # a parameter smaller than the number of ranks
 
@@ -63,7 +66,15 @@ def nothing_dropped(strategy: str, folder: Path) -> dict[str, Any]:
     )
     weights = final.state.get("model.weights", torch.zeros(ROWS)).tolist()
     samples = [h["samples"] for h in run.history]
-    return {"weights": weights, "steps": final.steps, "schedule": final.schedule_steps, "samples": samples}
+    built_empty: list[Any] = [None] * WORLD_SIZE
+    torch.distributed.all_gather_object(built_empty, OneWeightARow.built_empty)
+    return {
+        "built_empty": built_empty,
+        "weights": weights,
+        "steps": final.steps,
+        "schedule": final.schedule_steps,
+        "samples": samples,
+    }
 
 
 def tiny_gpt2_with_dropout() -> nn.Module:
