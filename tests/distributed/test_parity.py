@@ -20,7 +20,11 @@ MIXED = ["llama-tied:4:bf16-mixed", "mlp:1:bf16-mixed"]
 reference = cache(lambda name: parity.reference(parity.CASES[name]))
 
 
-@pytest.fixture(scope="module", params=[(s, 2) for s in STRATEGIES] + [(s, 4) for s in ON_FOUR_RANKS], ids=str)
+@pytest.fixture(
+    scope="module",
+    params=[(s, 2) for s in STRATEGIES] + [(s, 4) for s in ON_FOUR_RANKS],
+    ids=lambda value: f"{value[0]}-{value[1]}-ranks",
+)
 def trained(request, tmp_path_factory):
     """All cells of one strategy on so many ranks, trained by one set of processes."""
     strategy, ranks = request.param
