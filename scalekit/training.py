@@ -163,7 +163,11 @@ def run(job: Job) -> Run:
     engine = engines.engine(spec, precision, device, world)
 
     source = sources.read(job.data, job.validation, job.seed)
-    model = None if isinstance(job.model, pl.LightningModule) else _resolve_model(job)
+    model = (
+        None
+        if isinstance(job.model, pl.LightningModule)
+        else models.resolve(job.model, job.task, job.trust_remote_code)
+    )
     rows = _Rows.prepare(job, model, source)
     order = Order(
         length=len(rows.train),
@@ -310,10 +314,6 @@ class _Rows:
 def _tensors(rows: Any) -> Any:
     """Hugging Face rows as tensors, which torch's own collator stacks."""
     return rows.with_format("torch") if hasattr(rows, "with_format") else rows
-
-
-def _resolve_model(job: Job) -> models.Model:
-    return models.resolve(job.model, job.task, job.trust_remote_code)
 
 
 def _wrap(job: Job, model: models.Model, rows: _Rows, total_steps: int) -> ScaleModule:

@@ -18,7 +18,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import Strategy as LightningStrategy
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from scalekit import strategies
@@ -279,8 +279,3 @@ def _mix(*numbers: int) -> int:
         state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
         state ^= state >> 31
     return state >> 1
-
-
-def parameter_dtypes(module: nn.Module) -> set[torch.dtype]:
-    """The types of a module's floating-point parameters."""
-    return {p.dtype for p in module.parameters() if p.is_floating_point()}
