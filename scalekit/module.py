@@ -13,9 +13,9 @@ from torch.optim import Optimizer
 
 from scalekit import optim
 from scalekit.engines.engine import Engine
-from scalekit.engines.weights import build
 from scalekit.errors import ModelError
 from scalekit.loss import FunctionLoss, LossFunction, ModelLoss, Objective
+from scalekit.weights import build
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from scalekit import engines
-from scalekit.engines import precision as precisions
+from scalekit import dtypes, engines
 from scalekit.engines.engine import Engine
 from scalekit.strategies import Strategy
 from scalekit.world import World, device_type
@@ -21,4 +20,4 @@ def strategy(name_or_path: str, precision: str = "auto") -> Engine:
     """
     device = device_type()
     spec = Strategy.load(name_or_path)
-    return engines.engine(spec, precisions.resolve(precision, device), device, World.from_environment())
+    return engines.engine(spec, dtypes.resolve(precision, device), device, World.from_environment())

@@ -19,13 +19,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.utils.data import default_collate
 
-from scalekit import engines, models, runs
+from scalekit import dtypes, engines, models, runs
 from scalekit.checkpoint.callback import Checkpoints
 from scalekit.checkpoint.load import latest
 from scalekit.data import sources, text
 from scalekit.data.loader import Loader
 from scalekit.data.order import Order
-from scalekit.engines import precision as precisions
 from scalekit.engines.engine import Engine
 from scalekit.errors import ConfigError, UnknownNameError
 from scalekit.job import Job
@@ -159,7 +158,7 @@ def run(job: Job) -> Run:
     device = device_type()
     reasons: list[str] = []
     spec = Strategy.load(choose_strategy(job.strategy, world.size, reasons))
-    precision = precisions.resolve(job.precision, device)
+    precision = dtypes.resolve(job.precision, device)
     engine = engines.engine(spec, precision, device, world)
 
     source = sources.read(job.data, job.validation, job.seed)

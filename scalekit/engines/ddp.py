@@ -6,8 +6,8 @@ from typing import Any
 
 from lightning.pytorch.strategies import DDPStrategy
 
+from scalekit import weights
 from scalekit.checkpoint.load import load_weights
-from scalekit.engines import weights
 from scalekit.engines.engine import Engine
 from scalekit.strategies import Strategy
 

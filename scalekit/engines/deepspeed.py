@@ -20,8 +20,8 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from scalekit import weights
 from scalekit.checkpoint.load import load_weights
-from scalekit.engines import weights
 from scalekit.engines.engine import Engine
 from scalekit.engines.precision import Plugin
 from scalekit.errors import CheckpointError, ConfigError, DependencyError, StrategyError

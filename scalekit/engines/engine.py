@@ -22,7 +22,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from scalekit import strategies
-from scalekit.engines.precision import Dtypes, plugin, promised
+from scalekit.dtypes import Dtypes, promised
+from scalekit.engines.precision import plugin
 from scalekit.errors import CheckpointError, NonFiniteError
 from scalekit.loss import Ledger, MicroBatch, StepLoss
 

@@ -13,8 +13,8 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from scalekit import weights
 from scalekit.checkpoint.load import load_weights
-from scalekit.engines import weights
 from scalekit.engines.engine import Engine
 from scalekit.errors import ConfigError
 from scalekit.strategies import Strategy

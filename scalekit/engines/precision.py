@@ -1,17 +1,8 @@
-"""What a precision's name promises, and the Lightning plugins that keep it.
-
-| name       | parameters | master | compute | reduction | optimizer state |
-|------------|------------|--------|---------|-----------|-----------------|
-| 32-true    | float32    | float32 | float32  | float32   | float32  |
-| bf16-mixed | float32    | float32 | bfloat16 | float32   | float32  |
-| 16-mixed   | float32    | float32 | float16  | float32   | float32  |
-| bf16-true  | bfloat16   | none    | bfloat16 | bfloat16  | bfloat16 |
-"""
+"""The Lightning plugins that keep what a precision's name promises."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -22,64 +13,8 @@ from lightning_utilities import apply_to_collection
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from scalekit.errors import ConfigError, UnknownNameError
-
-PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "16-mixed")
-
-
-@dataclass(frozen=True)
-class Dtypes:
-    """The types of everything that a step touches.
-
-    Attributes:
-        parameters: as the model holds them between steps.
-        master: as the optimizer updates them; None where it updates the parameters in their own low precision.
-        compute: of matrix products and convolutions.
-        reduction: in which gradients are summed over ranks.
-        optimizer_state: of the optimizer's moments.
-    """
-
-    parameters: torch.dtype
-    master: torch.dtype | None
-    compute: torch.dtype
-    reduction: torch.dtype
-    optimizer_state: torch.dtype
-
-    def as_names(self) -> dict[str, str | None]:
-        """The same, as text: ``"bfloat16"``, ``"float32"``."""
-        return {name: None if t is None else str(t).removeprefix("torch.") for name, t in asdict(self).items()}
-
-
-def promised(precision: str) -> Dtypes:
-    """The types that a precision's name promises, under every engine.
-
-    Raises:
-        UnknownNameError: no such precision.
-    """
-    single = torch.float32
-    if precision == "bf16-true":
-        half = torch.bfloat16
-        return Dtypes(half, None, half, half, half)
-    compute = {"32-true": single, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
-    if compute is None:
-        raise UnknownNameError("precision", precision, (*PRECISIONS, "auto"))
-    return Dtypes(single, single, compute, single, single)
-
-
-def resolve(precision: str, device: str) -> str:
-    """Turns ``"auto"`` into a name: bf16-mixed on GPUs that have bfloat16, else 32-true.
-
-    Raises:
-        UnknownNameError: no such precision.
-        ConfigError: 16-mixed without a GPU.
-    """
-    if precision == "auto":
-        has_bf16 = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return "bf16-mixed" if has_bf16 else "32-true"
-    promised(precision)
-    if precision == "16-mixed" and device != "cuda":
-        raise ConfigError("precision '16-mixed' needs a GPU; on a CPU use 'bf16-mixed' or '32-true'")
-    return precision
+from scalekit.dtypes import promised
+from scalekit.errors import ConfigError
 
 
 class Plugin(LightningPrecision):
