@@ -1,0 +1,218 @@
+"""The profile: what one training step of a model costs, found on fake tensors with no weights loaded and no GPU.
+
+A step is traced at two micro-batch sizes. Between them every storage and every operation grows by a straight line, so two
+traces give the step at any size; where the two traces differ in what they do, each size is traced by itself.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_map_only
+
+from scalekit import weights
+from scalekit.dtypes import Dtypes
+from scalekit.errors import ModelError
+from scalekit.planning import trace as tracing
+from scalekit.planning.repeat import UnevenError, lengthen, shorten
+from scalekit.planning.trace import Parameter, Trace
+from scalekit.recompute import recompute_blocks
+
+TRACED_SIZES = (2, 4)
+
+Step = Callable[[nn.Module, Any], Tensor]
+"""Gives the loss of a model on one micro-batch."""
+
+Example = Callable[[int], Any]
+"""Makes a micro-batch of so many samples."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is profiled.
+
+    Attributes:
+        name: for messages.
+        source: a module, whose weights are not touched, or a function that builds one.
+        step: gives the loss.
+        example: makes a micro-batch.
+        tokens: a sample is this many of them; 1 where samples are no sequences.
+        key: of the cache; None where the source cannot be known by a text.
+    """
+
+    name: str
+    source: nn.Module | Callable[[], nn.Module]
+    step: Step
+    example: Example
+    tokens: int = 1
+    key: str | None = None
+
+
+@dataclass
+class Profile:
+    """What one step of a model costs, in one precision.
+
+    Attributes:
+        subject: what was profiled.
+        dtypes: of parameters and compute.
+        parameters: each once.
+        buffer_bytes: of all buffers.
+        problem: why there are no traces, so that only states are known; None where there are.
+    """
+
+    subject: Subject
+    dtypes: Dtypes
+    like_a_gpu: bool
+    parameters: list[Parameter] = field(default_factory=list)
+    buffer_bytes: int = 0
+    problem: str | None = None
+    _traces: dict[tuple[int, bool], Trace] = field(default_factory=dict)
+
+    @property
+    def trained_elements(self) -> int:
+        """Elements of the parameters that have gradients."""
+        return sum(p.elements for p in self.parameters if p.trained)
+
+    @property
+    def elements(self) -> int:
+        """Elements of all parameters."""
+        return sum(p.elements for p in self.parameters)
+
+    def at(self, micro_batch_size: int, recompute: bool) -> Trace:
+        """The step of a micro-batch of this many samples.
+
+        Args:
+            micro_batch_size: samples.
+            recompute: whether blocks are computed anew in the backward pass (activation checkpointing).
+        """
+        known = self._traces.get((micro_batch_size, recompute))
+        if known is not None:
+            return known
+        small, large = (self._traced(size, recompute) for size in TRACED_SIZES)
+        if not _same_course(small, large):
+            return self._traced(micro_batch_size, recompute)
+        return _between(small, large, micro_batch_size)
+
+    def _traced(self, size: int, recompute: bool) -> Trace:
+        if (size, recompute) not in self._traces:
+            self._traces[size, recompute] = self._run(size, recompute)
+        return self._traces[size, recompute]
+
+    def _run(self, size: int, recompute: bool) -> Trace:
+        try:
+            return self._run_model(size, recompute, whole=False)
+        except UnevenError:
+            return self._run_model(size, recompute, whole=True)
+
+    def _run_model(self, size: int, recompute: bool, whole: bool) -> Trace:
+        mode = FakeTensorMode()
+        model = fake_model(self.subject.source, self.dtypes.parameters, mode)
+        stacks = [] if whole else shorten(model)
+        with mode:
+            blocks = weights.blocks(model)
+            if recompute:
+                recompute_blocks(model)
+            batch = self.subject.example(size)
+            trace = tracing.trace(model, lambda: self._loss(model, batch), blocks)
+        for stack in stacks:
+            trace = lengthen(trace, stack)
+        return trace
+
+    def _loss(self, model: nn.Module, batch: Any) -> Tensor:
+        inputs = tree_map_only(Tensor, torch.clone, batch)
+        if self.dtypes.compute == self.dtypes.parameters:
+            return self.subject.step(model, _cast(inputs, self.dtypes.compute))
+        with tracing.autocast(self.dtypes.compute, self.like_a_gpu):
+            return self.subject.step(model, inputs)
+
+
+def profile(subject: Subject, dtypes: Dtypes, like_a_gpu: bool) -> Profile:
+    """Profiles a model; one that cannot be traced has its states alone, and says why.
+
+    Raises:
+        ModelError: the model cannot even be built on fake tensors.
+    """
+    made = Profile(subject, dtypes, like_a_gpu)
+    model = fake_model(subject.source, dtypes.parameters, FakeTensorMode())
+    made.parameters = [
+        Parameter(name, tuple(p.shape), p.element_size(), p.requires_grad) for name, p in model.named_parameters()
+    ]
+    made.buffer_bytes = sum(b.numel() * b.element_size() for b in model.buffers())
+    try:
+        made.at(TRACED_SIZES[0], recompute=False)
+    except Exception as error:
+        made.problem = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    return made
+
+
+def fake_model(source: nn.Module | Callable[[], nn.Module], dtype: torch.dtype, mode: FakeTensorMode) -> nn.Module:
+    """A model without memory: built on the meta device, or a copy of one that stands."""
+
+    def fake(tensor: Tensor) -> Tensor:
+        is_cast = isinstance(tensor, nn.Parameter) and tensor.is_floating_point()
+        return torch.empty(tensor.shape, dtype=dtype if is_cast else tensor.dtype)
+
+    if isinstance(source, nn.Module):
+        held: list[Any] = [*source.parameters(), *source.buffers()]
+        with mode:
+            memo = {
+                id(t): nn.Parameter(_empty(t), t.requires_grad) if isinstance(t, nn.Parameter) else _empty(t) for t in held
+            }
+        try:
+            model = copy.deepcopy(source, dict(memo))
+        except Exception as error:
+            raise ModelError(f"{type(source).__name__} cannot be copied to be profiled: {error}") from error
+    else:
+        model = weights.build(source, here=False)
+    with mode:
+        weights.replace(model, fake)
+    return model.train()
+
+
+def _empty(tensor: Tensor) -> Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype)
+
+
+def _cast(batch: Any, dtype: torch.dtype) -> Any:
+    return tree_map_only(Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, batch)
+
+
+def resize(batch: Any, samples: int) -> Example:
+    """Makes micro-batches of any size that are otherwise like `batch`, whose tensors have `samples` rows."""
+
+    def example(size: int) -> Any:
+        def row(tensor: Tensor) -> Tensor:
+            is_batched = tensor.ndim > 0 and tensor.shape[0] == samples
+            return torch.empty((size, *tensor.shape[1:]) if is_batched else tensor.shape, dtype=tensor.dtype)
+
+        return tree_map_only(Tensor, row, batch)
+
+    return example
+
+
+def _same_course(small: Trace, large: Trace) -> bool:
+    """Whether two traces do the same, in the same order, and differ in sizes alone."""
+    return (
+        len(small.flops) == len(large.flops)
+        and small.kinds.tolist() == large.kinds.tolist()
+        and small.subjects.tolist() == large.subjects.tolist()
+    )
+
+
+def _between(small: Trace, large: Trace, size: int) -> Trace:
+    """The step at another size, on the straight line through two."""
+    low, high = TRACED_SIZES
+    share = (size - low) / (high - low)
+
+    def line(name: str) -> Any:
+        a, b = getattr(small, name), getattr(large, name)
+        return a + (b - a) * share
+
+    lines: Mapping[str, Any] = {name: line(name) for name in ("storage_bytes", "flops", "moved_bytes")}
+    return replace(small, **lines)

@@ -1,0 +1,340 @@
+"""One training step on fake tensors: what it allocates and frees, in order, and what each operation computes.
+
+Fake tensors have shapes and types and no memory, so that a step of a model of any size runs on a laptop in seconds. A
+trace is the list of what happened; the strategies are laid over it afterwards (`memory`), because they share out states
+and gather parameters but leave a block's own activations as they are.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop, sdpa_flop
+
+
+class Event(IntEnum):
+    """What can happen at one moment of a trace; the subject is a storage, a parameter or a module."""
+
+    ALLOCATE = 0
+    FREE = 1
+    GRADIENT = 2
+    """A parameter's gradient is complete: autograd hands its storage over."""
+    ENTER = 3
+    """A module's forward begins (in the forward pass, or again where a block is computed anew)."""
+    LEAVE = 4
+    ENTER_BACKWARD = 5
+    """The gradient of a module's output is there."""
+    LEAVE_BACKWARD = 6
+    """The gradients of a module's inputs, or of its last parameter, are there."""
+    BACKWARD = 7
+    """The forward pass is over."""
+    OPERATE = 8
+    """An operation that reads or writes memory, as opposed to a view."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter as the step knows it.
+
+    Attributes:
+        name: the first of its names, where it is tied.
+        shape: of the whole.
+        element_bytes: of one element, as the model holds it.
+        trained: whether it has a gradient.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    element_bytes: int
+    trained: bool
+
+    @property
+    def elements(self) -> int:
+        """Its size."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One micro-batch's forward and backward pass.
+
+    Attributes:
+        kinds, subjects: the events in order, shape [events].
+        storage_bytes: of each storage, shape [storages].
+        cast_of: the parameter that a storage is a copy of in another type, or -1; shape [storages].
+        handed: the storage that each parameter's GRADIENT event hands over, or -1; shape [parameters].
+        cast_from: the storage that a storage is a copy of in another type, or -1; shape [storages].
+        flops, moved_bytes: of each operation, shape [operations].
+        low_precision: whether an operation computes in less than float32, shape [operations].
+        parameters: each once.
+        modules: names of the modules that events speak of.
+        owned: the parameters (indices) that a module owns itself, for each module.
+        blocks: the modules (indices) that are repeated blocks.
+        buffer_bytes: of all buffers.
+    """
+
+    kinds: NDArray[np.int8]
+    subjects: NDArray[np.int32]
+    storage_bytes: NDArray[np.float64]
+    cast_of: NDArray[np.int32]
+    cast_from: NDArray[np.int32]
+    handed: NDArray[np.int32]
+    flops: NDArray[np.float64]
+    moved_bytes: NDArray[np.float64]
+    low_precision: NDArray[np.bool_]
+    parameters: list[Parameter]
+    modules: list[str]
+    owned: list[tuple[int, ...]]
+    blocks: list[int]
+    buffer_bytes: int
+
+
+@dataclass
+class _Log:
+    """What is noted while a step runs."""
+
+    kinds: list[int] = field(default_factory=list)
+    subjects: list[int] = field(default_factory=list)
+    storage_bytes: list[int] = field(default_factory=list)
+    cast_of: list[int] = field(default_factory=list)
+    cast_from: list[int] = field(default_factory=list)
+    handed: dict[int, int] = field(default_factory=dict)
+    flops: list[float] = field(default_factory=list)
+    moved_bytes: list[float] = field(default_factory=list)
+    low_precision: list[bool] = field(default_factory=list)
+
+    def add(self, kind: Event, subject: int) -> None:
+        self.kinds.append(kind)
+        self.subjects.append(subject)
+
+
+class _Recorder(TorchDispatchMode):
+    """Notes every new storage, every freed one, and what each operation costs."""
+
+    def __init__(self, log: _Log, parameter_of: dict[int, int], known: set[int]) -> None:
+        super().__init__()
+        self.log = log
+        self._parameter_of = parameter_of
+        self._known = known
+        self.index_of: dict[int, int] = {}
+        self._alive: list[weakref.ref[Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        inputs = [t for t in tree_iter((args, kwargs)) if isinstance(t, Tensor)]
+        made = False
+        for tensor in tree_iter(out):
+            if isinstance(tensor, Tensor):
+                made |= self.note(tensor, func, inputs)
+        self._count(func, args, kwargs, out, inputs, made)
+        return out
+
+    def note(self, tensor: Tensor, func: Any = None, inputs: list[Tensor] | None = None) -> bool:
+        """Notes a tensor's storage where it is new."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self.index_of or key in self._known:
+            return False
+        log, index = self.log, len(self.log.storage_bytes)
+        self.index_of[key] = index
+        log.storage_bytes.append(storage.nbytes())
+        source = inputs[0].untyped_storage()._cdata if inputs and func is torch.ops.aten._to_copy.default else None
+        log.cast_of.append(-1 if source is None else self._parameter_of.get(source, -1))
+        log.cast_from.append(-1 if source is None else self.index_of.get(source, -1))
+        log.add(Event.ALLOCATE, index)
+        self._alive.append(weakref.ref(storage, lambda _: self._free(key)))
+        return True
+
+    def _free(self, key: int) -> None:
+        self.log.add(Event.FREE, self.index_of.pop(key))
+
+    def _count(self, func: Any, args: Any, kwargs: Any, out: Any, inputs: list[Tensor], made: bool) -> None:
+        packet = func._overloadpacket
+        formula = flop_registry.get(packet) or _FLASH_ON_CPU.get(packet)
+        if not made and formula is None and not func._schema.is_mutable:
+            return  # a view
+        outputs = [t for t in tree_iter(out) if isinstance(t, Tensor)]
+        self.log.add(Event.OPERATE, len(self.log.flops))
+        self.log.flops.append(float(formula(*args, **kwargs, out_val=out)) if formula else 0.0)
+        self.log.moved_bytes.append(float(sum(t.numel() * t.element_size() for t in (*inputs, *outputs))))
+        self.log.low_precision.append(bool(inputs) and inputs[0].dtype in (torch.bfloat16, torch.float16))
+
+
+def _flash_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return int(sdpa_flop(query.shape, key.shape, value.shape))
+
+
+def _flash_backward_flops(grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return int(sdpa_backward_flop(grad.shape, query.shape, key.shape, value.shape))
+
+
+# PyTorch counts the flops of attention on GPUs only.
+_FLASH_ON_CPU: dict[Any, Callable[..., int]] = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _flash_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _flash_backward_flops,
+}
+
+
+def trace(model: nn.Module, step: Callable[[], Tensor], blocks: list[nn.Module]) -> Trace:
+    """Runs `step` forward and backward and notes what happens; the caller has set the fake mode.
+
+    Args:
+        model: on fake tensors.
+        step: gives the loss of one micro-batch.
+        blocks: the model's repeated blocks.
+    """
+    parameters = list(dict.fromkeys(model.parameters()))
+    names = {id(p): name for name, p in reversed(list(model.named_parameters(remove_duplicate=False)))}
+    index_of = {id(p): i for i, p in enumerate(parameters)}
+    storages = {p.untyped_storage()._cdata: i for i, p in enumerate(parameters)}
+    buffers = {b.untyped_storage()._cdata: b.untyped_storage().nbytes() for b in model.buffers()}
+    owners = [m for m in model.modules() if any(True for _ in m.parameters(recurse=False)) or m in blocks]
+    if model not in owners:
+        owners.insert(0, model)
+    log = _Log()
+    recorder = _Recorder(log, storages, set(storages) | set(buffers))
+    with ExitStack() as stack:
+        _watch_gradients(log, recorder, parameters, stack)
+        _watch_modules(log, owners, stack)
+        stack.enter_context(recorder)
+        loss = step()
+        log.add(Event.BACKWARD, 0)
+        loss.backward()
+        del loss
+    recorder._alive.clear()
+    return Trace(
+        kinds=np.array(log.kinds, np.int8),
+        subjects=np.array(log.subjects, np.int32),
+        storage_bytes=np.array(log.storage_bytes, np.float64),
+        cast_of=np.array(log.cast_of, np.int32),
+        cast_from=np.array(log.cast_from, np.int32),
+        handed=np.array([log.handed.get(i, -1) for i in range(len(parameters))], np.int32),
+        flops=np.array(log.flops),
+        moved_bytes=np.array(log.moved_bytes),
+        low_precision=np.array(log.low_precision, np.bool_),
+        parameters=[Parameter(names[id(p)], tuple(p.shape), p.element_size(), p.requires_grad) for p in parameters],
+        modules=[name for m in owners for name, n in model.named_modules() if n is m],
+        owned=[tuple(index_of[id(p)] for p in m.parameters(recurse=False)) for m in owners],
+        blocks=[owners.index(b) for b in blocks],
+        buffer_bytes=sum(buffers.values()),
+    )
+
+
+def _watch_gradients(log: _Log, recorder: _Recorder, parameters: list[nn.Parameter], stack: ExitStack) -> None:
+    def hook(index: int) -> Callable[[Tensor], None]:
+        def handed_over(parameter: Tensor) -> None:
+            if parameter.grad is not None:
+                log.handed[index] = recorder.index_of.get(parameter.grad.untyped_storage()._cdata, -1)
+            log.add(Event.GRADIENT, index)
+
+        return handed_over
+
+    for index, parameter in enumerate(parameters):
+        if parameter.requires_grad:
+            stack.callback(parameter.register_post_accumulate_grad_hook(hook(index)).remove)
+            stack.callback(setattr, parameter, "grad", None)
+
+
+def _watch_modules(log: _Log, owners: list[nn.Module], stack: ExitStack) -> None:
+    for index, module in enumerate(owners):
+        before, after = _module_hooks(log, index)
+        stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+        stack.callback(module.register_forward_hook(after).remove)
+
+
+def _module_hooks(log: _Log, index: int) -> tuple[Callable[..., None], Callable[..., None]]:
+    def mark(kind: Event) -> Callable[[Tensor], None]:
+        return lambda _: log.add(kind, index)
+
+    def before(module: nn.Module, args: Any, kwargs: Any) -> None:
+        log.add(Event.ENTER, index)
+        for tensor in _differentiable((args, kwargs)):
+            if tensor.grad_fn is not None:
+                tensor.register_hook(mark(Event.LEAVE_BACKWARD))
+
+    def after(module: nn.Module, args: Any, output: Any) -> None:
+        log.add(Event.LEAVE, index)
+        for tensor in _differentiable(output):
+            tensor.register_hook(mark(Event.ENTER_BACKWARD))
+
+    return before, after
+
+
+def _differentiable(tree: Any) -> Iterator[Tensor]:
+    return (t for t in tree_iter(tree) if isinstance(t, Tensor) and t.requires_grad)
+
+
+@contextmanager
+def autocast(compute: torch.dtype, like_a_gpu: bool) -> Iterator[None]:
+    """Mixed precision on fake CPU tensors; where a GPU is meant, with the operations that its autocast keeps in float32."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.autocast("cpu", compute))
+        if like_a_gpu:
+            stack.enter_context(_FloatOnGPU())
+        yield
+
+
+_FLOAT_ON_GPU = {
+    "layer_norm",
+    "group_norm",
+    "norm",
+    "softmax",
+    "log_softmax",
+    "softmin",
+    "softplus",
+    "nll_loss",
+    "cross_entropy",
+    "binary_cross_entropy_with_logits",
+    "mse_loss",
+    "l1_loss",
+    "smooth_l1_loss",
+    "kl_div",
+    "cosine_similarity",
+    "cosine_embedding_loss",
+    "exp",
+    "expm1",
+    "log",
+    "log1p",
+    "log2",
+    "log10",
+    "pow",
+    "__pow__",
+    "__rpow__",
+    "reciprocal",
+    "rsqrt",
+    "sum",
+    "prod",
+    "cumsum",
+    "cumprod",
+    "cdist",
+    "renorm",
+}
+"""PyTorch's list of operations that CUDA's autocast runs in float32 (torch.amp, "CUDA Ops that can autocast to float32")."""
+
+
+class _FloatOnGPU(torch.overrides.TorchFunctionMode):
+    """Casts the inputs of `_FLOAT_ON_GPU` to float32, which autocast for CPUs does not."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") not in _FLOAT_ON_GPU or not torch.is_autocast_enabled("cpu"):
+            return func(*args, **kwargs)
+
+        def single(value: Any) -> Any:
+            is_low = isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16)
+            return value.float() if is_low else value
+
+        with torch.autocast("cpu", enabled=False):
+            return func(*map(single, args), **{name: single(value) for name, value in kwargs.items()})
