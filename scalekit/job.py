@@ -29,6 +29,7 @@ class Job:
     precision: str = "auto"
     global_batch_size: int = 8
     micro_batch_size: int | str = "auto"
+    activation_checkpointing: bool | str = "auto"
     max_steps: int | None = None
     max_epochs: float | None = None
     optimizer: Any = "adamw"
@@ -58,6 +59,10 @@ class Job:
             value = getattr(self, name)
             if isinstance(value, int) and value < 1:
                 raise ConfigError(f"{name}={value} must be at least 1")
+        if self.activation_checkpointing not in (True, False, "auto"):
+            raise ConfigError(
+                f"activation_checkpointing={self.activation_checkpointing!r} is neither true nor false nor 'auto'"
+            )
         if self.count is not None and self.loss is None:
             raise ConfigError("count is for a loss function of yours, and there is none: give `loss` too")
         if (self.max_steps is None) == (self.max_epochs is None):
@@ -106,7 +111,17 @@ _INTEGERS = (
 )
 _NUMBERS = ("max_epochs", "learning_rate", "weight_decay", "gradient_clip")
 # What may change when a run goes on: where and how it runs (the plan is compared by itself), and what it tells.
-_FREE = {"strategy", "precision", "micro_batch_size", "max_steps", "max_epochs", "devices", "num_nodes", "workers"}
+_FREE = {
+    "strategy",
+    "precision",
+    "micro_batch_size",
+    "activation_checkpointing",
+    "max_steps",
+    "max_epochs",
+    "devices",
+    "num_nodes",
+    "workers",
+}
 _FREE |= {"logger", "callbacks", "output_dir", "checkpoint_every", "evaluate_every", "resume", "trust_remote_code"}
 
 

@@ -15,6 +15,7 @@ from scalekit import optim
 from scalekit.engines.engine import Engine
 from scalekit.errors import ModelError
 from scalekit.loss import FunctionLoss, LossFunction, ModelLoss, Objective
+from scalekit.recompute import recompute_blocks
 from scalekit.weights import build
 
 
@@ -42,6 +43,7 @@ class ScaleModule(LightningModule):
         total_steps: optimizer steps of the whole job, which schedules need.
         count: the items of a batch, where `loss` is a mean over neither samples nor labels.
         processor: a tokenizer or processor, saved beside the model.
+        recompute: whether the model's blocks are computed anew in the backward pass (activation checkpointing).
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class ScaleModule(LightningModule):
         total_steps: int = 1,
         count: Callable[[Any], float] | None = None,
         processor: Any = None,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         self._builder: Callable[[], nn.Module] | None = None if isinstance(model, nn.Module) else model
@@ -60,6 +63,7 @@ class ScaleModule(LightningModule):
         self.total_steps = total_steps
         self.processor = processor
         self._loss, self._count = loss, count
+        self._recompute = recompute
         self._objective: Objective | None = None
 
     @property
@@ -92,6 +96,9 @@ class ScaleModule(LightningModule):
         if self.model is None and self._builder is not None:
             strategy = self.trainer.strategy
             self.model = build(self._builder, here=not isinstance(strategy, Engine) or strategy.builds_here())
+        if self._recompute:
+            recompute_blocks(self._built)
+            self._recompute = False
         self._built.train()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

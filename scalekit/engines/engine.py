@@ -121,6 +121,9 @@ class Engine(LightningStrategy):
             gradient_norm=None if norm is None else float(norm),
         )
         self._check_norm()
+        if self._module.automatic_optimization:
+            # Lightning would keep them through the next forward pass, beside its activations.
+            optimizer.zero_grad()
         return result
 
     def validation_step(self, *args: Any, **kwargs: Any) -> Any:

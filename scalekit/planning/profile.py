@@ -72,7 +72,7 @@ class Profile:
     parameters: list[Parameter] = field(default_factory=list)
     buffer_bytes: int = 0
     problem: str | None = None
-    _traces: dict[tuple[int, bool], Trace] = field(default_factory=dict)
+    _traces: dict[tuple[int, bool, torch.dtype], Trace] = field(default_factory=dict)
 
     @property
     def trained_elements(self) -> int:
@@ -84,35 +84,31 @@ class Profile:
         """Elements of all parameters."""
         return sum(p.elements for p in self.parameters)
 
-    def at(self, micro_batch_size: int, recompute: bool) -> Trace:
+    def at(self, micro_batch_size: int, recompute: bool, parameters: torch.dtype) -> Trace:
         """The step of a micro-batch of this many samples.
 
         Args:
             micro_batch_size: samples.
             recompute: whether blocks are computed anew in the backward pass (activation checkpointing).
+            parameters: their type as the forward pass meets them.
         """
-        known = self._traces.get((micro_batch_size, recompute))
-        if known is not None:
-            return known
-        small, large = (self._traced(size, recompute) for size in TRACED_SIZES)
+        small, large = (self._traced(size, recompute, parameters) for size in TRACED_SIZES)
         if not _same_course(small, large):
-            return self._traced(micro_batch_size, recompute)
+            return self._traced(micro_batch_size, recompute, parameters)
         return _between(small, large, micro_batch_size)
 
-    def _traced(self, size: int, recompute: bool) -> Trace:
-        if (size, recompute) not in self._traces:
-            self._traces[size, recompute] = self._run(size, recompute)
-        return self._traces[size, recompute]
+    def _traced(self, size: int, recompute: bool, parameters: torch.dtype) -> Trace:
+        key = size, recompute, parameters
+        if key not in self._traces:
+            try:
+                self._traces[key] = self._run(*key, whole=False)
+            except UnevenError:
+                self._traces[key] = self._run(*key, whole=True)
+        return self._traces[key]
 
-    def _run(self, size: int, recompute: bool) -> Trace:
-        try:
-            return self._run_model(size, recompute, whole=False)
-        except UnevenError:
-            return self._run_model(size, recompute, whole=True)
-
-    def _run_model(self, size: int, recompute: bool, whole: bool) -> Trace:
+    def _run(self, size: int, recompute: bool, parameters: torch.dtype, whole: bool) -> Trace:
         mode = FakeTensorMode()
-        model = fake_model(self.subject.source, self.dtypes.parameters, mode)
+        model = fake_model(self.subject.source, parameters, mode)
         stacks = [] if whole else shorten(model)
         with mode:
             blocks = weights.blocks(model)
@@ -145,7 +141,7 @@ def profile(subject: Subject, dtypes: Dtypes, like_a_gpu: bool) -> Profile:
     ]
     made.buffer_bytes = sum(b.numel() * b.element_size() for b in model.buffers())
     try:
-        made.at(TRACED_SIZES[0], recompute=False)
+        made.at(TRACED_SIZES[0], recompute=False, parameters=dtypes.parameters)
     except Exception as error:
         made.problem = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     return made
@@ -162,7 +158,8 @@ def fake_model(source: nn.Module | Callable[[], nn.Module], dtype: torch.dtype, 
         held: list[Any] = [*source.parameters(), *source.buffers()]
         with mode:
             memo = {
-                id(t): nn.Parameter(_empty(t), t.requires_grad) if isinstance(t, nn.Parameter) else _empty(t) for t in held
+                id(t): nn.Parameter(_empty(t), t.requires_grad) if isinstance(t, nn.Parameter) else _empty(t)
+                for t in held
             }
         try:
             model = copy.deepcopy(source, dict(memo))

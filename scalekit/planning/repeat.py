@@ -173,9 +173,7 @@ class _Longer:
             kinds=np.array(kinds, np.int8),
             subjects=np.array(subjects, np.int32),
             storage_bytes=tiled(short.storage_bytes, "storage"),
-            cast_of=self._links(short.cast_of, "storage", "parameter"),
-            cast_from=self._links(short.cast_from, "storage", "storage"),
-            handed=self._links(short.handed, "parameter", "storage"),
+            handed=self._handed(),
             flops=tiled(short.flops, "operation"),
             moved_bytes=tiled(short.moved_bytes, "operation"),
             low_precision=tiled(short.low_precision, "operation"),
@@ -261,14 +259,17 @@ class _Longer:
         sizes = ((self._short.storage_bytes, "storage"), (self._short.flops, "operation"))
         same = self._seen_from(one) == self._seen_from(other)
         same = same and all(
-            np.array_equal(values[self._members[one][what]], values[self._members[other][what]]) for values, what in sizes
+            np.array_equal(values[self._members[one][what]], values[self._members[other][what]])
+            for values, what in sizes
         )
         if not same:
             raise UnevenError(f"the blocks of {self._stack.path} look the same and do not do the same")
 
     def _seen_from(self, place: int) -> list[tuple[int, _Reference]]:
         events = [*self._forward[place], *self._backward[place]]
-        return [(self._kinds[e], self._relative(_WHAT[Event(self._kinds[e])], self._subjects[e], place)) for e in events]
+        return [
+            (self._kinds[e], self._relative(_WHAT[Event(self._kinds[e])], self._subjects[e], place)) for e in events
+        ]
 
     def _relative(self, what: str, index: int, place: int) -> _Reference:
         owner = self._owner.get((what, index))
@@ -286,15 +287,14 @@ class _Longer:
             return self._sizes[what] + (place - _MODEL - 1) * len(self._members[_MODEL][what]) + number
         return self._members[place - self._copies][what][number]
 
-    def _links(self, values: NDArray[np.int32], of: str, to: str) -> NDArray[np.int32]:
-        """Indices into something that copies have too, such as the parameter that a storage is a copy of."""
-        own = [int(values[index]) for index in self._members[_MODEL][of]]
+    def _handed(self) -> NDArray[np.int32]:
+        own = [int(self._short.handed[index]) for index in self._members[_MODEL]["parameter"]]
         copied = [
-            -1 if value < 0 else self._translated(to, value, _MODEL, _MODEL + 1 + copy)
+            -1 if storage < 0 else self._translated("storage", storage, _MODEL, _MODEL + 1 + copy)
             for copy in range(self._copies)
-            for value in own
+            for storage in own
         ]
-        return np.concatenate([values, np.array(copied, np.int32)])
+        return np.concatenate([self._short.handed, np.array(copied, np.int32)])
 
     def _renamed(self, name: str, copy: int | None = None) -> str:
         """A name in the long stack: of a copy, or of a block that now comes later."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
+from torch.utils._pytree import tree_iter, tree_map_only
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop, sdpa_flop
 
 
@@ -72,9 +73,7 @@ class Trace:
     Attributes:
         kinds, subjects: the events in order, shape [events].
         storage_bytes: of each storage, shape [storages].
-        cast_of: the parameter that a storage is a copy of in another type, or -1; shape [storages].
         handed: the storage that each parameter's GRADIENT event hands over, or -1; shape [parameters].
-        cast_from: the storage that a storage is a copy of in another type, or -1; shape [storages].
         flops, moved_bytes: of each operation, shape [operations].
         low_precision: whether an operation computes in less than float32, shape [operations].
         parameters: each once.
@@ -87,8 +86,6 @@ class Trace:
     kinds: NDArray[np.int8]
     subjects: NDArray[np.int32]
     storage_bytes: NDArray[np.float64]
-    cast_of: NDArray[np.int32]
-    cast_from: NDArray[np.int32]
     handed: NDArray[np.int32]
     flops: NDArray[np.float64]
     moved_bytes: NDArray[np.float64]
@@ -107,8 +104,6 @@ class _Log:
     kinds: list[int] = field(default_factory=list)
     subjects: list[int] = field(default_factory=list)
     storage_bytes: list[int] = field(default_factory=list)
-    cast_of: list[int] = field(default_factory=list)
-    cast_from: list[int] = field(default_factory=list)
     handed: dict[int, int] = field(default_factory=dict)
     flops: list[float] = field(default_factory=list)
     moved_bytes: list[float] = field(default_factory=list)
@@ -122,26 +117,25 @@ class _Log:
 class _Recorder(TorchDispatchMode):
     """Notes every new storage, every freed one, and what each operation costs."""
 
-    def __init__(self, log: _Log, parameter_of: dict[int, int], known: set[int]) -> None:
+    def __init__(self, log: _Log, known: set[int]) -> None:
         super().__init__()
         self.log = log
-        self._parameter_of = parameter_of
         self._known = known
         self.index_of: dict[int, int] = {}
         self._alive: list[weakref.ref[Any]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        out = func(*args, **kwargs)
+        out = _grouped_in_half(func, args, kwargs) if func in _GROUPED else func(*args, **kwargs)
         inputs = [t for t in tree_iter((args, kwargs)) if isinstance(t, Tensor)]
         made = False
         for tensor in tree_iter(out):
             if isinstance(tensor, Tensor):
-                made |= self.note(tensor, func, inputs)
+                made |= self.note(tensor)
         self._count(func, args, kwargs, out, inputs, made)
         return out
 
-    def note(self, tensor: Tensor, func: Any = None, inputs: list[Tensor] | None = None) -> bool:
+    def note(self, tensor: Tensor) -> bool:
         """Notes a tensor's storage where it is new."""
         storage = tensor.untyped_storage()
         key = storage._cdata
@@ -150,9 +144,6 @@ class _Recorder(TorchDispatchMode):
         log, index = self.log, len(self.log.storage_bytes)
         self.index_of[key] = index
         log.storage_bytes.append(storage.nbytes())
-        source = inputs[0].untyped_storage()._cdata if inputs and func is torch.ops.aten._to_copy.default else None
-        log.cast_of.append(-1 if source is None else self._parameter_of.get(source, -1))
-        log.cast_from.append(-1 if source is None else self.index_of.get(source, -1))
         log.add(Event.ALLOCATE, index)
         self._alive.append(weakref.ref(storage, lambda _: self._free(key)))
         return True
@@ -162,7 +153,7 @@ class _Recorder(TorchDispatchMode):
 
     def _count(self, func: Any, args: Any, kwargs: Any, out: Any, inputs: list[Tensor], made: bool) -> None:
         packet = func._overloadpacket
-        formula = flop_registry.get(packet) or _FLASH_ON_CPU.get(packet)
+        formula = flop_registry.get(packet) or _MORE_FLOPS.get(packet)
         if not made and formula is None and not func._schema.is_mutable:
             return  # a view
         outputs = [t for t in tree_iter(out) if isinstance(t, Tensor)]
@@ -170,6 +161,21 @@ class _Recorder(TorchDispatchMode):
         self.log.flops.append(float(formula(*args, **kwargs, out_val=out)) if formula else 0.0)
         self.log.moved_bytes.append(float(sum(t.numel() * t.element_size() for t in (*inputs, *outputs))))
         self.log.low_precision.append(bool(inputs) and inputs[0].dtype in (torch.bfloat16, torch.float16))
+
+
+def _grouped_in_half(func: Any, args: Any, kwargs: Any) -> Any:
+    """Products of groups run in float32 on CPUs, and only in half precision on fake tensors; shapes are the same."""
+    low = tree_map_only(Tensor, lambda t: t.bfloat16() if t.dtype is torch.float32 else t, (args, kwargs))
+    out = func(*low[0], **low[1])
+    return out.float() if args[0].dtype is torch.float32 else out
+
+
+_GROUPED = (torch.ops.aten._grouped_mm.default,)
+
+
+def _grouped_flops(left: Any, right: Any, *_: Any, out_val: Any = None, **__: Any) -> int:
+    """Each row of a group meets its own matrix, as if there were one matrix; a gradient of weights has two matrices in."""
+    return int(2 * left.shape[-2] * left.shape[-1] * right.shape[-1])
 
 
 def _flash_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
@@ -180,8 +186,9 @@ def _flash_backward_flops(grad: Any, query: Any, key: Any, value: Any, *_: Any, 
     return int(sdpa_backward_flop(grad.shape, query.shape, key.shape, value.shape))
 
 
-# PyTorch counts the flops of attention on GPUs only.
-_FLASH_ON_CPU: dict[Any, Callable[..., int]] = {
+# What PyTorch's own counter leaves out.
+_MORE_FLOPS: dict[Any, Callable[..., int]] = {
+    torch.ops.aten._grouped_mm: _grouped_flops,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _flash_flops,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _flash_backward_flops,
 }
@@ -198,13 +205,13 @@ def trace(model: nn.Module, step: Callable[[], Tensor], blocks: list[nn.Module])
     parameters = list(dict.fromkeys(model.parameters()))
     names = {id(p): name for name, p in reversed(list(model.named_parameters(remove_duplicate=False)))}
     index_of = {id(p): i for i, p in enumerate(parameters)}
-    storages = {p.untyped_storage()._cdata: i for i, p in enumerate(parameters)}
+    storages = {p.untyped_storage()._cdata for p in parameters}
     buffers = {b.untyped_storage()._cdata: b.untyped_storage().nbytes() for b in model.buffers()}
     owners = [m for m in model.modules() if any(True for _ in m.parameters(recurse=False)) or m in blocks]
     if model not in owners:
         owners.insert(0, model)
     log = _Log()
-    recorder = _Recorder(log, storages, set(storages) | set(buffers))
+    recorder = _Recorder(log, storages | set(buffers))
     with ExitStack() as stack:
         _watch_gradients(log, recorder, parameters, stack)
         _watch_modules(log, owners, stack)
@@ -213,13 +220,10 @@ def trace(model: nn.Module, step: Callable[[], Tensor], blocks: list[nn.Module])
         log.add(Event.BACKWARD, 0)
         loss.backward()
         del loss
-    recorder._alive.clear()
     return Trace(
         kinds=np.array(log.kinds, np.int8),
-        subjects=np.array(log.subjects, np.int32),
+        subjects=_sorted_releases(log.kinds, log.subjects),
         storage_bytes=np.array(log.storage_bytes, np.float64),
-        cast_of=np.array(log.cast_of, np.int32),
-        cast_from=np.array(log.cast_from, np.int32),
         handed=np.array([log.handed.get(i, -1) for i in range(len(parameters))], np.int32),
         flops=np.array(log.flops),
         moved_bytes=np.array(log.moved_bytes),
@@ -230,6 +234,15 @@ def trace(model: nn.Module, step: Callable[[], Tensor], blocks: list[nn.Module])
         blocks=[owners.index(b) for b in blocks],
         buffer_bytes=sum(buffers.values()),
     )
+
+
+def _sorted_releases(kinds: list[int], subjects: list[int]) -> NDArray[np.int32]:
+    """Storages freed one right after another, in order: autocast's cache frees its copies by their addresses."""
+    ordered: list[int] = []
+    for kind, run in groupby(zip(kinds, subjects, strict=True), key=lambda event: event[0]):
+        same = [subject for _, subject in run]
+        ordered += sorted(same) if kind == Event.FREE else same
+    return np.array(ordered, np.int32)
 
 
 def _watch_gradients(log: _Log, recorder: _Recorder, parameters: list[nn.Parameter], stack: ExitStack) -> None:
@@ -280,7 +293,7 @@ def _differentiable(tree: Any) -> Iterator[Tensor]:
 def autocast(compute: torch.dtype, like_a_gpu: bool) -> Iterator[None]:
     """Mixed precision on fake CPU tensors; where a GPU is meant, with the operations that its autocast keeps in float32."""
     with ExitStack() as stack:
-        stack.enter_context(torch.autocast("cpu", compute))
+        stack.enter_context(torch.autocast("cpu", compute, cache_enabled=False))  # as Lightning's plugin has it
         if like_a_gpu:
             stack.enter_context(_FloatOnGPU())
         yield
