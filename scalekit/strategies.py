@@ -17,6 +17,12 @@ SHARDED = ("parameters", "gradients", "optimizer")
 OFFLOAD_KEYS = ("parameters", "optimizer", "nvme_path")
 OFFLOAD_TARGETS = ("cpu", "nvme")
 
+LARGEST_BUCKET = 500_000_000
+"""DeepSpeed's own default size of the buffer that gradients are reduced in, in elements."""
+
+FAST_BUCKET = 50_000_000
+"""A buffer from which on links are as fast as they get, in elements."""
+
 # What the layer decides, by the path of the key in a DeepSpeed configuration.
 OWNED_BY_LAYER = {
     "train_batch_size": "global_batch_size",
@@ -51,6 +57,22 @@ class Strategy:
     shards: tuple[str, ...] = ()
     offload: Mapping[str, str] = field(default_factory=dict)
     deepspeed: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def stage(self) -> int:
+        """ZeRO's, of the engine ``deepspeed``."""
+        return int(self.deepspeed.get("zero_optimization", {}).get("stage", 0))
+
+    def bucket_elements(self, trained_elements: int) -> int:
+        """The size of the buffer in which DeepSpeed reduces gradients.
+
+        DeepSpeed's default of half a billion elements is two gigabytes that a small model has no use for, and would hold all
+        its gradients at once, which ZeRO-2 is there to avoid. So it is an eighth of them, within bounds.
+        """
+        given = self.deepspeed.get("zero_optimization", {}).get("reduce_bucket_size")
+        if given is not None:
+            return int(float(given))
+        return min(LARGEST_BUCKET, trained_elements, max(FAST_BUCKET, trained_elements // 8))
 
     @classmethod
     def load(cls, name_or_path: str | Path) -> Strategy:

@@ -133,7 +133,7 @@ class DeepSpeedEngine(Engine, DeepSpeedStrategy):
 
     @property
     def _stage(self) -> int:
-        return int(self.spec.deepspeed.get("zero_optimization", {}).get("stage", 0))
+        return self.spec.stage
 
     def _format_config(self) -> None:
         """The strategy's block, and what the layer owns."""
@@ -154,6 +154,8 @@ class DeepSpeedEngine(Engine, DeepSpeedStrategy):
         block = dict(self.spec.deepspeed.get("zero_optimization", {}))
         if block.get("zero_hpz_partition_size") == "local_world_size":
             block["zero_hpz_partition_size"] = self.num_processes
+        trained = sum(p.numel() for p in self._module.parameters() if p.requires_grad)
+        block["reduce_bucket_size"] = self.spec.bucket_elements(trained)
         # Overlap would race with accumulation, which DeepSpeed does not see here (it refuses the pair itself).
         block.setdefault("overlap_comm", False)
         block.setdefault("memory_efficient_linear", False)  # it replaces torch's own functions for the whole process

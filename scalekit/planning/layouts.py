@@ -12,6 +12,7 @@ from typing import final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from scalekit.planning.memory import Course, Setting, Turn
 from scalekit.planning.profile import Profile
@@ -24,6 +25,8 @@ def layout(profile: Profile, setting: Setting) -> Layout:
         return FullyShared(profile, setting)
     if setting.strategy.engine == "ddp":
         return Bucketed(profile, setting)
+    if setting.strategy.engine == "deepspeed":
+        return Partitioned(profile, setting)
     return Replicated(profile, setting)
 
 
@@ -46,6 +49,11 @@ class Layout(ABC):
     def computes_with(self) -> torch.dtype:
         """The type of the parameters that the forward pass meets."""
         return self.setting.dtypes.parameters
+
+    @property
+    def keeps_casts(self) -> bool:
+        """Whether parameters are cast to the compute type once a forward pass, and not at each use."""
+        return self.setting.strategy.engine == "deepspeed"
 
     @abstractmethod
     def held(self) -> dict[str, float]:
@@ -113,6 +121,64 @@ class Bucketed(Replicated):
         elif turn is Turn.LAST:
             course.gradients = self.gradient_total() - course.gradients
         return course
+
+
+@final
+class Partitioned(Replicated):
+    """DeepSpeed's ZeRO-1 and ZeRO-2: parameters whole in one flat tensor, master weights and moments in parts.
+
+    As in deepspeed/runtime/zero/stage_1_and_2.py, where Lightning owns the accumulation: a bucket is made when the first
+    gradient of a backward pass comes; reducing it makes a copy of what is in it. ZeRO-1 keeps every gradient and copies them
+    into the bucket once the pass is over; while gradients accumulate it keeps them and the bucket. ZeRO-2 copies each
+    gradient as it comes, and keeps its part of their sum.
+    """
+
+    def __init__(self, profile: Profile, setting: Setting) -> None:
+        super().__init__(profile, setting)
+        self._part = profile.trained_elements / setting.world_size
+        self._gradient_part = self._part * self.parameter_bytes
+        self._keeps_all = setting.strategy.stage < 2
+        self._bucket_elements = setting.strategy.bucket_elements(profile.trained_elements)
+
+    def held(self) -> dict[str, float]:
+        master = self.parameter_bytes if self.setting.dtypes.master is None else self.setting.dtypes.master.itemsize
+        return {
+            "parameters": self.parameter_total(),
+            "master_weights": self._part * master,
+            "optimizer_state": self._part * self.moment_bytes,
+        }
+
+    def update(self) -> dict[str, float]:
+        """The part's gradients, and the flat copy of them that the optimizer is given."""
+        return {"gradients": self._gradient_part, "communication": self._gradient_part}
+
+    def course(self, trace: Trace, turn: Turn) -> Course:
+        course = super().course(trace, turn) if self._keeps_all else Course.empty(trace)
+        bucket = self._bucket_elements * self.parameter_bytes
+        came = np.flatnonzero(trace.kinds == Event.GRADIENT)
+        if not len(came):
+            return course
+        if not self._keeps_all:
+            in_bucket = self._fill(trace, course, came)
+            if turn is not Turn.FIRST:
+                course.gradients += self._gradient_part
+            course.spikes[-1] = in_bucket * self.parameter_bytes
+            course.communication[came[0] :] = bucket
+        else:
+            course.spikes[-1] = bucket if turn is not Turn.FIRST else 0.0
+            course.communication[0 if turn is not Turn.FIRST else came[0] :] = bucket
+        return course
+
+    def _fill(self, trace: Trace, course: Course, came: NDArray[np.int64]) -> int:
+        """Fills the bucket gradient by gradient and reduces it when the next one does not fit; returns what is left in it."""
+        filled = 0
+        for moment in came:
+            elements = trace.parameters[trace.subjects[moment]].elements
+            if filled + elements > self._bucket_elements:
+                course.spikes[moment] = filled * self.parameter_bytes
+                filled = 0
+            filled += elements
+        return filled
 
 
 @final
@@ -191,6 +257,7 @@ class _Passes:
         self._reduced = [w * layout.reduction_bytes for w in trained]
         self._parts = [w * layout.parameter_bytes / world for w in trained]
         self._open: set[int] = set()
+        self._done: set[int] = set()  # what is reduced; a block's other outputs may get their gradients long after
         self._waiting = 0.0  # the last gathering's buffer, in the forward pass
         self._ahead: int | None = None  # the unit whose gathering was begun early, in the backward pass
         self._reducing = 0.0  # the last reduction's buffer
@@ -213,6 +280,7 @@ class _Passes:
             elif kind == Event.BACKWARD:
                 level[moment] -= self._waiting
                 self._waiting, self._is_backward = 0.0, True
+                self._look_ahead(len(self._units), moment)
             elif kind == Event.ENTER_BACKWARD and subject in self._block_of:
                 self._gather_again(self._block_of[subject], moment)
             elif kind == Event.GRADIENT:
@@ -251,7 +319,7 @@ class _Passes:
 
     def _gather_again(self, unit: int, moment: int) -> None:
         """Backward: gathers, begins to gather the block before, and frees this one's buffer at once."""
-        if unit in self._open:
+        if unit in self._open | self._done:
             return
         course = self._course
         if self._ahead == unit:
@@ -259,9 +327,12 @@ class _Passes:
         course.spikes[moment] = max(course.spikes[moment], self._buffer[unit])
         course.communication[moment] += self._gathered[unit]
         self._open.add(unit)
+        self._look_ahead(unit, moment)
+
+    def _look_ahead(self, unit: int, moment: int) -> None:
         self._ahead = unit - 1 if unit > 1 else None
         if self._ahead is not None:
-            course.communication[moment] += self._buffer[self._ahead]
+            self._course.communication[moment] += self._buffer[self._ahead]
 
     def _reduce(self, unit: int, moment: int) -> None:
         """Frees the unit, copies its gradients into the reduction's buffer, and keeps this rank's part of the sum."""
@@ -269,6 +340,7 @@ class _Passes:
             return
         course, gradients = self._course, self._held
         self._open.discard(unit)
+        self._done.add(unit)
         course.communication[moment] += self._reduced[unit] - self._gathered[unit] - self._reducing
         course.spikes[moment] = max(course.spikes[moment], self._pending[unit])
         self._reducing = self._reduced[unit]

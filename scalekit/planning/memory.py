@@ -133,7 +133,7 @@ def predict(profile: Profile, setting: Setting) -> Memory:
     host = engine.host_bytes()
     moments = [({**held, **engine.update()}, "in the optimizer's update")]
     if profile.problem is None:
-        trace = profile.at(setting.micro_batch_size, setting.recompute, engine.computes_with)
+        trace = profile.at(setting.micro_batch_size, setting.recompute, engine.computes_with, engine.keeps_casts)
         tally = _Tally(trace, held)
         moments += [tally.peak(engine.course(trace, turn)) for turn in setting.turns]
     items, when = max(moments, key=lambda moment: sum(moment[0].values()))

@@ -72,7 +72,7 @@ class Profile:
     parameters: list[Parameter] = field(default_factory=list)
     buffer_bytes: int = 0
     problem: str | None = None
-    _traces: dict[tuple[int, bool, torch.dtype], Trace] = field(default_factory=dict)
+    _traces: dict[tuple[int, bool, torch.dtype, bool], Trace] = field(default_factory=dict)
 
     @property
     def trained_elements(self) -> int:
@@ -84,21 +84,23 @@ class Profile:
         """Elements of all parameters."""
         return sum(p.elements for p in self.parameters)
 
-    def at(self, micro_batch_size: int, recompute: bool, parameters: torch.dtype) -> Trace:
+    def at(self, micro_batch_size: int, recompute: bool, parameters: torch.dtype, keeps_casts: bool = False) -> Trace:
         """The step of a micro-batch of this many samples.
 
         Args:
             micro_batch_size: samples.
             recompute: whether blocks are computed anew in the backward pass (activation checkpointing).
             parameters: their type as the forward pass meets them.
+            keeps_casts: see `trace.autocast`; without recomputation the backward pass keeps them anyway.
         """
-        small, large = (self._traced(size, recompute, parameters) for size in TRACED_SIZES)
+        way = recompute, parameters, keeps_casts and recompute and self.dtypes.compute != self.dtypes.parameters
+        small, large = (self._traced(size, *way) for size in TRACED_SIZES)
         if not _same_course(small, large):
-            return self._traced(micro_batch_size, recompute, parameters)
+            return self._traced(micro_batch_size, *way)
         return _between(small, large, micro_batch_size)
 
-    def _traced(self, size: int, recompute: bool, parameters: torch.dtype) -> Trace:
-        key = size, recompute, parameters
+    def _traced(self, size: int, recompute: bool, parameters: torch.dtype, keeps_casts: bool) -> Trace:
+        key = size, recompute, parameters, keeps_casts
         if key not in self._traces:
             try:
                 self._traces[key] = self._run(*key, whole=False)
@@ -106,7 +108,7 @@ class Profile:
                 self._traces[key] = self._run(*key, whole=True)
         return self._traces[key]
 
-    def _run(self, size: int, recompute: bool, parameters: torch.dtype, whole: bool) -> Trace:
+    def _run(self, size: int, recompute: bool, parameters: torch.dtype, keeps_casts: bool, whole: bool) -> Trace:
         mode = FakeTensorMode()
         model = fake_model(self.subject.source, parameters, mode)
         stacks = [] if whole else shorten(model)
@@ -115,16 +117,16 @@ class Profile:
             if recompute:
                 recompute_blocks(model)
             batch = self.subject.example(size)
-            trace = tracing.trace(model, lambda: self._loss(model, batch), blocks)
+            trace = tracing.trace(model, lambda: self._loss(model, batch, keeps_casts), blocks)
         for stack in stacks:
             trace = lengthen(trace, stack)
         return trace
 
-    def _loss(self, model: nn.Module, batch: Any) -> Tensor:
+    def _loss(self, model: nn.Module, batch: Any, keeps_casts: bool) -> Tensor:
         inputs = tree_map_only(Tensor, torch.clone, batch)
         if self.dtypes.compute == self.dtypes.parameters:
             return self.subject.step(model, _cast(inputs, self.dtypes.compute))
-        with tracing.autocast(self.dtypes.compute, self.like_a_gpu):
+        with tracing.autocast(self.dtypes.compute, self.like_a_gpu, keeps_casts):
             return self.subject.step(model, inputs)
 
 

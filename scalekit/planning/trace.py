@@ -290,10 +290,16 @@ def _differentiable(tree: Any) -> Iterator[Tensor]:
 
 
 @contextmanager
-def autocast(compute: torch.dtype, like_a_gpu: bool) -> Iterator[None]:
-    """Mixed precision on fake CPU tensors; where a GPU is meant, with the operations that its autocast keeps in float32."""
+def autocast(compute: torch.dtype, like_a_gpu: bool, keeps_casts: bool) -> Iterator[None]:
+    """Mixed precision on fake CPU tensors.
+
+    Args:
+        compute: the lower type.
+        like_a_gpu: whether the operations that a GPU's autocast keeps in float32 stay so.
+        keeps_casts: whether parameters are cast once a forward pass (DeepSpeed's autocast) or at each use (Lightning's).
+    """
     with ExitStack() as stack:
-        stack.enter_context(torch.autocast("cpu", compute, cache_enabled=False))  # as Lightning's plugin has it
+        stack.enter_context(torch.autocast("cpu", compute, cache_enabled=keeps_casts))
         if like_a_gpu:
             stack.enter_context(_FloatOnGPU())
         yield

@@ -1,7 +1,8 @@
 /* Counts the bytes that torch's CPU allocator holds, on whatever thread it takes and frees them.
  *
- * torch takes its tensors' memory with posix_memalign. Preloaded before libc, this keeps the size of each such block and the
- * most that was held at once; blocks of malloc, which tensors do not use, are not counted. */
+ * torch takes its tensors' memory with posix_memalign, from its library c10. Preloaded before libc, this keeps the size of each
+ * such block and the most that was held at once. What others take, such as the scratch that oneDNN keeps for good, is not
+ * counted. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <pthread.h>
@@ -13,6 +14,7 @@
 static struct { void *block; size_t bytes; } held[SLOTS];
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static long now_bytes, most_bytes;
+static uintptr_t c10_begins, c10_ends;
 static void (*libc_free)(void *);
 
 static uint32_t slot_of(const void *block) { return (uint32_t)(((uintptr_t)block >> 6) * 2654435761u) & (SLOTS - 1); }
@@ -21,7 +23,8 @@ int posix_memalign(void **out, size_t alignment, size_t bytes) {
     static int (*libc_memalign)(void **, size_t, size_t);
     if (!libc_memalign) libc_memalign = (int (*)(void **, size_t, size_t))dlsym(RTLD_NEXT, "posix_memalign");
     int error = libc_memalign(out, alignment, bytes);
-    if (error) return error;
+    uintptr_t caller = (uintptr_t)__builtin_return_address(0);
+    if (error || caller < c10_begins || caller >= c10_ends) return error;
     pthread_mutex_lock(&lock);
     uint32_t slot = slot_of(*out);
     while (held[slot].block) slot = (slot + 1) & (SLOTS - 1);
@@ -59,6 +62,7 @@ void free(void *block) {
     libc_free(block);
 }
 
+void allocations_count(unsigned long begins, unsigned long ends) { c10_begins = begins; c10_ends = ends; }
 long allocations_now(void) { return now_bytes; }
 long allocations_most(void) { return most_bytes; }
 void allocations_restart(void) { most_bytes = now_bytes; }
