@@ -25,6 +25,8 @@ def layout(profile: Profile, setting: Setting) -> Layout:
         return FullyShared(profile, setting)
     if setting.strategy.engine == "ddp":
         return Bucketed(profile, setting)
+    if setting.strategy.stage == 3:
+        return Gathered(profile, setting)
     if setting.strategy.engine == "deepspeed":
         return Partitioned(profile, setting)
     return Replicated(profile, setting)
@@ -70,6 +72,10 @@ class Layout(ABC):
     def host_bytes(self) -> float:
         """In the host's memory, for this rank."""
         return 0.0
+
+    def reduction_copy(self, bytes_: float) -> float:
+        """What a reduce-scatter takes beside its buffers: gloo, on CPUs, works on a copy."""
+        return bytes_ if self.setting.kind == "cpu" and self.setting.world_size > 1 else 0.0
 
     def parameter_total(self) -> float:
         """Bytes of all parameters and buffers, whole."""
@@ -342,7 +348,9 @@ class _Passes:
         self._open.discard(unit)
         self._done.add(unit)
         course.communication[moment] += self._reduced[unit] - self._gathered[unit] - self._reducing
-        course.spikes[moment] = max(course.spikes[moment], self._pending[unit])
+        course.spikes[moment] = max(
+            course.spikes[moment], self._pending[unit], self._layout.reduction_copy(self._reduced[unit])
+        )
         self._reducing = self._reduced[unit]
         gradients[moment] -= self._pending[unit]
         self._pending[unit] = 0.0
@@ -350,3 +358,209 @@ class _Passes:
             gradients[moment] += self._parts[unit]
         else:
             course.spikes[moment] = max(course.spikes[moment], self._parts[unit])
+
+
+@final
+class Gathered(Layout):
+    """DeepSpeed's ZeRO-3: every parameter in parts, gathered where a module needs it.
+
+    As in deepspeed/runtime/zero: small parameters stay whole (`mark_persistent_parameters`); the bucket of gradients and the
+    flat tensor of their parts stand all the time (stage3.py); what is gathered ahead, and what is kept because it is used again
+    soon, follows partitioned_param_coordinator.py, with DeepSpeed's own defaults where the strategy's file has no others.
+    """
+
+    def __init__(self, profile: Profile, setting: Setting) -> None:
+        super().__init__(profile, setting)
+        block = setting.strategy.deepspeed.get("zero_optimization", {})
+
+        def limit(name: str, default: float) -> float:
+            return float(block.get(f"stage3_{name}", default))
+
+        self.persistence = limit("param_persistence_threshold", 1e5)
+        self.ahead = limit("prefetch_bucket_size", 5e7)
+        self.live = limit("max_live_parameters", 1e9)
+        self.reuse = limit("max_reuse_distance", 1e9)
+        self.bucket_elements = setting.strategy.bucket_elements(profile.trained_elements)
+        self._part = profile.trained_elements / setting.world_size
+
+    def held(self) -> dict[str, float]:
+        setting = self.setting
+        master = self.parameter_bytes if setting.dtypes.master is None else setting.dtypes.master.itemsize
+        whole = sum(p.elements for p in self.profile.parameters if self.stays(p)) * self.parameter_bytes
+        parts = self.profile.elements / setting.world_size * self.parameter_bytes
+        return {
+            "parameters": parts + self.profile.buffer_bytes,
+            "master_weights": self._part * master,
+            "optimizer_state": self._part * self.moment_bytes,
+            "gradients": self._part * self.parameter_bytes,
+            "communication": self.bucket_elements * self.parameter_bytes + whole,
+        }
+
+    def update(self) -> dict[str, float]:
+        """The part's gradients are copied for the optimizer, at most a sub-group at once."""
+        held = self.held()
+        group = float(self.setting.strategy.deepspeed.get("zero_optimization", {}).get("sub_group_size", 1e9))
+        return {"communication": held["communication"] + min(self._part, group) * self.parameter_bytes}
+
+    def stays(self, parameter: Parameter) -> bool:
+        """Whether a parameter is so small that it is never shared out again."""
+        return parameter.elements <= self.persistence
+
+    def course(self, trace: Trace, turn: Turn) -> Course:
+        course = Course.empty(trace)
+        _Fetches(self, trace, course).run()
+        self._reduce(trace, course)
+        return course
+
+    def _reduce(self, trace: Trace, course: Course) -> None:
+        """Gradients go into the bucket as they come; what is in it is copied to be reduced when it is full, and at the end."""
+        filled = 0
+        for moment in np.flatnonzero(trace.kinds == Event.GRADIENT):
+            elements = trace.parameters[trace.subjects[moment]].elements
+            if filled + elements > self.bucket_elements:
+                self._spike(course, int(moment), filled)
+                filled = 0
+            filled += elements
+        self._spike(course, len(trace.kinds) - 1, filled)
+
+    def _spike(self, course: Course, moment: int, elements: float) -> None:
+        size = elements * self.parameter_bytes
+        course.spikes[moment] = max(course.spikes[moment], size + self.reduction_copy(size))
+
+
+class _Gathering:
+    """Parameters that were gathered together: their common buffer stands until the last of them has been waited for."""
+
+    def __init__(self, members: set[int], buffer_bytes: float) -> None:
+        self.members, self.buffer_bytes, self.copied = members, buffer_bytes, False
+
+
+class _Fetches:
+    """DeepSpeed's coordinator of parameters, over the modules of one forward and backward pass."""
+
+    def __init__(self, layout: Gathered, trace: Trace, course: Course) -> None:
+        self._layout, self._trace, self._course = layout, trace, course
+        elements = [p.elements for p in trace.parameters]
+        self._elements = elements
+        self._is_small = [layout.stays(p) for p in trace.parameters]
+        self._visits = self._modules()
+        self._queue = [(p, step) for step, (_, _, owned) in enumerate(self._visits) for p in owned]
+        self._uses: dict[int, list[int]] = {}
+        for parameter, step in self._queue:
+            self._uses.setdefault(parameter, []).append(step)
+        self._passed = np.concatenate(
+            [[0], np.cumsum([sum(elements[p] for p in owned) for _, _, owned in self._visits])]
+        )
+        self._whole: set[int] = {p for p, small in enumerate(self._is_small) if small}
+        self._coming: dict[int, _Gathering] = {}
+        self._live = float(sum(elements[p] for p in self._whole))
+        self._next = 0
+        self._fetched_for = [-1] * len(elements)
+
+    def _modules(self) -> list[tuple[int, int, tuple[int, ...]]]:
+        """Moments at which a module needs its own parameters, and the moments at which it is done with them."""
+        trace = self._trace
+        ends = {Event.ENTER: Event.LEAVE, Event.ENTER_BACKWARD: Event.LEAVE_BACKWARD}
+        open_: dict[tuple[int, int], int] = {}
+        visits: list[list[int]] = []
+        entered: set[int] = set()
+        last_gradient = self._last_gradients()
+        for moment, (kind, subject) in enumerate(zip(trace.kinds.tolist(), trace.subjects.tolist(), strict=True)):
+            if kind in ends:
+                if kind == Event.ENTER_BACKWARD and subject in entered:
+                    continue
+                if kind == Event.ENTER_BACKWARD:
+                    entered.add(subject)
+                open_[ends[Event(kind)], subject] = len(visits)
+                end = last_gradient.get(subject, moment) if kind == Event.ENTER_BACKWARD else moment
+                visits.append([moment, max(end, moment), subject])
+            elif (kind, subject) in open_:
+                visit = open_.pop((kind, subject))
+                visits[visit][1] = max(visits[visit][1], moment)
+        return [(start, end, trace.owned[subject]) for start, end, subject in visits]
+
+    def _last_gradients(self) -> dict[int, int]:
+        """For each module, when the last of its own parameters has its gradient."""
+        trace = self._trace
+        came = {int(trace.subjects[m]): int(m) for m in np.flatnonzero(trace.kinds == Event.GRADIENT)}
+        return {
+            module: max(came[p] for p in owned if p in came)
+            for module, owned in enumerate(trace.owned)
+            if any(p in came for p in owned)
+        }
+
+    def run(self) -> None:
+        moments = [(start, 1, step) for step, (start, _, _) in enumerate(self._visits)]
+        moments += [(end, 0, step) for step, (_, end, _) in enumerate(self._visits)]
+        for moment, is_start, step in sorted(moments):
+            if is_start:
+                self._fetch(moment, step)
+            else:
+                self._release(moment, step)
+        self._course.communication = self._course.communication.cumsum()
+
+    def _fetch(self, moment: int, step: int) -> None:
+        owned = self._visits[step][2]
+        self._gather({p for p in owned if p not in self._whole and p not in self._coming}, moment)
+        for parameter in owned:
+            if parameter in self._coming:
+                self._arrive(parameter, moment)
+        self._skip_to(step)
+        limit = min(self._layout.live - self._live, self._layout.ahead)
+        chosen: set[int] = set()
+        size = 0
+        while self._next < len(self._queue) and size < limit:
+            parameter, used = self._queue[self._next]
+            self._next += 1
+            self._fetched_for[parameter] = max(self._fetched_for[parameter], used)
+            if parameter not in self._whole and parameter not in self._coming and parameter not in chosen:
+                chosen.add(parameter)
+                size += self._elements[parameter]
+        self._gather(chosen, moment)
+
+    def _skip_to(self, step: int) -> None:
+        """What this module has needed is no longer to be gathered ahead."""
+        while self._next < len(self._queue) and self._queue[self._next][1] <= step:
+            self._fetched_for[self._queue[self._next][0]] = self._queue[self._next][1]
+            self._next += 1
+
+    def _gather(self, parameters: set[int], moment: int) -> None:
+        if not parameters:
+            return
+        world = self._layout.setting.world_size
+        padded = sum(-(-self._elements[p] // world) * world for p in parameters)
+        size = padded * self._layout.parameter_bytes if world > 1 else 0.0
+        gathering = _Gathering(set(parameters), size)
+        self._course.communication[moment] += size
+        self._live += sum(self._elements[p] for p in parameters)
+        for parameter in parameters:
+            self._coming[parameter] = gathering
+
+    def _arrive(self, parameter: int, moment: int) -> None:
+        """Waiting for one copies all that came with it out of their buffer; a parameter that came alone is the buffer."""
+        gathering = self._coming.pop(parameter)
+        if not gathering.copied:
+            gathering.copied = True
+            size = sum(self._elements[p] for p in gathering.members) * self._layout.parameter_bytes
+            if len(gathering.members) == 1:
+                gathering.buffer_bytes -= size
+                size = 0.0
+            self._course.communication[moment] += size
+        gathering.members.discard(parameter)
+        self._whole.add(parameter)
+        if not gathering.members:
+            self._course.communication[moment] -= gathering.buffer_bytes
+
+    def _release(self, moment: int, step: int) -> None:
+        for parameter in self._visits[step][2]:
+            if self._is_small[parameter] or parameter not in self._whole or self._needed_soon(parameter, step):
+                continue
+            self._whole.discard(parameter)
+            self._live -= self._elements[parameter]
+            self._course.communication[moment] -= self._elements[parameter] * self._layout.parameter_bytes
+
+    def _needed_soon(self, parameter: int, step: int) -> bool:
+        later = [use for use in self._uses[parameter] if use > step]
+        if self._fetched_for[parameter] > step:
+            return True
+        return bool(later) and self._passed[later[0]] - self._passed[step + 1] < self._layout.reuse

@@ -1,0 +1,400 @@
+"""Time of a step: rooflines and volumes worked out by hand, what must never be faster, and published runs."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from scalekit.dtypes import promised
+from scalekit.hardware import Hardware, find_device
+from scalekit.planning import time
+from scalekit.planning.memory import Setting
+from scalekit.planning.profile import Profile, Subject, profile
+from scalekit.planning.time import Collectives, Phase, Sizes, Time, estimate, traffic
+from scalekit.planning.trace import Event, Parameter, Trace
+from scalekit.strategies import Strategy, names
+
+WIDTH, BLOCKS, TOKENS = 16384, 4, 2048
+NODE = Hardware.parse("8xH100-80GB")
+NODES = Hardware.parse("4x8xH100-80GB")
+CPUS = replace(
+    NODE,
+    device=replace(
+        NODE.device, name="cpu", kind="cpu", flops={"float32": 1e11, "bfloat16": 2e11}, link_bytes_per_second=1e9
+    ),
+    devices_per_node=2,
+    network_bytes_per_second=1e9,
+)
+PARALLEL = [name for name in names() if name != "single"]
+
+
+class Fixed(Profile):
+    """A stack of square matrices: three products each, in bfloat16, and a sum in float32 after each product."""
+
+    def at(self, micro_batch_size: int, recompute: bool, parameters: torch.dtype) -> Trace:
+        tokens = micro_batch_size * TOKENS
+        products, again = BLOCKS, BLOCKS * recompute
+        flops = np.tile([2.0 * tokens * WIDTH**2, tokens * WIDTH], 3 * products + again)
+        moved = np.tile([2.0 * (WIDTH**2 + 2 * tokens * WIDTH), 8.0 * tokens * WIDTH], 3 * products + again)
+        half, operations = 2 * products, len(flops)
+        kinds = [Event.OPERATE] * half + [Event.BACKWARD] + [Event.OPERATE] * (operations - half)
+        subjects = [*range(half), 0, *range(half, operations)]
+        gradients = range(BLOCKS - 1, -1, -1)
+        return Trace(
+            kinds=np.array([*kinds, *[Event.GRADIENT] * BLOCKS], np.int8),
+            subjects=np.array([*subjects, *gradients], np.int32),
+            storage_bytes=np.zeros(0),
+            handed=np.full(BLOCKS, -1, np.int32),
+            flops=flops,
+            moved_bytes=moved,
+            low_precision=np.tile([True, False], operations // 2),
+            parameters=self.parameters,
+            modules=["", *(f"blocks.{i}" for i in range(BLOCKS))],
+            owned=[(), *((i,) for i in range(BLOCKS))],
+            blocks=list(range(1, BLOCKS + 1)),
+            buffer_bytes=0,
+        )
+
+
+def stack(precision: str = "bf16-mixed", problem: str | None = None) -> Profile:
+    subject = Subject("stack", nn.Module, lambda model, batch: batch, lambda size: None, tokens=TOKENS)
+    parameters = [Parameter(f"blocks.{i}.weight", (WIDTH, WIDTH), 4, True) for i in range(BLOCKS)]
+    return Fixed(subject, promised(precision), True, parameters, problem=problem)
+
+
+def setting(strategy: str, hardware: Hardware = NODE, precision: str = "bf16-mixed", **more: Any) -> Setting:
+    sizes: dict[str, Any] = {"micro_batch_size": 1, "accumulation": 1, "recompute": False, **more}
+    nodes = (hardware.world_size, hardware.devices_per_node)
+    return Setting(Strategy.load(strategy), promised(precision), *nodes, **sizes, kind=hardware.device.kind)
+
+
+def step(strategy: str, hardware: Hardware = NODE, precision: str = "bf16-mixed", **more: Any) -> Time:
+    return estimate(stack(precision), setting(strategy, hardware, precision, **more), hardware)
+
+
+def sent_bytes(phases: list[Phase]) -> float:
+    return sum(phase.sent_bytes for phase in phases)
+
+
+def sizes_of(elements: int, blocks: int = 100) -> Sizes:
+    return Sizes(elements, elements, 0, 0, blocks, elements, 7 * blocks, 0)
+
+
+# -- compute ----------------------------------------------------------------------------------------------------------
+
+
+def one_operation(flops: float, moved_bytes: float, is_low: bool, hardware: Hardware) -> float:
+    work = time._Work(np.array([flops]), np.array([moved_bytes]), np.array([is_low]), np.array([True]))
+    return time._roofline(work, time._Rates.of(setting("single", hardware), hardware)).forward
+
+
+def test_a_large_product_takes_what_its_arithmetic_takes() -> None:
+    # 2 x 8192^3 FLOPs at 0.7 of 989.4 TFLOP/s: 1.59 ms; its 3 x 8192^2 numbers take 0.15 ms.
+    seconds = one_operation(2 * 8192**3, 6 * 8192**2, True, Hardware.parse("H100-80GB"))
+    assert seconds == pytest.approx(2 * 8192**3 / (0.7 * 989.4e12))
+    assert seconds == pytest.approx(1.59e-3, rel=0.01)
+
+
+def test_a_product_in_float32_has_the_peak_of_float32() -> None:
+    seconds = one_operation(2 * 8192**3, 12 * 8192**2, False, Hardware.parse("H100-80GB"))
+    assert seconds == pytest.approx(2 * 8192**3 / (0.7 * 67e12))
+
+
+def test_a_sum_takes_what_memory_takes_and_a_small_one_its_launch() -> None:
+    device = Hardware.parse("H100-80GB")
+    assert one_operation(1e9, 12e9, False, device) == pytest.approx(12e9 / (0.8 * 3350e9))
+    assert one_operation(10, 120, False, device) == time.LAUNCH_SECONDS
+    assert one_operation(10, 120, False, CPUS) == time.DISPATCH_SECONDS
+
+
+def test_a_cpu_reaches_the_rates_that_it_was_measured_at() -> None:
+    assert one_operation(1e9, 1e3, False, CPUS) == pytest.approx(1e9 / 1e11)
+
+
+@pytest.mark.parametrize("problem", [None, "cannot be traced"])
+def test_passes_and_micro_batches_add_up(problem: str | None) -> None:
+    step = estimate(stack(problem=problem), setting("single", NODE), NODE)
+    product = 2 * TOKENS * WIDTH**2 / (0.7 * 989.4e12)
+    summed = 0.0 if problem else 8 * TOKENS * WIDTH / (0.8 * 3350e9)
+    assert step.parts["compute"] == pytest.approx(3 * BLOCKS * (product + summed))
+    twice = estimate(stack(problem=problem), setting("single", NODE, accumulation=2), NODE)
+    assert twice.parts["compute"] == pytest.approx(2 * step.parts["compute"])
+    again = estimate(stack(problem=problem), setting("single", NODE, recompute=True), NODE)
+    assert again.parts["compute"] == pytest.approx(4 / 3 * step.parts["compute"])
+
+
+def test_recomputation_is_time_and_no_model_flops() -> None:
+    plain, again = (step("single", Hardware.parse("H100-80GB"), recompute=recompute) for recompute in (False, True))
+    assert again.mfu * again.seconds == pytest.approx(plain.mfu * plain.seconds)
+    assert again.seconds > plain.seconds
+
+
+def test_mfu_counts_the_backward_pass_of_what_is_trained() -> None:
+    sizes = sizes_of(100)
+    passes = time._Compute(0.0, 0.0, 0.0, forward_flops=10.0, backward_flops=30.0)
+    assert time._model_flops(passes, sizes) == 30.0
+    assert time._model_flops(passes, replace(sizes, trained=0)) == 20.0
+    assert time._model_flops(replace(passes, backward_flops=5.0), sizes) == 15.0
+
+
+def test_without_peaks_there_is_no_mfu_but_an_estimate() -> None:
+    unknown = replace(NODE, device=replace(NODE.device, flops={}))
+    partly = replace(NODE, device=replace(NODE.device, flops={"float32": 67e12}))
+    assert step("ddp", unknown).mfu is None
+    assert step("ddp", partly).mfu is None
+    assert step("ddp", unknown).seconds > step("ddp").seconds
+    assert step("ddp", partly).seconds > step("ddp").seconds
+
+
+# -- communication ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ranks", [2, 8])
+def test_ddp_sends_a_ring_all_reduce_of_all_gradients_once_a_step(ranks: int) -> None:
+    hardware = replace(NODE, devices_per_node=ranks)
+    elements = 10**9
+    for accumulation in (1, 4):
+        phases = traffic(setting("ddp", hardware, accumulation=accumulation), sizes_of(elements))
+        assert sent_bytes(phases) == pytest.approx(2 * (ranks - 1) / ranks * 4 * elements)
+
+
+def test_zero3_and_fsdp2_send_half_as_much_again_as_ddp() -> None:
+    # ZeRO's paper, section 7.2.2. DeepSpeed keeps the last half billion of so many parameters for the backward pass.
+    volumes = {name: sent_bytes(traffic(setting(name, NODE, "32-true"), sizes_of(10**12))) for name in PARALLEL}
+    assert volumes["fsdp2"] == pytest.approx(1.5 * volumes["ddp"])
+    assert volumes["zero3"] == pytest.approx(1.5 * volumes["ddp"], rel=1e-3)
+
+
+def test_zero3_gathers_a_small_model_once_and_its_smallest_parameters_never() -> None:
+    # Counted with two processes of DeepSpeed 0.19.8: one gathering and one reduction of all elements a micro-batch.
+    volume = sent_bytes(traffic(setting("zero3", NODE, "32-true", accumulation=3), sizes_of(10**8)))
+    assert volume == pytest.approx(3 * 2 * 7 / 8 * 4 * 10**8)
+    small = replace(sizes_of(10**8), shared=0, owners=0)
+    volume = sent_bytes(traffic(setting("zero3", NODE, "32-true", accumulation=3), small))
+    assert volume == pytest.approx((3 + 1) * 7 / 8 * 4 * 10**8)
+
+
+@pytest.mark.parametrize(("strategy", "reductions"), [("zero1", 1), ("zero2", 3)])
+def test_zero_reduces_gradients_and_gathers_parameters_once(strategy: str, reductions: int) -> None:
+    # DeepSpeed's reductions are all-reduces, of which each rank keeps its part.
+    volume = sent_bytes(traffic(setting(strategy, accumulation=3), sizes_of(10**9)))
+    assert volume == pytest.approx((2 * reductions + 1) * 7 / 8 * 4e9)
+
+
+def test_fsdp2_gathers_in_the_compute_type_and_reduces_every_micro_batch() -> None:
+    phases = traffic(setting("fsdp2", accumulation=3), sizes_of(10**9))
+    assert sent_bytes(phases) == pytest.approx(3 * (2 + 2 + 4) * 7 / 8 * 1e9)
+
+
+def test_fsdp2_does_not_gather_its_root_for_the_backward_pass() -> None:
+    rooted = replace(sizes_of(10**9), root=4 * 10**8, root_trained=4 * 10**8)
+    assert sent_bytes(traffic(setting("fsdp2"), rooted)) == pytest.approx((2 + 2 * 0.6 + 4) * 7 / 8 * 1e9)
+
+
+def test_hpz_gathers_over_the_network_once_a_step() -> None:
+    sizes = sizes_of(10**11)
+
+    def far_bytes(strategy: str) -> float:
+        phases = traffic(setting(strategy, NODES, accumulation=4), sizes)
+        return sum(p.times * c.sent_bytes for p in phases for c in p.collectives if not c.is_near)
+
+    one = 31 / 32 * 4e11
+    assert far_bytes("zero3-hpz") == pytest.approx((1 + 4) * one)
+    assert far_bytes("zero3") == pytest.approx((8 + 4) * one, rel=0.01)
+
+
+def test_one_rank_does_not_communicate() -> None:
+    for strategy in names():
+        assert step(strategy, Hardware.parse("H100-80GB")).parts["communication"] == 0
+
+
+def test_a_collective_takes_its_bytes_and_its_latencies() -> None:
+    collectives = Collectives(8e9, ranks=8, number=10, rounds=2)
+    within = time._collective_seconds(collectives, time._Rates.of(setting("ddp"), NODE))
+    assert within == pytest.approx(2 * 7e9 / (0.8 * 450e9) + 10 * 20e-6)
+    # Eight adapters of 50 GB/s for a node's eight rings, and two doublings of the nodes.
+    across = time._collective_seconds(replace(collectives, ranks=32), time._Rates.of(setting("ddp", NODES), NODES))
+    assert across == pytest.approx(2 * 31 / 32 * 8e9 / (0.8 * 400e9) + 10 * 40e-6)
+
+
+def test_gloo_has_one_ring_whatever_the_number_of_processes() -> None:
+    wide = replace(CPUS, nodes=2, network_bytes_per_second=1e8)
+    assert time._Rates.of(setting("ddp", wide), wide).network == 1e8
+
+
+def test_ddp_hides_all_but_its_last_bucket_behind_a_long_backward_pass() -> None:
+    rates = time._Rates.of(setting("ddp"), NODE)
+    reduction = time._collective_seconds(Collectives(4 * BLOCKS * WIDTH**2, 8, 164, 2), rates)
+    assert step("ddp", micro_batch_size=64).parts["communication"] == pytest.approx(reduction / BLOCKS)
+
+
+def test_what_does_not_hide_is_exposed() -> None:
+    # ZeRO-2 waits for its reductions under our engine, and nothing overlaps on CPUs.
+    short, long = (step("zero2", micro_batch_size=size).parts["communication"] for size in (1, 64))
+    assert short == long > 0
+    short, long = (step("ddp", CPUS, micro_batch_size=size).parts["communication"] for size in (1, 64))
+    assert short == long >= 4 * BLOCKS * WIDTH**2 / 1e9
+
+
+# -- offload and update -----------------------------------------------------------------------------------------------
+
+
+def test_only_offloading_strategies_offload() -> None:
+    for strategy in PARALLEL:
+        parts = step(strategy).parts
+        assert (parts["offload"] > 0) == bool(Strategy.load(strategy).offload)
+        assert (parts["update"] > 0) == ("optimizer" not in Strategy.load(strategy).offload)
+
+
+def test_adam_moves_28_bytes_an_element_after_the_norm_has_read_4() -> None:
+    elements = BLOCKS * WIDTH**2
+    assert step("ddp").parts["update"] == pytest.approx(32 * elements / (0.8 * 3350e9))
+    assert step("zero1").parts["update"] == pytest.approx(32 * elements / 8 / (0.8 * 3350e9))
+    assert step("ddp", precision="bf16-true").parts["update"] == pytest.approx(16 * elements / (0.8 * 3350e9))
+
+
+def test_the_host_updates_at_its_memory_and_both_ways_cross_the_bus() -> None:
+    share = BLOCKS * WIDTH**2 / 8
+    expected = 28 * share / (0.8 * 614e9 / 8) + 2 * 4 * share / (0.8 * 64e9)
+    assert step("zero2-offload").parts["offload"] == pytest.approx(expected)
+
+
+def test_offloaded_parameters_cross_the_bus_for_each_micro_batch() -> None:
+    elements = BLOCKS * WIDTH**2
+    gathered = 2 * elements - time.REUSE_ELEMENTS / 2
+    once, twice = (step("zero3-offload", accumulation=n).parts["offload"] for n in (1, 2))
+    assert twice - once == pytest.approx(4 * gathered / 8 / (0.8 * 64e9))
+    assert step("zero3-nvme").parts["offload"] > once
+
+
+# -- the whole --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", PARALLEL)
+def test_parts_sum_and_rates_follow(strategy: str) -> None:
+    found = step(strategy, NODES, micro_batch_size=2, accumulation=3)
+    assert tuple(found.parts) == time.PARTS
+    assert sum(found.parts.values()) == pytest.approx(found.seconds)
+    assert found.samples_per_second == pytest.approx(2 * 3 * 32 / found.seconds)
+    assert found.tokens_per_second == pytest.approx(TOKENS * found.samples_per_second)
+    assert 0 < found.mfu <= time.MATMUL_EFFICIENCY
+    assert found.bottleneck in (*time.PARTS, "memory bandwidth")
+
+
+def test_the_bottleneck_is_the_largest_part() -> None:
+    assert step("ddp", micro_batch_size=8).bottleneck == "compute"
+    assert step("zero2", replace(NODES, network_bytes_per_second=1e8)).bottleneck == "communication"
+    assert step("zero2-offload").bottleneck == "offload"
+    slow_memory = replace(NODE, device=replace(NODE.device, memory_bytes_per_second=1e10))
+    assert step("fsdp2", slow_memory, micro_batch_size=8).bottleneck == "memory bandwidth"
+
+
+def faster_device(**factors: float) -> Callable[[Hardware], Hardware]:
+    def change(hardware: Hardware) -> Hardware:
+        rates = {name: factor * getattr(hardware.device, name) for name, factor in factors.items()}
+        return replace(hardware, device=replace(hardware.device, **rates))
+
+    return change
+
+
+def more_flops(hardware: Hardware) -> Hardware:
+    flops = {name: 1.5 * value for name, value in hardware.device.flops.items()}
+    return replace(hardware, device=replace(hardware.device, flops=flops))
+
+
+BETTER = {
+    "flops": more_flops,
+    "memory": faster_device(memory_bytes_per_second=1.5),
+    "link": faster_device(link_bytes_per_second=1.5),
+    "bus": faster_device(bus_bytes_per_second=1.5),
+    "network": lambda hardware: replace(hardware, network_bytes_per_second=1.5 * hardware.network_bytes_per_second),
+    "host": lambda hardware: replace(hardware, host_bytes_per_second=1.5 * hardware.host_bytes_per_second),
+}
+
+
+@pytest.mark.parametrize("better", BETTER)
+@pytest.mark.parametrize("strategy", PARALLEL)
+def test_better_hardware_is_never_slower(strategy: str, better: str) -> None:
+    hardware = [NODE, NODES, CPUS, replace(NODES, network_bytes_per_second=1e9)]
+    for each in hardware:
+        before, after = step(strategy, each), step(strategy, BETTER[better](each))
+        assert after.seconds <= before.seconds * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("hardware", [NODE, NODES, CPUS], ids=lambda hardware: hardware.name)
+@pytest.mark.parametrize("strategy", PARALLEL)
+def test_larger_micro_batches_of_the_same_global_batch_are_not_slower(strategy: str, hardware: Hardware) -> None:
+    seconds = [step(strategy, hardware, micro_batch_size=n, accumulation=16 // n).seconds for n in (1, 2, 4, 8, 16)]
+    assert all(later <= earlier * (1 + 1e-12) for earlier, later in zip(seconds, seconds[1:], strict=False))
+
+
+def test_a_traced_model_has_its_forward_pass_told_from_its_backward_pass() -> None:
+    def build() -> nn.Module:
+        return nn.Sequential(*(nn.Linear(512, 512, bias=False) for _ in range(4)))
+
+    subject = Subject("linear", build, lambda model, x: model(x).sum(), lambda size: torch.ones(size, 512))
+    found = profile(subject, promised("32-true"), like_a_gpu=True)
+    trace = found.at(64, False, torch.float32)
+    compute = time._roofline(time._Work.of(trace), time._Rates.of(setting("ddp"), NODE))
+    assert compute.forward_flops == 4 * 2 * 64 * 512**2
+    assert compute.backward_flops == (2 * 4 - 1) * 2 * 64 * 512**2  # the first layer's input has no gradient
+    sizes = Sizes.of(found, setting("zero3"), trace)
+    assert sizes == Sizes(4 * 512**2, 4 * 512**2, 0, 0, blocks=4, shared=4 * 512**2, owners=4, last=512**2)
+    untraced = Sizes.of(found, setting("zero3"), None)
+    assert untraced == replace(sizes, last=0)
+
+
+# -- published runs ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def llama_8b() -> Profile:
+    """At the sequence length of torchtitan's runs."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=128256,
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+    )
+
+    def example(size: int) -> dict[str, torch.Tensor]:
+        ids = torch.ones(size, 8192, dtype=torch.long)
+        return {"input_ids": ids, "labels": ids}
+
+    def loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return model(**batch, use_cache=False).loss
+
+    subject = Subject("llama", lambda: LlamaForCausalLM(config), loss, example, tokens=8192)
+    return profile(subject, promised("bf16-mixed"), like_a_gpu=True)
+
+
+# Llama 3 8B under FSDP2 in bfloat16, eager, sequences of 8192, with selective checkpointing, which lies between none and
+# full. torchtitan, benchmarks/llama3_h100_202412_torchtitan.md, tables 1 and 3: H100s with 2.4 TB/s and 500 W of 700;
+# docs/performance.md: 64 A100s.
+SLOWER_H100 = replace(find_device("H100-80GB"), memory_bytes_per_second=2.4e12)
+PUBLISHED = [
+    (replace(NODE, device=SLOWER_H100), 2, 5762),
+    (replace(NODE, device=SLOWER_H100, nodes=16), 2, 5605),
+    (Hardware.parse("8x8xA100-80GB"), 1, 2904),
+]
+
+
+@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize(("hardware", "micro_batch_size", "published"), PUBLISHED, ids=lambda value: str(value)[:0])
+def test_llama_8b_takes_about_what_torchtitan_measured(
+    llama_8b: Profile, hardware: Hardware, micro_batch_size: int, published: float, recompute: bool
+) -> None:
+    found = estimate(
+        llama_8b, setting("fsdp2", hardware, micro_batch_size=micro_batch_size, recompute=recompute), hardware
+    )
+    assert published / 1.5 < found.tokens_per_second / hardware.world_size < published * 1.5
+    assert 0 < found.mfu <= 1
+    assert found.bottleneck == "compute"
