@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import final
 
 import numpy as np
@@ -46,6 +46,7 @@ class Layout(ABC):
         self.compute_bytes = _bytes(dtypes.compute)
         self.reduction_bytes = _bytes(dtypes.reduction)
         self.moment_bytes = setting.moments * _bytes(dtypes.optimizer_state)
+        self.master_bytes = _bytes(dtypes.master or dtypes.parameters)
 
     @property
     def computes_with(self) -> torch.dtype:
@@ -72,6 +73,10 @@ class Layout(ABC):
     def host_bytes(self) -> float:
         """In the host's memory, for this rank."""
         return 0.0
+
+    def offloads(self, what: str) -> bool:
+        """Whether ``"parameters"`` or the ``"optimizer"`` live outside of the device."""
+        return what in self.setting.strategy.offload
 
     def reduction_copy(self, bytes_: float) -> float:
         """What a reduce-scatter takes beside its buffers: gloo, on CPUs, works on a copy."""
@@ -147,16 +152,30 @@ class Partitioned(Replicated):
         self._bucket_elements = setting.strategy.bucket_elements(profile.trained_elements)
 
     def held(self) -> dict[str, float]:
-        master = self.parameter_bytes if self.setting.dtypes.master is None else self.setting.dtypes.master.itemsize
+        held = {"parameters": self.parameter_total()}
+        if self.offloads("optimizer"):
+            # The largest parameter's gradient, on its way to the host (`temp_grad_buffer_for_gpu_offload`).
+            return {**held, "communication": self._largest_bytes()}
         return {
-            "parameters": self.parameter_total(),
-            "master_weights": self._part * master,
+            **held,
+            "master_weights": self._part * self.master_bytes,
             "optimizer_state": self._part * self.moment_bytes,
         }
 
     def update(self) -> dict[str, float]:
         """The part's gradients, and the flat copy of them that the optimizer is given."""
+        if self.offloads("optimizer"):
+            return {}
         return {"gradients": self._gradient_part, "communication": self._gradient_part}
+
+    def host_bytes(self) -> float:
+        """Master weights, moments, the gradients that they meet, and the parameters on their way back."""
+        if not self.offloads("optimizer"):
+            return 0.0
+        return self._part * (2 * self.master_bytes + self.moment_bytes + self.parameter_bytes)
+
+    def _largest_bytes(self) -> float:
+        return max((p.elements for p in self.profile.parameters if p.trained), default=0) * self.parameter_bytes
 
     def course(self, trace: Trace, turn: Turn) -> Course:
         course = super().course(trace, turn) if self._keeps_all else Course.empty(trace)
@@ -166,7 +185,7 @@ class Partitioned(Replicated):
             return course
         if not self._keeps_all:
             in_bucket = self._fill(trace, course, came)
-            if turn is not Turn.FIRST:
+            if turn is not Turn.FIRST and not self.offloads("optimizer"):
                 course.gradients += self._gradient_part
             course.spikes[-1] = in_bucket * self.parameter_bytes
             course.communication[came[0] :] = bucket
@@ -247,6 +266,15 @@ def _part(parameter: Parameter, parts: int) -> int:
     return math.ceil(parameter.shape[0] / parts) * (parameter.elements // max(parameter.shape[0], 1))
 
 
+_MODULE_EVENTS = {Event.ENTER, Event.LEAVE, Event.ENTER_BACKWARD, Event.LEAVE_BACKWARD}
+
+
+def _chosen(trace: Trace, kinds: set[Event]) -> Iterator[tuple[int, int, int]]:
+    """The moments of some kinds of events, with their kinds and subjects."""
+    moments = np.flatnonzero(np.isin(trace.kinds, list(kinds)))
+    yield from zip(moments.tolist(), trace.kinds[moments].tolist(), trace.subjects[moments].tolist(), strict=True)
+
+
 class _Passes:
     """FSDP2's forward and backward pass over units; unit 0 is the root."""
 
@@ -278,7 +306,7 @@ class _Passes:
         gradients[0] = kept
         self._held = gradients
         self._gather(0, 0)
-        for moment, (kind, subject) in enumerate(zip(trace.kinds.tolist(), trace.subjects.tolist(), strict=True)):
+        for moment, kind, subject in _chosen(trace, _MODULE_EVENTS | {Event.GRADIENT, Event.BACKWARD}):
             if kind == Event.ENTER and subject in self._block_of and not self._is_backward:
                 self._gather(self._block_of[subject], moment)
             elif kind == Event.LEAVE and subject in self._block_of and not self._is_backward:
@@ -385,16 +413,32 @@ class Gathered(Layout):
 
     def held(self) -> dict[str, float]:
         setting = self.setting
-        master = self.parameter_bytes if setting.dtypes.master is None else setting.dtypes.master.itemsize
         whole = sum(p.elements for p in self.profile.parameters if self.stays(p)) * self.parameter_bytes
-        parts = self.profile.elements / setting.world_size * self.parameter_bytes
+        parts = 0.0 if self.offloads("parameters") else self._parameter_parts()
+        on_device = 0.0 if self.offloads("optimizer") else self._part
         return {
             "parameters": parts + self.profile.buffer_bytes,
-            "master_weights": self._part * master,
-            "optimizer_state": self._part * self.moment_bytes,
+            "master_weights": on_device * self.master_bytes,
+            "optimizer_state": on_device * self.moment_bytes,
             "gradients": self._part * self.parameter_bytes,
-            "communication": self.bucket_elements * self.parameter_bytes + whole,
+            "communication": self.bucket_elements * self.parameter_bytes + whole + self._second_shard(),
         }
+
+    def _parameter_parts(self) -> float:
+        return self.profile.elements / self.setting.world_size * self.parameter_bytes
+
+    def _second_shard(self) -> float:
+        """ZeRO++'s copy of the parameters, shared out in each node (arXiv 2306.10209, section 4.2)."""
+        size = self.setting.strategy.deepspeed.get("zero_optimization", {}).get("zero_hpz_partition_size", 1)
+        ranks = self.setting.node_size if size == "local_world_size" else int(size)
+        return self.profile.elements / ranks * self.parameter_bytes if ranks > 1 else 0.0
+
+    def host_bytes(self) -> float:
+        """Parameters, and master weights, moments and the gradients that they meet, as far as the host's memory has them."""
+        on_host = {what for what, where in self.setting.strategy.offload.items() if where == "cpu"}
+        parameters = self._parameter_parts() if "parameters" in on_host else 0.0
+        optimizer = self._part * (2 * self.master_bytes + self.moment_bytes) if "optimizer" in on_host else 0.0
+        return parameters + optimizer
 
     def update(self) -> dict[str, float]:
         """The part's gradients are copied for the optimizer, at most a sub-group at once."""
@@ -465,7 +509,7 @@ class _Fetches:
         visits: list[list[int]] = []
         entered: set[int] = set()
         last_gradient = self._last_gradients()
-        for moment, (kind, subject) in enumerate(zip(trace.kinds.tolist(), trace.subjects.tolist(), strict=True)):
+        for moment, kind, subject in _chosen(trace, _MODULE_EVENTS):
             if kind in ends:
                 if kind == Event.ENTER_BACKWARD and subject in entered:
                     continue

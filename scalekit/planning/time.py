@@ -143,7 +143,7 @@ class _Rates:
 
     Attributes:
         link: to the ranks of its node.
-        network: between nodes, as a ring of all ranks meets it.
+        network: to the next rank in a ring of all, which is as slow as its way between nodes.
         bus, host, nvme: this rank's share of its node's.
         launch: the least seconds of an operation.
         latency, far_latency: the least seconds of a collective within a node, and of one over nodes.
@@ -173,7 +173,7 @@ class _Rates:
         nodes = math.ceil(setting.world_size / node)
         # NCCL lays as many rings as the node has adapters, each of which leaves it through another one: in DGX A100s with 25
         # GB/s for each of eight devices its authors measure 192 GB/s (NVIDIA/nccl issue 812). gloo has one ring.
-        rings = node if is_gpu else 1
+        outwards = hardware.network_bytes_per_second * (node if is_gpu else 1) if nodes > 1 else math.inf
         latency = LATENCY_SECONDS if is_gpu else GLOO_LATENCY_SECONDS
         host = memory * hardware.host_bytes_per_second / node
         return cls(
@@ -181,7 +181,7 @@ class _Rates:
             single=matmul * _peak(device.flops, "float32"),
             memory=memory * device.memory_bytes_per_second,
             link=link * device.link_bytes_per_second,
-            network=link * min(device.link_bytes_per_second, rings * hardware.network_bytes_per_second),
+            network=link * min(device.link_bytes_per_second, outwards),
             bus=min(link * device.bus_bytes_per_second, host),
             host=host,
             nvme=NVME_BYTES_PER_SECOND / node,
