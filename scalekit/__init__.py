@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from scalekit.errors import ScaleKitError
     from scalekit.module import ScaleModule
-    from scalekit.public import strategy
+    from scalekit.public import plan, strategy
     from scalekit.training import Run, fit
 
 __version__ = "0.1.0"
@@ -22,10 +22,11 @@ _HOME = {
     "Run": "scalekit.training",
     "ScaleModule": "scalekit.module",
     "ScaleKitError": "scalekit.errors",
+    "plan": "scalekit.public",
     "strategy": "scalekit.public",
 }
 
-__all__ = ["Run", "ScaleKitError", "ScaleModule", "__version__", "fit", "strategy"]
+__all__ = ["Run", "ScaleKitError", "ScaleModule", "__version__", "fit", "plan", "strategy"]
 
 
 def __getattr__(name: str) -> Any:

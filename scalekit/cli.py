@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import os
 import sys
 import time
@@ -12,18 +13,21 @@ from typing import Any
 import yaml
 
 from scalekit import __version__
-from scalekit.errors import ConfigError, ScaleKitError
+from scalekit.errors import ConfigError, ScaleKitError, UnknownNameError
 
 _ERROR_CODE = 2
 _OTHER_RANKS_WAIT_SECONDS = 2.0
+_SLOW_SECONDS = 2.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; ScaleKit's own errors become one line and exit code 2."""
     own, rest = _split(list(sys.argv[1:] if arguments is None else arguments))
-    parsed = _parser().parse_args(own)
+    parsed, unknown = _parser().parse_known_args(own)
+    if unknown and parsed.run is not _plan:
+        _parser().parse_args(own)
     try:
-        return int(parsed.run(parsed, rest))
+        return int(parsed.run(parsed, rest or unknown))
     except ScaleKitError as error:
         return _report(error)
 
@@ -50,6 +54,15 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("job", nargs="?", help="a YAML file whose keys are the settings of scalekit.fit")
     fit.set_defaults(run=_fit)
 
+    plan = commands.add_parser("plan", help="predict memory and time, and choose by them", description=_PLAN)
+    plan.add_argument("job", help="a job file, or a model: a hub id, a folder, or a config.json")
+    plan.add_argument(
+        "--hardware", default="local", help="8xH100-80GB, 64x8xH100-80GB, a YAML file, or local (default)"
+    )
+    plan.add_argument("--json", action="store_true", help="print everything as JSON")
+    plan.add_argument("--plot", metavar="FILE.png", help="draw the memory of each candidate against the limit")
+    plan.set_defaults(run=_plan)
+
     launch = commands.add_parser("launch", help="start a job on several processes", description=_LAUNCH)
     launch.add_argument("--nproc", default="auto", help="processes on each node (default: one for each GPU)")
     launch.add_argument("--nodes", type=int, default=1, help="nodes (default: 1)")
@@ -63,6 +76,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 _FIT = "Trains what a job file describes. Any setting can be given as a flag, which then counts: --max_steps 100"
+_PLAN = (
+    "Predicts what a step costs, for every strategy, without running it. Settings are those of scalekit.plan, as flags or from "
+    "the job: --global_batch_size 64 --sequence_length 4096"
+)
 _LAUNCH = (
     "Starts `fit job.yaml` or a script of yours on several processes, by torchrun: launch --nproc 2 -- fit job.yaml"
 )
@@ -77,6 +94,67 @@ def _fit(parsed: argparse.Namespace, rest: list[str]) -> int:
 
     run(job)
     return 0
+
+
+def _plan(parsed: argparse.Namespace, rest: list[str]) -> int:
+    import json
+
+    from scalekit.job import read_yaml
+    from scalekit.planning import report
+    from scalekit.public import plan
+
+    settings = read_yaml(parsed.job) if parsed.job.endswith((".yaml", ".yml")) else {"model": parsed.job}
+    settings = {name: value for name, value in {**settings, **_flags(rest)}.items() if name not in _NOT_PLANNED}
+    forecast = plan(**_settings_of(plan, settings), hardware=parsed.hardware, progress=_Slow())
+    if parsed.plot:
+        report.plot(forecast, parsed.plot)
+    print(json.dumps(forecast.as_dict(), indent=2) if parsed.json else report.table(forecast))
+    return 0
+
+
+# What a job says beside how it is run; it has no bearing on memory and time of a step.
+_NOT_PLANNED = {
+    *(
+        "data",
+        "validation",
+        "processor",
+        "loss_on",
+        "max_steps",
+        "max_epochs",
+        "learning_rate",
+        "schedule",
+        "warmup_steps",
+    ),
+    *("weight_decay", "gradient_clip", "seed", "devices", "num_nodes", "workers", "logger", "callbacks", "output_dir"),
+    *("checkpoint_every", "evaluate_every", "resume", "count"),
+}
+
+
+def _settings_of(function: Any, settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings that are arguments of a function.
+
+    Raises:
+        UnknownNameError: one of them is not.
+        ConfigError: no model among them.
+    """
+    known = list(inspect.signature(function).parameters)
+    for name in settings:
+        if name not in known:
+            raise UnknownNameError("setting", name, known)
+    if "model" not in settings:
+        raise ConfigError("the job names no model")
+    return settings
+
+
+class _Slow:
+    """Says what is looked at, on standard error, once that has taken a while."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+
+    def __call__(self, what: str) -> None:
+        if time.monotonic() - self._started > _SLOW_SECONDS:
+            print(f"looking at {what} ...", file=sys.stderr, flush=True)
 
 
 def _launch(parsed: argparse.Namespace, rest: list[str]) -> int:

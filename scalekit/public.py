@@ -2,10 +2,75 @@
 
 from __future__ import annotations
 
-from scalekit import dtypes, engines
-from scalekit.engines.engine import Engine
-from scalekit.strategies import Strategy
-from scalekit.world import World, device_type
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from scalekit.hardware import Hardware
+from scalekit.planning.choose import MARGIN, Forecast, choose
+from scalekit.planning.settings import task as planned
+
+if TYPE_CHECKING:
+    from scalekit.engines.engine import Engine
+
+
+def plan(
+    model: Any,
+    hardware: str | Hardware = "local",
+    *,
+    task: str | None = None,
+    example: Any = None,
+    loss: Any = None,
+    sequence_length: int | None = None,
+    strategy: str = "auto",
+    precision: str = "auto",
+    global_batch_size: int | None = None,
+    micro_batch_size: int | str = "auto",
+    activation_checkpointing: bool | str = "auto",
+    optimizer: Any = "adamw",
+    optimizer_options: Any = None,
+    margin: float = MARGIN,
+    trust_remote_code: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Forecast:
+    """Predicts what a step of a model costs, in memory and time, every way that it could be run; nothing is run.
+
+    Args:
+        model: as for `fit`; of a Hugging Face model its configuration is enough (a folder, or a `config.json`).
+        hardware: ``"8xH100-80GB"``, ``"64x8xH100-80GB"`` (nodes x devices), ``"local"``, the path of a YAML file, or a
+            `Hardware`; see `scalekit.hardware`.
+        task: which head a hub model gets; the one it was saved with by default.
+        example: a batch like those that the model will see, for models that are not Hugging Face's.
+        loss: as for `fit`.
+        sequence_length: tokens a sample; 2048 by default, or the model's positions where they are fewer.
+        strategy, precision, micro_batch_size, activation_checkpointing, optimizer, optimizer_options: as for `fit`; what is
+            ``"auto"`` is chosen.
+        global_batch_size: samples an optimizer step, over all ranks; one a rank, and 8 at least, by default.
+        margin: the share of a device's memory that is left free.
+        trust_remote_code: whether code that comes with a hub model may run.
+        progress: is told what is looked at.
+
+    Raises:
+        ScaleKitError: unknown names, a batch that cannot be split, a model that cannot be built.
+    """
+    from scalekit import models
+    from scalekit.planning.subjects import rows_of, subject
+
+    place = hardware if isinstance(hardware, Hardware) else Hardware.parse(hardware)
+    progress("one step on fake tensors")
+    resolved = models.resolve(model, task, trust_remote_code)
+    asked = planned(
+        subject(resolved, example, rows_of(example), loss, sequence_length),
+        place,
+        global_batch_size=global_batch_size or max(8, place.world_size),
+        strategy=strategy,
+        precision=precision,
+        micro_batch_size=micro_batch_size,
+        activation_checkpointing=activation_checkpointing,
+        optimizer=optimizer,
+        optimizer_options=optimizer_options,
+        margin=margin,
+    )
+    return choose(asked, progress)
 
 
 def strategy(name_or_path: str, precision: str = "auto") -> Engine:
@@ -18,6 +83,10 @@ def strategy(name_or_path: str, precision: str = "auto") -> Engine:
     Raises:
         ScaleKitError: no such strategy or precision, or a package is missing.
     """
+    from scalekit import dtypes, engines
+    from scalekit.strategies import Strategy
+    from scalekit.world import World, device_type
+
     device = device_type()
     spec = Strategy.load(name_or_path)
     return engines.engine(spec, dtypes.resolve(precision, device), device, World.from_environment())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
-from torch.distributed._composable import checkpoint
+from torch.distributed._composable.checkpoint_activation import checkpoint
 
 from scalekit.errors import ConfigError
 from scalekit.weights import blocks
@@ -37,7 +39,7 @@ def recompute_blocks(model: nn.Module) -> None:
         checkpoint(block)
 
 
-def _own_switches(model: nn.Module) -> list[nn.Module]:
+def _own_switches(model: nn.Module) -> list[Any]:
     """The outermost Hugging Face models that know how to do it."""
     if getattr(model, "supports_gradient_checkpointing", False):
         return [model]

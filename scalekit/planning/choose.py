@@ -1,95 +1,312 @@
-"""Chooses what the user left on "auto", and says why."""
+"""Chooses what the user left on "auto": every strategy x recomputation x micro-batch that fits, ranked by predicted time.
+
+The global batch is what the user asked for, whatever is chosen. Memory decides what is possible, time what is best.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+from scalekit.dtypes import Dtypes
 from scalekit.errors import BatchSizeError
+from scalekit.hardware import Hardware
+from scalekit.planning.memory import ITEMS, Memory, Setting, predict
+from scalekit.planning.profile import Profile
+from scalekit.planning.time import Time, estimate
+from scalekit.strategies import Strategy
 
-LARGEST_AUTO_MICRO_BATCH = 8
+MARGIN = 0.08
+"""The share of a device that is left free: what no prediction knows, such as other processes and fragmentation."""
+
+LARGEST_UNSEEN = 8
+"""The largest micro-batch of a model whose activations are not known."""
+
+GIB = 2**30
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How a job will run.
+class Task:
+    """What is to be run; what is None is open.
 
     Attributes:
-        strategy, engine, precision, device: names.
-        dtypes: of parameters, master weights, compute, reduction and optimizer state.
-        world_size: ranks.
-        global_batch_size, micro_batch_size: samples.
-        accumulation: micro-batches an optimizer step and rank.
-        samples: rows of training data.
-        steps_per_epoch, total_steps: optimizer steps.
-        loss: what it is a mean over.
-        reasons: for each choice that was left to ScaleKit.
+        profile: of the model.
+        dtypes: of everything a step touches.
+        hardware: where.
+        global_batch_size: samples an optimizer step, over all ranks.
+        strategies: to choose from.
+        micro_batch_size: samples that one rank runs at once.
+        recompute: whether blocks are computed anew in the backward pass.
+        moments: the optimizer's numbers for each trained one.
+        margin: the share of a device that is left free.
     """
 
-    strategy: str
-    engine: str
-    precision: str
-    device: str
-    dtypes: dict[str, str | None]
-    world_size: int
+    profile: Profile
+    dtypes: Dtypes
+    hardware: Hardware
     global_batch_size: int
-    micro_batch_size: int
-    accumulation: int
-    samples: int
-    steps_per_epoch: int
-    total_steps: int
-    loss: str
-    reasons: list[str] = field(default_factory=list)
+    strategies: Sequence[Strategy]
+    micro_batch_size: int | None = None
+    recompute: bool | None = None
+    moments: int = 2
+    margin: float = MARGIN
+
+    @property
+    def limit_bytes(self) -> int:
+        """What a rank may use."""
+        return int(self.hardware.device.memory_bytes * (1 - self.margin))
+
+    @property
+    def micro_batch_sizes(self) -> list[int]:
+        """Those that split a rank's share of the global batch evenly, from the smallest.
+
+        Raises:
+            BatchSizeError: the ranks cannot share the global batch.
+        """
+        round_size = self.hardware.world_size * (self.micro_batch_size or 1)
+        if self.global_batch_size % round_size:
+            lower = self.global_batch_size // round_size * round_size
+            near = ", ".join(str(n) for n in (lower, lower + round_size) if n)
+            raise BatchSizeError(
+                f"global_batch_size={self.global_batch_size} cannot be split into micro-batches of "
+                f"{self.micro_batch_size or 1} on {self.hardware.world_size} ranks; the nearest that can: {near}"
+            )
+        if self.micro_batch_size is not None:
+            return [self.micro_batch_size]
+        share = self.global_batch_size // self.hardware.world_size
+        largest = share if self.profile.problem is None else LARGEST_UNSEEN
+        return [size for size in range(1, min(share, largest) + 1) if share % size == 0]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to run a task.
+
+    Attributes:
+        setting: strategy, micro-batch, accumulation, recomputation.
+        memory: that a rank needs.
+        time: of a step.
+        problem: why it cannot be run; None where it can.
+    """
+
+    setting: Setting
+    memory: Memory
+    time: Time
+    problem: str | None
+
+    @property
+    def name(self) -> str:
+        """The strategy, and whether blocks are recomputed."""
+        return self.setting.strategy.name + (" + checkpointing" if self.setting.recompute else "")
 
     def as_dict(self) -> dict[str, Any]:
-        """The plan as `plan.json` holds it."""
-        return asdict(self)
-
-    def layout(self) -> dict[str, Any]:
-        """What a checkpoint's parts and counters depend on; a job resumes under the same alone."""
-        names = ("strategy", "precision", "world_size", "micro_batch_size", "accumulation", "total_steps")
-        return {name: getattr(self, name) for name in names}
-
-    def __str__(self) -> str:
-        types = "  ".join(f"{name.replace('_', ' ')} {value or 'none'}" for name, value in self.dtypes.items())
-        lines = [
-            f"strategy   {self.strategy} ({self.engine}) on {self.world_size} x {self.device}",
-            f"precision  {self.precision}: {types}",
-            f"batch      {self.global_batch_size} samples = {self.micro_batch_size} x {self.accumulation} accumulated x "
-            f"{self.world_size} ranks",
-            f"steps      {self.total_steps}, {self.steps_per_epoch} an epoch of {self.samples} samples",
-            f"loss       mean over {self.loss}",
-            *(f"because    {reason}" for reason in self.reasons),
-        ]
-        return "\n".join(lines)
+        """Plain values, for JSON."""
+        return {
+            "strategy": self.setting.strategy.name,
+            "activation_checkpointing": self.setting.recompute,
+            "micro_batch_size": self.setting.micro_batch_size,
+            "accumulation": self.setting.accumulation,
+            "peak_bytes": self.memory.peak_bytes,
+            "items": dict(self.memory.items),
+            "when": self.memory.when,
+            "host_bytes": self.memory.host_bytes,
+            "step_seconds": self.time.seconds,
+            "parts": dict(self.time.parts),
+            "tokens_per_second": self.time.tokens_per_second,
+            "mfu": self.time.mfu,
+            "bottleneck": self.time.bottleneck,
+            "problem": self.problem,
+        }
 
 
-def choose_strategy(strategy: str, world_size: int, reasons: list[str]) -> str:
-    """Turns ``"auto"`` into a name."""
-    if strategy != "auto":
-        return strategy
-    name = "single" if world_size == 1 else "ddp"
-    reasons.append(f"strategy {name}: {world_size} rank{'s' * (world_size > 1)}, and memory is not predicted yet")
-    return name
+@dataclass(frozen=True)
+class Forecast:
+    """What a task would cost, every way that it could be run.
+
+    Attributes:
+        task: what was asked.
+        candidates: the best micro-batch of each strategy with and without recomputation; those that fit come first, the
+            fastest at the head.
+        left_out: strategies that are no way to run it, and why.
+        advice: what to change, where nothing fits.
+    """
+
+    task: Task
+    candidates: list[Candidate]
+    left_out: dict[str, str]
+    advice: list[str]
+
+    @property
+    def chosen(self) -> Candidate | None:
+        """The fastest that fits; None where nothing does."""
+        return next((c for c in self.candidates if c.problem is None), None)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        chosen, profile = self.chosen, self.task.profile
+        return {
+            "model": profile.subject.name,
+            "parameters": profile.elements,
+            "trained_parameters": profile.trained_elements,
+            "hardware": self.task.hardware.name,
+            "world_size": self.task.hardware.world_size,
+            "global_batch_size": self.task.global_batch_size,
+            "tokens_per_sample": profile.subject.tokens,
+            "device_bytes": self.task.hardware.device.memory_bytes,
+            "limit_bytes": self.task.limit_bytes,
+            "margin": self.task.margin,
+            "untraced": profile.problem,
+            "chosen": None if chosen is None else chosen.as_dict(),
+            "candidates": [candidate.as_dict() for candidate in self.candidates],
+            "left_out": self.left_out,
+            "advice": self.advice,
+        }
 
 
-def choose_micro_batch(micro_batch_size: int | str, global_batch_size: int, world_size: int, reasons: list[str]) -> int:
-    """Turns ``"auto"`` into the largest size up to 8 that splits the global batch evenly.
+def choose(task: Task, progress: Callable[[str], None] = lambda _: None) -> Forecast:
+    """Predicts every candidate and ranks them.
+
+    Args:
+        task: what is to be run.
+        progress: is told what is looked at.
 
     Raises:
-        BatchSizeError: none does.
+        BatchSizeError: the global batch cannot be split.
     """
-    if isinstance(micro_batch_size, int):
-        return micro_batch_size
-    if global_batch_size % world_size:
-        near = max(global_batch_size // world_size, 1) * world_size
-        raise BatchSizeError(
-            f"global_batch_size={global_batch_size} cannot be split over {world_size} ranks; the nearest that can: "
-            f"{near}, {near + world_size}"
-        )
-    share = global_batch_size // world_size
-    size = max(n for n in range(1, LARGEST_AUTO_MICRO_BATCH + 1) if share % n == 0)
-    reasons.append(
-        f"micro-batch {size}: the largest up to {LARGEST_AUTO_MICRO_BATCH} that splits {share} samples a rank"
+    sizes = task.micro_batch_sizes
+    left_out = {s.name: why for s in task.strategies if len(task.strategies) > 1 and (why := _pointless(s, task))}
+    best: list[Candidate] = []
+    for strategy in task.strategies:
+        if strategy.name in left_out:
+            continue
+        for recompute in _recomputing(task):
+            progress(strategy.name + (" with activation checkpointing" if recompute else ""))
+            setting = _setting(task, strategy, recompute)
+            best.append(_best(task, [_split(task, setting, size) for size in sizes]))
+    best.sort(key=lambda c: (c.problem is not None, c.time.seconds if c.problem is None else c.memory.peak_bytes))
+    fits = any(c.problem is None for c in best)
+    return Forecast(task, best, left_out, [] if fits else _advice(task, best))
+
+
+def _recomputing(task: Task) -> list[bool]:
+    if task.recompute is not None:
+        return [task.recompute]
+    return [False, True] if task.profile.can_recompute else [False]
+
+
+def _setting(task: Task, strategy: Strategy, recompute: bool) -> Setting:
+    hardware = task.hardware
+    return Setting(
+        strategy=strategy,
+        dtypes=task.dtypes,
+        world_size=hardware.world_size,
+        node_size=hardware.devices_per_node,
+        micro_batch_size=1,
+        accumulation=1,
+        recompute=recompute,
+        moments=task.moments,
+        kind=hardware.device.kind,
     )
-    return size
+
+
+def _split(task: Task, setting: Setting, micro_batch_size: int) -> Setting:
+    accumulation = task.global_batch_size // (micro_batch_size * task.hardware.world_size)
+    return replace(setting, micro_batch_size=micro_batch_size, accumulation=accumulation)
+
+
+def _best(task: Task, settings: Sequence[Setting]) -> Candidate:
+    """The fastest of those that fit, which are the smaller ones; else the smallest."""
+    fitting = settings[: _how_many_fit(task, settings)]
+    if not fitting:
+        return _candidate(task, settings[0])
+    fastest = min(fitting, key=lambda setting: estimate(task.profile, setting, task.hardware).seconds)
+    return _candidate(task, fastest)
+
+
+def _how_many_fit(task: Task, settings: Sequence[Setting]) -> int:
+    """How many of the settings fit, by bisection: memory grows with the micro-batch.
+
+    The last one has no accumulation, which takes memory of its own, so that it is looked at first.
+    """
+
+    def fits(setting: Setting) -> bool:
+        return _problem(task, setting, predict(task.profile, setting)) is None
+
+    if fits(settings[-1]):
+        return len(settings)
+    low, high = 0, len(settings) - 1
+    while low < high:
+        middle = (low + high) // 2
+        if fits(settings[middle]):
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+def _candidate(task: Task, setting: Setting) -> Candidate:
+    memory = predict(task.profile, setting)
+    return Candidate(setting, memory, estimate(task.profile, setting, task.hardware), _problem(task, setting, memory))
+
+
+def _problem(task: Task, setting: Setting, memory: Memory) -> str | None:
+    if memory.peak_bytes > task.limit_bytes:
+        over = (memory.peak_bytes - task.limit_bytes) / GIB
+        largest = max(ITEMS, key=lambda name: memory.items[name]).replace("_", " ")
+        return f"{over:.1f} GiB over the limit, most of it {largest}"
+    host = memory.host_bytes * task.hardware.devices_per_node
+    if host > task.hardware.host_memory_bytes:
+        return f"needs {host / GIB:.0f} GiB of a node's {task.hardware.host_memory_bytes / GIB:.0f} GiB of host memory"
+    return None
+
+
+def _pointless(strategy: Strategy, task: Task) -> str | None:
+    """Why a strategy is no way to run a task on its hardware; None where it is one."""
+    hardware = task.hardware
+    alone = hardware.world_size == 1
+    if strategy.engine == "single":
+        return None if alone else "is for one process"
+    if "nvme" in strategy.offload.values():
+        return "needs a fast local drive: choose it by name where you have one"
+    if alone and not strategy.offload:
+        return "shares out among several processes, and there is one"
+    if "zero_hpz_partition_size" in strategy.deepspeed.get("zero_optimization", {}) and hardware.nodes == 1:
+        return "saves traffic between nodes, and there is one"
+    return None
+
+
+def _advice(task: Task, candidates: Iterable[Candidate]) -> list[str]:
+    """The nearest ways to make it fit."""
+    nearest = min(candidates, key=lambda c: c.memory.peak_bytes, default=None)
+    if nearest is None:
+        return []
+    memory, items = nearest.memory, nearest.memory.items
+    needed = memory.peak_bytes / (1 - task.margin) / GIB
+    advice = [
+        f"the least is {nearest.name} with micro-batch {nearest.setting.micro_batch_size}: {needed:.0f} GiB a device"
+    ]
+    over = memory.peak_bytes - task.limit_bytes
+    by_tokens = items["activations"] + items["head_and_temporaries"]
+    if task.profile.subject.tokens > 1 and by_tokens > over:
+        share = 1 - over / by_tokens
+        tokens = int(task.profile.subject.tokens * share) // 64 * 64
+        if tokens:
+            advice.append(f"fewer tokens: sequence_length={tokens} would about fit ({nearest.name})")
+    states = sum(items[name] for name in ("master_weights", "gradients", "optimizer_state"))
+    if states > over and task.profile.trained_elements == task.profile.elements:
+        advice.append(f"LoRA: with the weights frozen, {states / GIB:.0f} GiB of their states go away ({nearest.name})")
+    advice += _more_devices(task, nearest)
+    return advice
+
+
+def _more_devices(task: Task, nearest: Candidate) -> list[str]:
+    """How many devices it would take, where sharing out helps."""
+    shared = next((s for s in task.strategies if "parameters" in s.shards and not s.offload), None)
+    world = task.hardware.world_size
+    while shared is not None and world < 4096:
+        world *= 2
+        setting = replace(_setting(task, shared, task.profile.can_recompute), world_size=world, node_size=min(world, 8))
+        if predict(task.profile, setting).peak_bytes <= task.limit_bytes:
+            return [f"more devices: {world} of them, under {shared.name} with micro-batch 1"]
+    return []

@@ -412,7 +412,6 @@ class Gathered(Layout):
         self._part = profile.trained_elements / setting.world_size
 
     def held(self) -> dict[str, float]:
-        setting = self.setting
         whole = sum(p.elements for p in self.profile.parameters if self.stays(p)) * self.parameter_bytes
         parts = 0.0 if self.offloads("parameters") else self._parameter_parts()
         on_device = 0.0 if self.offloads("optimizer") else self._part
@@ -420,7 +419,7 @@ class Gathered(Layout):
             "parameters": parts + self.profile.buffer_bytes,
             "master_weights": on_device * self.master_bytes,
             "optimizer_state": on_device * self.moment_bytes,
-            "gradients": self._part * self.parameter_bytes,
+            "gradients": on_device * self.parameter_bytes,
             "communication": self.bucket_elements * self.parameter_bytes + whole + self._second_shard(),
         }
 
@@ -437,7 +436,8 @@ class Gathered(Layout):
         """Parameters, and master weights, moments and the gradients that they meet, as far as the host's memory has them."""
         on_host = {what for what, where in self.setting.strategy.offload.items() if where == "cpu"}
         parameters = self._parameter_parts() if "parameters" in on_host else 0.0
-        optimizer = self._part * (2 * self.master_bytes + self.moment_bytes) if "optimizer" in on_host else 0.0
+        each = 2 * self.master_bytes + self.moment_bytes + self.parameter_bytes
+        optimizer = self._part * each if "optimizer" in on_host else 0.0
         return parameters + optimizer
 
     def update(self) -> dict[str, float]:
@@ -552,7 +552,7 @@ class _Fetches:
         self._skip_to(step)
         limit = min(self._layout.live - self._live, self._layout.ahead)
         chosen: set[int] = set()
-        size = 0
+        size = 0.0
         while self._next < len(self._queue) and size < limit:
             parameter, used = self._queue[self._next]
             self._next += 1

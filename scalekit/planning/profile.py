@@ -23,7 +23,7 @@ from scalekit.errors import ModelError
 from scalekit.planning import trace as tracing
 from scalekit.planning.repeat import UnevenError, lengthen, shorten
 from scalekit.planning.trace import Parameter, Trace
-from scalekit.recompute import recompute_blocks
+from scalekit.recompute import can_recompute, recompute_blocks
 
 TRACED_SIZES = (2, 4)
 
@@ -64,6 +64,7 @@ class Profile:
         dtypes: of parameters and compute.
         parameters: each once.
         buffer_bytes: of all buffers.
+        can_recompute: whether the model has repeated blocks.
         problem: why there are no traces, so that only states are known; None where there are.
     """
 
@@ -72,6 +73,7 @@ class Profile:
     like_a_gpu: bool
     parameters: list[Parameter] = field(default_factory=list)
     buffer_bytes: int = 0
+    can_recompute: bool = False
     problem: str | None = None
     _is_line: dict[tuple[bool, torch.dtype, bool], bool] = field(default_factory=dict)
     _traces: dict[tuple[int, bool, torch.dtype, bool], Trace] = field(default_factory=dict)
@@ -143,6 +145,7 @@ def profile(subject: Subject, dtypes: Dtypes, like_a_gpu: bool) -> Profile:
     made.parameters = [
         Parameter(name, tuple(p.shape), p.element_size(), p.requires_grad) for name, p in model.named_parameters()
     ]
+    made.can_recompute = can_recompute(model)
     made.buffer_bytes = sum(b.numel() * b.element_size() for b in model.buffers())
     try:
         made.at(TRACED_SIZES[0], recompute=False, parameters=dtypes.parameters)

@@ -51,7 +51,7 @@ def shorten(model: nn.Module) -> list[Stack]:
         members = list(container.children())
         is_stack = isinstance(container, nn.ModuleList) and all(id(m) in outermost for m in members)
         if is_stack and len(members) >= _WORTH_IT and _identical(members):
-            del container[KEPT:]  # type: ignore[attr-defined]
+            del container[KEPT:]
             stacks.append(Stack(path, len(members) - KEPT))
     return stacks
 

@@ -1,0 +1,72 @@
+"""The plan of a job: how it will run, why, and what that was predicted to cost."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a job will run.
+
+    Attributes:
+        strategy, engine, precision, device: names.
+        dtypes: of parameters, master weights, compute, reduction and optimizer state.
+        world_size: ranks.
+        global_batch_size, micro_batch_size: samples.
+        accumulation: micro-batches an optimizer step and rank.
+        activation_checkpointing: whether blocks are computed anew in the backward pass.
+        samples: rows of training data.
+        steps_per_epoch, total_steps: optimizer steps.
+        loss: what it is a mean over.
+        predicted: peak_bytes of a rank with its items and when it is, step_seconds; empty where the model cannot be traced.
+        reasons: for each choice that was left to ScaleKit.
+    """
+
+    strategy: str
+    engine: str
+    precision: str
+    device: str
+    dtypes: dict[str, str | None]
+    world_size: int
+    global_batch_size: int
+    micro_batch_size: int
+    accumulation: int
+    activation_checkpointing: bool
+    samples: int
+    steps_per_epoch: int
+    total_steps: int
+    loss: str
+    predicted: dict[str, Any] = field(default_factory=dict)
+    reasons: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The plan as `plan.json` holds it."""
+        return asdict(self)
+
+    def layout(self) -> dict[str, Any]:
+        """What a checkpoint's parts and counters depend on; a job resumes under the same alone."""
+        names = ("strategy", "precision", "world_size", "micro_batch_size", "accumulation", "total_steps")
+        return {name: getattr(self, name) for name in names}
+
+    def __str__(self) -> str:
+        types = "  ".join(f"{name.replace('_', ' ')} {value or 'none'}" for name, value in self.dtypes.items())
+        checkpointing = ", activations checkpointed" if self.activation_checkpointing else ""
+        lines = [
+            f"strategy   {self.strategy} ({self.engine}) on {self.world_size} x {self.device}{checkpointing}",
+            f"precision  {self.precision}: {types}",
+            f"batch      {self.global_batch_size} samples = {self.micro_batch_size} x {self.accumulation} accumulated x "
+            f"{self.world_size} ranks",
+            f"steps      {self.total_steps}, {self.steps_per_epoch} an epoch of {self.samples} samples",
+            f"loss       mean over {self.loss}",
+            *self._expected(),
+            *(f"because    {reason}" for reason in self.reasons),
+        ]
+        return "\n".join(lines)
+
+    def _expected(self) -> list[str]:
+        if not self.predicted:
+            return []
+        gib, seconds = self.predicted["peak_bytes"] / 2**30, self.predicted["step_seconds"]
+        return [f"expected   {gib:.2f} GiB a rank at most, {self.predicted['when']}; {seconds:.3g} s a step"]

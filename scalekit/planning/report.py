@@ -1,0 +1,93 @@
+"""A forecast as people read it: a table with reasons, and a picture of the memory against the device's limit."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from scalekit.errors import DependencyError
+from scalekit.planning.choose import Candidate, Forecast
+from scalekit.planning.memory import ITEMS
+
+GIB = 2**30
+
+
+def table(forecast: Forecast) -> str:
+    """The candidates, the reasons and the chosen one's memory, item by item."""
+    task = forecast.task
+    profile, device = task.profile, task.hardware.device
+    tokens = f" x {profile.subject.tokens} tokens" if profile.subject.tokens > 1 else ""
+    lines = [
+        f"{profile.subject.name}: {profile.elements / 1e9:.3g}B parameters on {task.hardware.name}, "
+        f"global batch {task.global_batch_size}{tokens}",
+        f"limit {task.limit_bytes / GIB:.1f} GiB a rank: {device.memory_bytes / GIB:.1f} GiB less a margin of {task.margin:.0%}",
+    ]
+    if profile.problem is not None:
+        lines += ["", f"Only states are predicted, no activations: the model cannot be traced ({profile.problem})"]
+    lines += ["", f"{'':30} {'batch':>9} {'peak':>10} {'step':>9} {'tokens/s':>10} {'MFU':>5}"]
+    lines += [_row(candidate) for candidate in forecast.candidates]
+    lines += [f"{name:30} {why}" for name, why in forecast.left_out.items()]
+    return "\n".join([*lines, "", *_conclusion(forecast)])
+
+
+def _row(candidate: Candidate) -> str:
+    setting, time = candidate.setting, candidate.time
+    batch = f"{setting.micro_batch_size} x {setting.accumulation}"
+    mfu = "" if time.mfu is None else f"{time.mfu:.0%}"
+    verdict = f"{time.seconds:8.3g}s {time.tokens_per_second:10,.0f} {mfu:>5}  bound by {time.bottleneck}"
+    return f"{candidate.name:30} {batch:>9} {candidate.memory.peak_bytes / GIB:6.1f} GiB " + (
+        candidate.problem or verdict
+    )
+
+
+def _conclusion(forecast: Forecast) -> list[str]:
+    chosen = forecast.chosen
+    if chosen is None:
+        return ["Nothing fits.", *(f"  - {line}" for line in forecast.advice)]
+    memory, setting = chosen.memory, chosen.setting
+    lines = [
+        f"Chosen: {chosen.name}, micro-batch {setting.micro_batch_size}: the fastest that fits",
+        f"Its peak of {memory.peak_bytes / GIB:.2f} GiB is {memory.when}:",
+    ]
+    lines += [
+        f"  {name.replace('_', ' '):24} {memory.items[name] / GIB:8.2f} GiB" for name in ITEMS if memory.items[name]
+    ]
+    if memory.host_bytes:
+        lines.append(f"  in the host's memory     {memory.host_bytes / GIB:8.2f} GiB for this rank")
+    return lines
+
+
+def plot(forecast: Forecast, path: str | Path) -> None:
+    """Draws a bar for each candidate, item by item, against the device's limit.
+
+    Raises:
+        DependencyError: matplotlib is missing.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise DependencyError("matplotlib", "plot", "a picture of the plan")
+    from matplotlib.figure import Figure
+
+    task, candidates = forecast.task, list(reversed(forecast.candidates))
+    figure = Figure(figsize=(11, 1.8 + 0.36 * len(candidates)), layout="constrained")
+    axes = figure.add_subplot()
+    names = [f"{c.name}  {c.setting.micro_batch_size} x {c.setting.accumulation}" for c in candidates]
+    left = [0.0] * len(candidates)
+    for number, item in enumerate(ITEMS):
+        widths = [c.memory.items[item] / GIB for c in candidates]
+        if any(widths):
+            axes.barh(names, widths, left=left, label=item.replace("_", " "), color=f"C{number}")
+        left = [a + b for a, b in zip(left, widths, strict=True)]
+    limit = task.limit_bytes / GIB
+    axes.axvline(task.hardware.device.memory_bytes / GIB, color="black", linewidth=1)
+    axes.axvline(limit, color="black", linestyle="--", linewidth=1)
+    axes.annotate(" limit", (limit, 1.0), xycoords=("data", "axes fraction"), va="bottom", ha="right")
+    for place, candidate in enumerate(candidates):
+        speed = "" if candidate.problem else f"  {candidate.time.seconds:.3g} s a step"
+        axes.annotate(speed, (left[place], place), va="center", fontsize=8)
+    axes.set_xlim(0, max([*left, task.hardware.device.memory_bytes / GIB]) * 1.15)
+    axes.set_xlabel("GiB a rank")
+    axes.set_title(
+        f"{task.profile.subject.name} on {task.hardware.name}, global batch {task.global_batch_size}", loc="left"
+    )
+    figure.legend(loc="outside lower center", ncols=4, frameon=False)
+    figure.savefig(path, dpi=130)

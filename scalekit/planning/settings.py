@@ -1,0 +1,69 @@
+"""From settings, as `fit` and `plan` take them, to a task that can be planned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from scalekit import dtypes
+from scalekit.errors import UnknownNameError
+from scalekit.hardware import Hardware
+from scalekit.optim import OPTIMIZERS
+from scalekit.planning.choose import MARGIN, Task
+from scalekit.planning.profile import Subject, profile
+from scalekit.strategies import Strategy, names
+
+
+def task(
+    subject: Subject,
+    hardware: Hardware,
+    *,
+    global_batch_size: int,
+    strategy: str = "auto",
+    precision: str = "auto",
+    micro_batch_size: int | str = "auto",
+    activation_checkpointing: bool | str = "auto",
+    optimizer: Any = "adamw",
+    optimizer_options: Any = None,
+    margin: float = MARGIN,
+) -> Task:
+    """Profiles a model, and puts beside it what is asked of it; see `scalekit.plan` for the settings.
+
+    Raises:
+        UnknownNameError: no such strategy, precision or optimizer.
+        ModelError: the model cannot be built on fake tensors.
+    """
+    types = dtypes.promised(precision if precision != "auto" else usual_precision(hardware))
+    return Task(
+        profile=profile(subject, types, like_a_gpu=hardware.device.kind == "cuda"),
+        dtypes=types,
+        hardware=hardware,
+        global_batch_size=global_batch_size,
+        strategies=candidates(strategy, precision),
+        micro_batch_size=None if micro_batch_size == "auto" else int(micro_batch_size),
+        recompute=None if isinstance(activation_checkpointing, str) else activation_checkpointing,
+        moments=_moments(optimizer, optimizer_options or {}),
+        margin=margin,
+    )
+
+
+def usual_precision(hardware: Hardware) -> str:
+    """What ``"auto"`` means: bf16-mixed on GPUs, 32-true on CPUs."""
+    return "bf16-mixed" if hardware.device.kind == "cuda" else "32-true"
+
+
+def candidates(strategy: str, precision: str) -> Sequence[Strategy]:
+    """The strategies to choose from: the one named, or all that can run in a precision."""
+    if strategy != "auto":
+        return [Strategy.load(strategy)]
+    known = [Strategy.load(name) for name in names()]
+    return [each for each in known if precision != "16-mixed" or each.engine in ("single", "ddp")]
+
+
+def _moments(optimizer: Any, options: Any) -> int:
+    """The numbers that an optimizer keeps for each trained one; a user's own is taken for an Adam."""
+    if isinstance(optimizer, str) and optimizer not in OPTIMIZERS:
+        raise UnknownNameError("optimizer", optimizer, OPTIMIZERS)
+    if optimizer == "sgd":
+        return 1 if options.get("momentum") else 0
+    return 2

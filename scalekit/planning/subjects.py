@@ -1,0 +1,121 @@
+"""What the user calls a model, made into something that can be profiled: a builder, a loss, and a micro-batch of any size."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_iter
+
+from scalekit import weights
+from scalekit.errors import ConfigError, ModelError
+from scalekit.loss import FunctionLoss, LossFunction, ModelLoss, Objective
+from scalekit.models import Model
+from scalekit.planning.profile import Example, Step, Subject, resize
+
+USUAL_TOKENS = 2048
+
+_ONE_LABEL = ("ForSequenceClassification", "ForImageClassification")
+
+
+def subject(
+    model: Model, example: Any = None, samples: int = 0, loss: LossFunction | None = None, tokens: int | None = None
+) -> Subject:
+    """A model as `fit` would train it.
+
+    Args:
+        model: as `models.resolve` gives it.
+        example: a batch like those that it will see; made from the configuration of a Hugging Face model where there is none.
+        samples: rows of `example`.
+        loss: as for `fit`; the model's own by default.
+        tokens: the length of the sequences, where `example` is made up; `USUAL_TOKENS` at most by default.
+
+    Raises:
+        ConfigError: more tokens than the model has positions.
+        ModelError: no example, and none can be made up.
+    """
+    built = model.source if isinstance(model.source, nn.Module) else weights.build(model.source, here=False)
+    if example is not None:
+        make, length = resize(example, samples), _tokens(example)
+    else:
+        length = _length(model, built, tokens)
+        make = _made_up(model, built, length)
+    return Subject(model.name, model.source, _step(built, loss), make, length, _key(model, length))
+
+
+def _step(built: nn.Module, loss: LossFunction | None) -> Step:
+    """What `fit` would run: a LightningModule's own step, or the model with its loss."""
+    if hasattr(built, "training_step"):
+        return _own_step
+    objective: Objective = FunctionLoss(loss) if loss is not None else ModelLoss.of(built)
+    return objective.mean_loss
+
+
+def _own_step(module: Any, batch: Any) -> Tensor:
+    output = module.training_step(batch, 0)
+    loss: Tensor = output["loss"] if isinstance(output, Mapping) else output
+    return loss
+
+
+def rows_of(example: Any) -> int:
+    """The rows of a batch: the first dimension of its first tensor; 0 where there is none."""
+    return next((len(t) for t in tree_iter(example) if isinstance(t, Tensor) and t.ndim), 0)
+
+
+def _key(model: Model, length: int) -> str | None:
+    """Of a Hugging Face model, everything that its step depends on; another model's code may change without a sign."""
+    if model.config is None or isinstance(model.source, nn.Module):
+        return None
+    import transformers
+
+    parts = (model.config.to_json_string(use_diff=False), length, torch.__version__, transformers.__version__)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def _tokens(example: Any) -> int:
+    """The length of a batch's sequences; 1 where its rows are no sequences of tokens."""
+    ids = example.get("input_ids") if hasattr(example, "get") else None
+    return int(ids.shape[1]) if isinstance(ids, Tensor) and ids.ndim == 2 else 1
+
+
+def _length(model: Model, built: nn.Module, tokens: int | None) -> int:
+    if getattr(built, "main_input_name", None) != "input_ids":
+        return 1
+    text = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+    positions = getattr(text, "max_position_embeddings", None)
+    if tokens is not None and positions is not None and tokens > positions:
+        raise ConfigError(f"sequence_length={tokens} is past the {positions} positions of {model.name}")
+    return tokens or min(USUAL_TOKENS, positions or USUAL_TOKENS)
+
+
+def _made_up(model: Model, built: nn.Module, length: int) -> Example:
+    """Micro-batches as a Hugging Face model takes them, by its configuration."""
+    main, kind = getattr(built, "main_input_name", None), type(built).__name__
+    if model.config is None or main not in ("input_ids", "pixel_values"):
+        raise ModelError(
+            f"{model.name} does not say what a batch looks like: give `example`, a batch like those it will see"
+        )
+
+    def example(size: int) -> dict[str, Tensor]:
+        if main == "pixel_values":
+            side = model.config.image_size if hasattr(model.config, "image_size") else 224
+            height, width = side if isinstance(side, (list, tuple)) else (side, side)
+            batch = {main: torch.zeros(size, getattr(model.config, "num_channels", 3), height, width)}
+        else:
+            batch = {main: torch.ones(size, length, dtype=torch.long)}
+            batch["attention_mask"] = torch.ones(size, length, dtype=torch.long)
+        return {**batch, **_labels(kind, size, length)}
+
+    return example
+
+
+def _labels(kind: str, size: int, length: int) -> dict[str, Tensor]:
+    one = torch.zeros(size, dtype=torch.long)
+    if kind.endswith("ForQuestionAnswering"):
+        return {"start_positions": one, "end_positions": one.clone()}
+    if kind.endswith(_ONE_LABEL):
+        return {"labels": one}
+    return {"labels": torch.ones(size, length, dtype=torch.long)}
