@@ -126,7 +126,7 @@ _NOT_PLANNED = {
         "warmup_steps",
     ),
     *("weight_decay", "gradient_clip", "seed", "devices", "num_nodes", "workers", "logger", "callbacks", "output_dir"),
-    *("checkpoint_every", "evaluate_every", "resume", "count"),
+    *("checkpoint_every", "evaluate_every", "resume", "count", "memory_check"),
 }
 
 

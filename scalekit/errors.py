@@ -5,7 +5,8 @@ ScaleKitError
 │   ├── UnknownNameError        a name that does not exist, with the nearest that does
 │   ├── StrategyError           a strategy file that cannot be carried out
 │   ├── BatchSizeError          a global batch that cannot be split
-│   └── WorldSizeError          settings and the launcher disagree about the processes
+│   ├── WorldSizeError          settings and the launcher disagree about the processes
+│   └── DoesNotFitError         the devices are too small for the job, with what would fit
 ├── DependencyError             a package that the job needs is missing, with the extra that brings it
 ├── DataError                   the data cannot be used
 │   ├── EmptyDataError          no rows
@@ -21,10 +22,20 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class ScaleKitError(Exception):
-    """The root of ScaleKit's errors."""
+    """The root of ScaleKit's errors. One travels between processes as its type and its message."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, (type(self), str(self))
+
+
+def _again(kind: type[ScaleKitError], message: str) -> ScaleKitError:
+    error = kind.__new__(kind)
+    Exception.__init__(error, message)
+    return error
 
 
 class ConfigError(ScaleKitError, ValueError):
@@ -58,6 +69,10 @@ class BatchSizeError(ConfigError):
 
 class WorldSizeError(ConfigError):
     """Settings and the launcher disagree about how many processes there are."""
+
+
+class DoesNotFitError(ConfigError):
+    """The devices are too small for the job, by prediction."""
 
 
 class DependencyError(ScaleKitError, ImportError):

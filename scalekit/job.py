@@ -30,6 +30,7 @@ class Job:
     global_batch_size: int = 8
     micro_batch_size: int | str = "auto"
     activation_checkpointing: bool | str = "auto"
+    memory_check: str = "refuse"
     max_steps: int | None = None
     max_epochs: float | None = None
     optimizer: Any = "adamw"
@@ -63,6 +64,8 @@ class Job:
             raise ConfigError(
                 f"activation_checkpointing={self.activation_checkpointing!r} is neither true nor false nor 'auto'"
             )
+        if self.memory_check not in ("refuse", "warn"):
+            raise UnknownNameError("memory_check", self.memory_check, ("refuse", "warn"))
         if self.count is not None and self.loss is None:
             raise ConfigError("count is for a loss function of yours, and there is none: give `loss` too")
         if (self.max_steps is None) == (self.max_epochs is None):
@@ -116,12 +119,11 @@ _FREE = {
     "precision",
     "micro_batch_size",
     "activation_checkpointing",
+    "memory_check",
     "max_steps",
     "max_epochs",
-    "devices",
-    "num_nodes",
-    "workers",
 }
+_FREE |= {"devices", "num_nodes", "workers"}
 _FREE |= {"logger", "callbacks", "output_dir", "checkpoint_every", "evaluate_every", "resume", "trust_remote_code"}
 
 

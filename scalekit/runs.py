@@ -13,7 +13,7 @@ from scalekit.checkpoint.layout import checkpoint_name, read_tree
 from scalekit.checkpoint.load import check, latest
 from scalekit.errors import CheckpointError, ConfigError
 from scalekit.job import Job
-from scalekit.planning.choose import Plan
+from scalekit.planning.plan import Plan
 
 
 @dataclass(frozen=True)

@@ -25,19 +25,20 @@ from scalekit.checkpoint.load import latest
 from scalekit.data import sources, text
 from scalekit.data.loader import Loader
 from scalekit.data.order import Order
+from scalekit.decision import Decision, decide
 from scalekit.engines.engine import Engine
-from scalekit.errors import ConfigError, UnknownNameError
+from scalekit.errors import ConfigError, EmptyDataError, UnknownNameError
 from scalekit.job import Job
 from scalekit.loss import LossFunction
 from scalekit.module import OptimizerSettings, ScaleModule
 from scalekit.optim import OPTIMIZERS, SCHEDULES
-from scalekit.planning.choose import Plan, choose_micro_batch, choose_strategy
+from scalekit.planning.plan import Plan
 from scalekit.recompute import recompute_blocks
 from scalekit.strategies import Strategy
 from scalekit.tracking.evaluation import Evaluation
 from scalekit.tracking.metrics import Metrics
 from scalekit.tracking.progress import Progress
-from scalekit.world import World, agree, connect, device_type
+from scalekit.world import World, connect, device_type, first
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ def fit(
     global_batch_size: int = 8,
     micro_batch_size: int | str = "auto",
     activation_checkpointing: bool | str = "auto",
+    memory_check: str = "refuse",
     max_steps: int | None = None,
     max_epochs: float | None = None,
     optimizer: Any = "adamw",
@@ -125,6 +127,7 @@ def fit(
         micro_batch_size: samples that one rank runs at once.
         activation_checkpointing: whether the model's repeated blocks keep their inputs alone for the backward pass and are
             computed anew there: less memory, about a third more time. The same numbers.
+        memory_check: ``"refuse"`` ends a job that is predicted not to fit before it starts, ``"warn"`` lets it run.
         max_steps: optimizer steps of the whole job; or
         max_epochs: passes over the data, which need not be whole.
         optimizer: ``adamw``, ``adam``, ``sgd``, or a function from parameter groups to a torch optimizer.
@@ -160,10 +163,11 @@ def run(job: Job) -> Run:
     _check_own_module(job)
     _let_rank_zero_speak(world)
     device = device_type()
-    reasons: list[str] = []
-    spec = Strategy.load(choose_strategy(job.strategy, world.size, reasons))
     precision = dtypes.resolve(job.precision, device)
-    engine = engines.engine(spec, precision, device, world)
+    if job.strategy != "auto":
+        engines.engine(
+            Strategy.load(job.strategy), precision, device, world
+        )  # what is wrong with it shows before data is read
 
     source = sources.read(job.data, job.validation, job.seed)
     model = (
@@ -172,21 +176,25 @@ def run(job: Job) -> Run:
         else models.resolve(job.model, job.task, job.trust_remote_code)
     )
     rows = _Rows.prepare(job, model, source)
+    if len(rows.train) == 0:
+        raise EmptyDataError("the data has no rows")
+    connect(world)
+    known = model or models.resolve(job.model)
+    decision = first(lambda: decide(job, known, rows.train, rows.collate, precision, world), world)
+    engine = engines.engine(decision.strategy, precision, device, world)
     order = Order(
         length=len(rows.train),
         global_batch_size=job.global_batch_size,
-        micro_batch_size=choose_micro_batch(job.micro_batch_size, job.global_batch_size, world.size, reasons),
+        micro_batch_size=decision.micro_batch_size,
         world_size=world.size,
         seed=job.seed,
         shuffle=source.shuffle,
     )
     total_steps = job.max_steps or math.ceil((job.max_epochs or 0) * order.steps_per_epoch)
-    module = _module(job, model, rows, total_steps, recompute=job.activation_checkpointing is True)
-    plan = _plan(spec, engine, device, order, total_steps, module, reasons)
+    module = _module(job, model, rows, total_steps, recompute=decision.activation_checkpointing)
+    plan = _plan(decision, engine, device, order, total_steps, module)
 
-    connect(world)
-    name = type(module).__name__ if model is None else model.name
-    folder = _claim(job, name, plan, world)
+    folder = first(lambda: runs.claim(job, known.name, plan), world)
     _say(world, f"{plan}\nrun        {folder.path}" + (f", resumed at step {folder.step}" if folder.step else ""))
 
     engine.initial_weights = folder.checkpoint
@@ -340,19 +348,13 @@ def _module(job: Job, model: models.Model | None, rows: _Rows, total_steps: int,
 
 
 def _plan(
-    spec: Strategy,
-    engine: Engine,
-    device: str,
-    order: Order,
-    total_steps: int,
-    module: pl.LightningModule,
-    reasons: list[str],
+    decision: Decision, engine: Engine, device: str, order: Order, total_steps: int, module: pl.LightningModule
 ) -> Plan:
     if total_steps < 1:
         raise ConfigError("the job has no steps: max_epochs must be above 0")
     return Plan(
-        strategy=spec.name,
-        engine=spec.engine,
+        strategy=decision.strategy.name,
+        engine=decision.strategy.engine,
         precision=engine.precision,
         device=device,
         dtypes=engine.dtypes.as_names(),
@@ -360,26 +362,14 @@ def _plan(
         global_batch_size=order.global_batch_size,
         micro_batch_size=order.micro_batch_size,
         accumulation=order.accumulation,
+        activation_checkpointing=decision.activation_checkpointing,
         samples=order.length,
         steps_per_epoch=order.steps_per_epoch,
         total_steps=total_steps,
         loss=module.describe_loss() if isinstance(module, ScaleModule) else "samples, by its own training_step",
-        reasons=reasons,
+        predicted=decision.predicted,
+        reasons=decision.reasons,
     )
-
-
-def _claim(job: Job, name: str, plan: Plan, world: World) -> runs.RunFolder:
-    """Rank 0's folder on every rank; its error too."""
-    outcome: runs.RunFolder | Exception | None = None
-    if world.rank == 0:
-        try:
-            outcome = runs.claim(job, name, plan)
-        except Exception as error:
-            outcome = error
-    outcome = agree(outcome, world)
-    if not isinstance(outcome, runs.RunFolder):
-        raise outcome or ConfigError("no run folder")
-    return outcome
 
 
 def _loggers(job: Job, folder: runs.RunFolder, plan: Plan, engine: Engine) -> list[Any]:

@@ -6,6 +6,7 @@ Everything here comes from the environment that torchrun writes; nothing is gues
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -95,6 +96,20 @@ def connect(world: World, timeout_seconds: float = 1800) -> None:
         timeout=timedelta(seconds=timeout_seconds),
         device_id=torch.device("cuda", world.local_rank) if cuda else None,
     )
+
+
+def first(function: Callable[[], T], world: World) -> T:
+    """What a function gives on rank 0, on every rank; its error too. ``connect`` comes first."""
+    outcome: list[T | Exception] = []
+    if world.rank == 0:
+        try:
+            outcome = [function()]
+        except Exception as error:
+            outcome = [error]
+    (result,) = agree(outcome, world)
+    if isinstance(result, Exception):
+        raise result
+    return result
 
 
 def agree(value: T, world: World) -> T:

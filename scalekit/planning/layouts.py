@@ -585,7 +585,7 @@ class _Fetches:
         gathering = self._coming.pop(parameter)
         if not gathering.copied:
             gathering.copied = True
-            size = sum(self._elements[p] for p in gathering.members) * self._layout.parameter_bytes
+            size = float(sum(self._elements[p] for p in gathering.members) * self._layout.parameter_bytes)
             if len(gathering.members) == 1:
                 gathering.buffer_bytes -= size
                 size = 0.0

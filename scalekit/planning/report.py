@@ -20,7 +20,7 @@ def table(forecast: Forecast) -> str:
     lines = [
         f"{profile.subject.name}: {profile.elements / 1e9:.3g}B parameters on {task.hardware.name}, "
         f"global batch {task.global_batch_size}{tokens}",
-        f"limit {task.limit_bytes / GIB:.1f} GiB a rank: {device.memory_bytes / GIB:.1f} GiB less a margin of {task.margin:.0%}",
+        f"limit {task.limit_bytes / GIB:.1f} GiB a rank: {device.memory_bytes / GIB:.1f} GiB less {task.margin:.0%} of margin",
     ]
     if profile.problem is not None:
         lines += ["", f"Only states are predicted, no activations: the model cannot be traced ({profile.problem})"]

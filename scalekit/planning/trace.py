@@ -118,7 +118,7 @@ class _Recorder(TorchDispatchMode):
     """Notes every new storage, every freed one, and what each operation costs."""
 
     def __init__(self, log: _Log, known: set[int]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.log = log
         self._known = known
         self.index_of: dict[int, int] = {}
@@ -218,7 +218,7 @@ def trace(model: nn.Module, step: Callable[[], Tensor], blocks: list[nn.Module])
         stack.enter_context(recorder)
         loss = step()
         log.add(Event.BACKWARD, 0)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         del loss
     return Trace(
         kinds=np.array(log.kinds, np.int8),
@@ -256,7 +256,8 @@ def _watch_gradients(log: _Log, recorder: _Recorder, parameters: list[nn.Paramet
 
     for index, parameter in enumerate(parameters):
         if parameter.requires_grad:
-            stack.callback(parameter.register_post_accumulate_grad_hook(hook(index)).remove)
+            handle = parameter.register_post_accumulate_grad_hook(hook(index))  # type: ignore[no-untyped-call]
+            stack.callback(handle.remove)
             stack.callback(setattr, parameter, "grad", None)
 
 
@@ -275,12 +276,12 @@ def _module_hooks(log: _Log, index: int) -> tuple[Callable[..., None], Callable[
         log.add(Event.ENTER, index)
         for tensor in _differentiable((args, kwargs)):
             if tensor.grad_fn is not None:
-                tensor.register_hook(mark(Event.LEAVE_BACKWARD))
+                tensor.register_hook(mark(Event.LEAVE_BACKWARD))  # type: ignore[no-untyped-call]
 
     def after(module: nn.Module, args: Any, output: Any) -> None:
         log.add(Event.LEAVE, index)
         for tensor in _differentiable(output):
-            tensor.register_hook(mark(Event.ENTER_BACKWARD))
+            tensor.register_hook(mark(Event.ENTER_BACKWARD))  # type: ignore[no-untyped-call]
 
     return before, after
 

@@ -1,0 +1,175 @@
+"""Decides for a job what it leaves on "auto", by prediction, before anything is spent; and refuses what will not fit."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from scalekit.checkpoint.load import latest
+from scalekit.errors import DoesNotFitError, ModelError, ScaleKitError
+from scalekit.hardware import Hardware, detect
+from scalekit.job import Job
+from scalekit.models import Model
+from scalekit.planning.choose import GIB, Candidate, Forecast, Task, choose
+from scalekit.planning.settings import task as planned
+from scalekit.planning.subjects import subject
+from scalekit.strategies import Strategy
+from scalekit.world import World
+
+_LOOKED_THROUGH = 20_000
+_FALLBACK_MICRO_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Decision:
+    """How a job is run.
+
+    Attributes:
+        strategy: to carry out.
+        micro_batch_size: samples that one rank runs at once.
+        activation_checkpointing: whether blocks are computed anew in the backward pass.
+        predicted: what `Plan.predicted` holds; empty where nothing could be predicted.
+        reasons: in words.
+    """
+
+    strategy: Strategy
+    micro_batch_size: int
+    activation_checkpointing: bool
+    predicted: dict[str, Any]
+    reasons: list[str]
+
+
+def decide(
+    job: Job, model: Model, rows: Any, collate: Callable[[list[Any]], Any], precision: str, world: World
+) -> Decision:
+    """Predicts a job and decides what is open.
+
+    Args:
+        job: its settings.
+        model: the job's, or its LightningModule as one.
+        rows: of training data.
+        collate: makes a batch of rows.
+        precision: resolved.
+        world: the job's processes.
+
+    Raises:
+        DoesNotFitError: it will not fit, and the job does not say to go on regardless.
+        BatchSizeError: the global batch cannot be split.
+    """
+    job = _as_before(job, world)
+    try:
+        task = _task(job, model, _example(rows, collate), precision, detect(world.local_size, world.num_nodes))
+    except Exception as error:  # whatever a user's own model, rows or collator do: it is a prediction that fails here
+        return _without_prediction(job, world, error)
+    forecast = choose(task)
+    best = forecast.chosen or forecast.candidates[0]
+    reasons = [*_reasons(job, forecast, best), *_warnings(job, forecast, best)]
+    return Decision(
+        best.setting.strategy, best.setting.micro_batch_size, best.setting.recompute, _predicted(best, task), reasons
+    )
+
+
+def _as_before(job: Job, world: World) -> Job:
+    """A job that goes on keeps what was decided for it at its start: times measured anew could turn the choice."""
+    folder = Path(job.output_dir or "")
+    if job.output_dir is None or latest(folder / "checkpoints") is None:
+        return job
+    try:
+        before = json.loads((folder / "plan.json").read_text())
+    except (OSError, json.JSONDecodeError):
+        return job
+    if before.get("world_size") != world.size:
+        return job
+    names = ("strategy", "micro_batch_size", "activation_checkpointing")
+    return replace(job, **{name: before[name] for name in names if getattr(job, name) == "auto" and name in before})
+
+
+def _example(rows: Any, collate: Callable[[list[Any]], Any]) -> Any:
+    """A batch of two of the longest row: what a step can cost at most."""
+    row = rows[_longest(rows)]
+    return collate([row, row])
+
+
+def _longest(rows: Any) -> int:
+    if "input_ids" not in (getattr(rows, "column_names", None) or ()):
+        return 0
+    lengths = [len(ids) for ids in rows[:_LOOKED_THROUGH]["input_ids"]]
+    return lengths.index(max(lengths))
+
+
+def _task(job: Job, model: Model, example: Any, precision: str, hardware: Hardware) -> Task:
+    task = planned(
+        subject(model, example, samples=2, loss=job.loss),
+        hardware,
+        global_batch_size=job.global_batch_size,
+        strategy=job.strategy,
+        precision=precision,
+        micro_batch_size=job.micro_batch_size,
+        activation_checkpointing=job.activation_checkpointing,
+        optimizer=job.optimizer,
+        optimizer_options=job.optimizer_options,
+    )
+    return replace(task, strategies=_installed(task.strategies))
+
+
+def _installed(strategies: Sequence[Strategy]) -> list[Strategy]:
+    has_deepspeed = importlib.util.find_spec("deepspeed") is not None
+    return [s for s in strategies if s.engine != "deepspeed" or has_deepspeed or len(strategies) == 1]
+
+
+def _without_prediction(job: Job, world: World, error: Exception) -> Decision:
+    """The simple rules that remain where a model cannot be looked at."""
+    if isinstance(error, ScaleKitError) and not isinstance(error, ModelError):
+        raise error
+    name = job.strategy if job.strategy != "auto" else "single" if world.size == 1 else "ddp"
+    size = job.micro_batch_size
+    if isinstance(size, str):
+        share = max(job.global_batch_size // world.size, 1)
+        size = max(n for n in range(1, _FALLBACK_MICRO_BATCH + 1) if share % n == 0)
+    reason = f"nothing is predicted: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    return Decision(Strategy.load(name), size, job.activation_checkpointing is True, {}, [reason])
+
+
+def _reasons(job: Job, forecast: Forecast, best: Candidate) -> list[str]:
+    open_ = [n for n in ("strategy", "micro_batch_size", "activation_checkpointing") if getattr(job, n) == "auto"]
+    if not open_:
+        return []
+    others = [c for c in forecast.candidates if c.problem is None and c is not best]
+    ruled_out = [c.name for c in forecast.candidates if c.problem is not None]
+    text = f"{best.name} with micro-batches of {best.setting.micro_batch_size} is the fastest that fits"
+    if others:
+        text += f"; next {others[0].name} at {others[0].time.seconds / best.time.seconds:.2f}x the time"
+    if ruled_out:
+        text += f"; too large: {', '.join(ruled_out)}"
+    if forecast.task.profile.problem is not None:
+        text += f". Only states are known, the model cannot be traced ({forecast.task.profile.problem})"
+    return [text]
+
+
+def _warnings(job: Job, forecast: Forecast, best: Candidate) -> list[str]:
+    """What is said where the margin is not kept.
+
+    Raises:
+        DoesNotFitError: the device is too small.
+    """
+    task = forecast.task
+    if best.problem is None:
+        return []
+    peak, has = best.memory.peak_bytes, task.hardware.device.memory_bytes
+    text = f"{best.name} needs {peak / GIB:.1f} GiB a rank, {best.memory.when}; a device has {has / GIB:.1f} GiB"
+    if peak > has and job.memory_check == "refuse":
+        advice = "".join(f"\n  - {line}" for line in forecast.advice)
+        raise DoesNotFitError(f"the job will not fit: {text}.{advice}\n  - memory_check='warn' runs it regardless")
+    return [f"the margin is thin: {text}"]
+
+
+def _predicted(best: Candidate, task: Task) -> dict[str, Any]:
+    if task.profile.problem is not None:
+        return {}
+    kept = ("peak_bytes", "items", "when", "host_bytes", "step_seconds", "parts", "mfu", "bottleneck")
+    everything = best.as_dict()
+    return {name: everything[name] for name in kept}
