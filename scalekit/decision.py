@@ -14,7 +14,8 @@ from scalekit.errors import DoesNotFitError, ModelError, ScaleKitError
 from scalekit.hardware import Hardware, detect
 from scalekit.job import Job
 from scalekit.models import Model
-from scalekit.planning.choose import GIB, Candidate, Forecast, Task, choose
+from scalekit.planning.choose import Candidate, Forecast, Task, choose
+from scalekit.planning.plan import readable
 from scalekit.planning.settings import task as planned
 from scalekit.planning.subjects import subject
 from scalekit.strategies import Strategy
@@ -160,7 +161,7 @@ def _warnings(job: Job, forecast: Forecast, best: Candidate) -> list[str]:
     if best.problem is None:
         return []
     peak, has = best.memory.peak_bytes, task.hardware.device.memory_bytes
-    text = f"{best.name} needs {peak / GIB:.1f} GiB a rank, {best.memory.when}; a device has {has / GIB:.1f} GiB"
+    text = f"{best.name} needs {readable(peak)} a rank, {best.memory.when}; a device has {readable(has)}"
     if peak > has and job.memory_check == "refuse":
         advice = "".join(f"\n  - {line}" for line in forecast.advice)
         raise DoesNotFitError(f"the job will not fit: {text}.{advice}\n  - memory_check='warn' runs it regardless")

@@ -18,6 +18,7 @@ TASKS = {
     "sequence-classification": "AutoModelForSequenceClassification",
     "token-classification": "AutoModelForTokenClassification",
     "question-answering": "AutoModelForQuestionAnswering",
+    "image-classification": "AutoModelForImageClassification",
 }
 
 
@@ -63,6 +64,11 @@ def _from_name(name: str, task: str | None, trust_remote_code: bool) -> Model:
     try:
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     except Exception as error:
+        if _is_offline(error):
+            raise ModelError(
+                f"{name!r} has to come from the hub, which cannot be reached from here. Give the folder of the model, or, for "
+                "a plan, the path of its config.json"
+            ) from error
         raise ModelError(
             f"{name!r} is neither the folder of a Hugging Face model nor one that the hub gives: {error}"
         ) from error
@@ -77,6 +83,14 @@ def _from_name(name: str, task: str | None, trust_remote_code: bool) -> Model:
         return built  # type: ignore[no-any-return]
 
     return Model(build, name.rstrip("/").split("/")[-1], config)
+
+
+def _is_offline(error: BaseException | None) -> bool:
+    """Whether the hub could not be asked; its client says so somewhere in the chain of causes."""
+    if error is None:
+        return False
+    kinds = ("LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError", "ConnectError")
+    return type(error).__name__ in kinds or _is_offline(error.__cause__ or error.__context__)
 
 
 def _model_class(transformers: Any, name: str, config: Any, task: str | None) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,15 @@ def claim(job: Job, name: str, plan: Plan) -> RunFolder:
     folder = _open(job, name, plan)
     folder.checkpoints.mkdir(parents=True, exist_ok=True)
     (folder.path / "config.yaml").write_text(yaml.safe_dump(job.resolved(), sort_keys=False))
-    (folder.path / "plan.json").write_text(json.dumps(plan.as_dict(), indent=2) + "\n")
+    write_plan(folder.path, plan.as_dict())
     return folder
+
+
+def write_plan(path: Path, plan: Mapping[str, Any]) -> None:
+    """Writes plan.json at once, since other processes may be reading it."""
+    beside = path / "plan.json.new"
+    beside.write_text(json.dumps(plan, indent=2) + "\n")
+    beside.replace(path / "plan.json")
 
 
 def _open(job: Job, name: str, plan: Plan) -> RunFolder:

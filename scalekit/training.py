@@ -35,6 +35,7 @@ from scalekit.optim import OPTIMIZERS, SCHEDULES
 from scalekit.planning.plan import Plan
 from scalekit.recompute import recompute_blocks
 from scalekit.strategies import Strategy
+from scalekit.tracking.comparison import compare
 from scalekit.tracking.evaluation import Evaluation
 from scalekit.tracking.metrics import Metrics
 from scalekit.tracking.progress import Progress
@@ -232,6 +233,9 @@ def run(job: Job) -> Run:
         )
         training, held_out = rows.loaders(order, world, module, device, folder)
         trainer.fit(module, training, held_out, ckpt_path=folder.checkpoint)
+    compared = compare(plan, metrics.history[folder.step :], trainer, folder.path)
+    if compared is not None:
+        _say(world, compared)
     for each in loggers:
         _finish(each, trainer)
     return Run(folder.path, plan, metrics.history, metrics.evaluations, latest(folder.checkpoints), module)

@@ -13,6 +13,7 @@ from scalekit.dtypes import Dtypes
 from scalekit.errors import BatchSizeError
 from scalekit.hardware import Hardware
 from scalekit.planning.memory import ITEMS, Memory, Setting, predict
+from scalekit.planning.plan import readable
 from scalekit.planning.profile import Profile
 from scalekit.planning.time import Time, estimate
 from scalekit.strategies import Strategy
@@ -252,9 +253,9 @@ def _candidate(task: Task, setting: Setting) -> Candidate:
 
 def _problem(task: Task, setting: Setting, memory: Memory) -> str | None:
     if memory.peak_bytes > task.limit_bytes:
-        over = (memory.peak_bytes - task.limit_bytes) / GIB
+        over = readable(memory.peak_bytes - task.limit_bytes)
         largest = max(ITEMS, key=lambda name: memory.items[name]).replace("_", " ")
-        return f"{over:.1f} GiB over the limit, most of it {largest}"
+        return f"{over} over the limit, most of it {largest}"
     host = memory.host_bytes * task.hardware.devices_per_node
     if host > task.hardware.host_memory_bytes:
         return f"needs {host / GIB:.0f} GiB of a node's {task.hardware.host_memory_bytes / GIB:.0f} GiB of host memory"
@@ -282,10 +283,8 @@ def _advice(task: Task, candidates: Iterable[Candidate]) -> list[str]:
     if nearest is None:
         return []
     memory, items = nearest.memory, nearest.memory.items
-    needed = memory.peak_bytes / (1 - task.margin) / GIB
-    advice = [
-        f"the least is {nearest.name} with micro-batch {nearest.setting.micro_batch_size}: {needed:.0f} GiB a device"
-    ]
+    needed = readable(memory.peak_bytes / (1 - task.margin))
+    advice = [f"the least is {nearest.name} with micro-batch {nearest.setting.micro_batch_size}: {needed} a device"]
     over = memory.peak_bytes - task.limit_bytes
     by_tokens = items["activations"] + items["head_and_temporaries"]
     if task.profile.subject.tokens > 1 and by_tokens > over:
@@ -295,7 +294,7 @@ def _advice(task: Task, candidates: Iterable[Candidate]) -> list[str]:
             advice.append(f"fewer tokens: sequence_length={tokens} would about fit ({nearest.name})")
     states = sum(items[name] for name in ("master_weights", "gradients", "optimizer_state"))
     if states > over and task.profile.trained_elements == task.profile.elements:
-        advice.append(f"LoRA: with the weights frozen, {states / GIB:.0f} GiB of their states go away ({nearest.name})")
+        advice.append(f"LoRA: with the weights frozen, {readable(states)} of their states go away ({nearest.name})")
     advice += _more_devices(task, nearest)
     return advice
 

@@ -68,5 +68,10 @@ class Plan:
     def _expected(self) -> list[str]:
         if not self.predicted:
             return []
-        gib, seconds = self.predicted["peak_bytes"] / 2**30, self.predicted["step_seconds"]
-        return [f"expected   {gib:.2f} GiB a rank at most, {self.predicted['when']}; {seconds:.3g} s a step"]
+        peak, seconds = readable(self.predicted["peak_bytes"]), self.predicted["step_seconds"]
+        return [f"expected   {peak} a rank at most, {self.predicted['when']}; {seconds:.3g} s a step"]
+
+
+def readable(size_bytes: float) -> str:
+    """A size in GiB, or in MiB where it is smaller."""
+    return f"{size_bytes / 2**30:.2f} GiB" if size_bytes >= 2**30 else f"{size_bytes / 2**20:.1f} MiB"

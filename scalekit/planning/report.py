@@ -8,6 +8,7 @@ from pathlib import Path
 from scalekit.errors import DependencyError
 from scalekit.planning.choose import Candidate, Forecast
 from scalekit.planning.memory import ITEMS
+from scalekit.planning.plan import readable
 
 GIB = 2**30
 
@@ -20,7 +21,7 @@ def table(forecast: Forecast) -> str:
     lines = [
         f"{profile.subject.name}: {profile.elements / 1e9:.3g}B parameters on {task.hardware.name}, "
         f"global batch {task.global_batch_size}{tokens}",
-        f"limit {task.limit_bytes / GIB:.1f} GiB a rank: {device.memory_bytes / GIB:.1f} GiB less {task.margin:.0%} of margin",
+        f"limit {readable(task.limit_bytes)} a rank: {readable(device.memory_bytes)} less {task.margin:.0%} of margin",
     ]
     if profile.problem is not None:
         lines += ["", f"Only states are predicted, no activations: the model cannot be traced ({profile.problem})"]
@@ -35,7 +36,7 @@ def _row(candidate: Candidate) -> str:
     batch = f"{setting.micro_batch_size} x {setting.accumulation}"
     mfu = "" if time.mfu is None else f"{time.mfu:.0%}"
     verdict = f"{time.seconds:8.3g}s {time.tokens_per_second:10,.0f} {mfu:>5}  bound by {time.bottleneck}"
-    return f"{candidate.name:30} {batch:>9} {candidate.memory.peak_bytes / GIB:6.1f} GiB " + (
+    return f"{candidate.name:30} {batch:>9} {readable(candidate.memory.peak_bytes):>10}  " + (
         candidate.problem or verdict
     )
 
@@ -47,13 +48,13 @@ def _conclusion(forecast: Forecast) -> list[str]:
     memory, setting = chosen.memory, chosen.setting
     lines = [
         f"Chosen: {chosen.name}, micro-batch {setting.micro_batch_size}: the fastest that fits",
-        f"Its peak of {memory.peak_bytes / GIB:.2f} GiB is {memory.when}:",
+        f"Its peak of {readable(memory.peak_bytes)} is {memory.when}:",
     ]
     lines += [
-        f"  {name.replace('_', ' '):24} {memory.items[name] / GIB:8.2f} GiB" for name in ITEMS if memory.items[name]
+        f"  {name.replace('_', ' '):24} {readable(memory.items[name]):>12}" for name in ITEMS if memory.items[name]
     ]
     if memory.host_bytes:
-        lines.append(f"  in the host's memory     {memory.host_bytes / GIB:8.2f} GiB for this rank")
+        lines.append(f"  in the host's memory     {readable(memory.host_bytes):>12} for this rank")
     return lines
 
 
