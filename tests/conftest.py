@@ -1,7 +1,9 @@
 import os
+import tempfile
 
 # One thread each: the tests start several processes on few cores, and sums in one thread have one order.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("SCALEKIT_CACHE", tempfile.mkdtemp(prefix="scalekit-"))

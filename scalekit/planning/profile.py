@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_map_only
 from scalekit import weights
 from scalekit.dtypes import Dtypes
 from scalekit.errors import ModelError
+from scalekit.planning import cache
 from scalekit.planning import trace as tracing
 from scalekit.planning.repeat import UnevenError, lengthen, shorten
 from scalekit.planning.trace import Parameter, Trace
@@ -106,11 +107,18 @@ class Profile:
     def _traced(self, size: int, recompute: bool, parameters: torch.dtype, keeps_casts: bool) -> Trace:
         key = size, recompute, parameters, keeps_casts
         if key not in self._traces:
-            try:
-                self._traces[key] = self._run(*key, whole=False)
-            except UnevenError:
-                self._traces[key] = self._run(*key, whole=True)
+            kept = self.subject.key and cache.path(self.subject.key, *key, self.dtypes, self.like_a_gpu)
+            trace = (cache.read(kept) if kept else None) or self._fresh(*key)
+            if kept and not kept.exists():
+                cache.write(kept, trace)
+            self._traces[key] = trace
         return self._traces[key]
+
+    def _fresh(self, size: int, recompute: bool, parameters: torch.dtype, keeps_casts: bool) -> Trace:
+        try:
+            return self._run(size, recompute, parameters, keeps_casts, whole=False)
+        except UnevenError:
+            return self._run(size, recompute, parameters, keeps_casts, whole=True)
 
     def _run(self, size: int, recompute: bool, parameters: torch.dtype, keeps_casts: bool, whole: bool) -> Trace:
         mode = FakeTensorMode()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,7 +42,7 @@ def subject(
     else:
         length = _length(model, built, tokens)
         make = _made_up(model, built, length)
-    return Subject(model.name, model.source, _step(built, loss), make, length, _key(model, length))
+    return Subject(model.name, model.source, _step(built, loss), make, length, _key(model, built, loss, make(2)))
 
 
 def _step(built: nn.Module, loss: LossFunction | None) -> Step:
@@ -65,14 +64,18 @@ def rows_of(example: Any) -> int:
     return next((len(t) for t in tree_iter(example) if isinstance(t, Tensor) and t.ndim), 0)
 
 
-def _key(model: Model, length: int) -> str | None:
-    """Of a Hugging Face model, everything that its step depends on; another model's code may change without a sign."""
-    if model.config is None or isinstance(model.source, nn.Module):
+def _key(model: Model, built: nn.Module, loss: Any, batch: Any) -> str | None:
+    """Everything that the step of one of transformers' own models depends on; None for other models."""
+    config = model.config
+    is_known = config is not None and loss is None and type(built).__module__.startswith("transformers.")
+    if not is_known or any(p.requires_grad is False for p in built.parameters()):
         return None
     import transformers
 
-    parts = (model.config.to_json_string(use_diff=False), length, torch.__version__, transformers.__version__)
-    return hashlib.sha256(repr(parts).encode()).hexdigest()
+    shapes = [(tuple(t.shape), str(t.dtype)) for t in tree_iter(batch) if isinstance(t, Tensor)]
+    attention = getattr(config, "_attn_implementation", None)
+    versions = torch.__version__, transformers.__version__
+    return repr((type(built).__name__, config.to_json_string(use_diff=False), attention, shapes, versions))
 
 
 def _tokens(example: Any) -> int:

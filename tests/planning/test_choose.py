@@ -14,11 +14,12 @@ from scalekit.planning.choose import Task, choose
 from scalekit.planning.memory import predict
 from scalekit.planning.profile import Subject, profile, resize
 from scalekit.planning.settings import candidates
+from scalekit.strategies import Strategy
 
 CARDS_GB = (16, 24, 40, 80, 141)
 RANKS = (1, 8, 64, 1024)
 # hidden size and layers: about 0.1, 1, 8 and 70 billion parameters
-MODELS = {"0.1B": (768, 12), "1B": (2048, 20), "8B": (4096, 40), "70B": (8192, 87)}
+MODELS = {"0.1B": (768, 12), "1B": (2048, 20), "8B": (6144, 18), "70B": (16384, 22)}
 GLOBAL_BATCH = 1024
 
 
@@ -89,9 +90,16 @@ def test_the_ranking_is_by_time_and_says_why_not():
 
 
 def test_what_to_change_where_nothing_fits():
-    advice = " ".join(choose(asked("70B", 24, 8)).advice)
-    assert "LoRA" in advice
-    assert "more devices" in advice
+    """The nearest: fewer tokens where activations are too much, LoRA where states are, more devices where both are."""
+
+    def advice(name: str, ranks: int, strategy: str, **others) -> str:
+        forecast = choose(asked(name, 80, ranks, strategies=[Strategy.load(strategy)], **others))
+        assert forecast.chosen is None
+        return " ".join(forecast.advice)
+
+    assert "more devices: 64" in advice("70B", 8, "fsdp2")
+    assert "LoRA" in advice("8B", 1, "single")
+    assert "fewer tokens: sequence_length=" in advice("8B", 1, "zero3-offload", recompute=False, micro_batch_size=8)
 
 
 def test_a_batch_that_cannot_be_split_names_the_nearest():

@@ -90,7 +90,7 @@ def test_fit_refuses_what_will_not_fit(tmp_path, monkeypatch):
     from scalekit.hardware import detect
 
     small = detect()
-    small = replace(small, device=replace(small.device, memory_bytes=100_000))
+    small = replace(small, device=replace(small.device, memory_bytes=10_000))
     monkeypatch.setattr(decision, "detect", lambda *_: small)
     rows = [{"x": [0.0] * 64, "y": [0.0] * 64} for _ in range(8)]
     settings = {"loss": nn.MSELoss(), "max_steps": 1, "global_batch_size": 4, "output_dir": str(tmp_path)}

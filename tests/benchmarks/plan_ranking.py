@@ -1,0 +1,95 @@
+"""Whether the plan's first choice is among the fastest: every candidate is timed on this machine, on two processes.
+
+Rounds are taken in turns, and a case's time is the median over them: python tests/benchmarks/plan_ranking.py [--rounds 3]
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from scalekit import dtypes
+from scalekit.hardware import detect
+from scalekit.loss import ModelLoss
+from scalekit.planning.choose import Task, choose
+from scalekit.planning.profile import Subject, profile, resize
+from scalekit.planning.settings import candidates
+from tests.benchmarks.architectures import ARCHITECTURES
+
+RANKS, GLOBAL_BATCH = 2, 16
+WORKER = Path(__file__).parent / "workers" / "step_seconds.py"
+Case = dict[str, Any]
+
+
+def forecast(name: str) -> Any:
+    architecture = ARCHITECTURES[name]
+    length = architecture.lengths[-1]
+    loss = ModelLoss(shifted=False).mean_loss
+    subject = Subject(name, architecture.build, loss, resize(architecture.batch(3, length), 3), max(length, 1))
+    types = dtypes.promised("32-true")
+    known = profile(subject, types, like_a_gpu=False)
+    return choose(Task(known, types, detect(RANKS), GLOBAL_BATCH, candidates("auto", "32-true")))
+
+
+def cases(name: str, plan: Any) -> list[Case]:
+    """Each strategy, with and without recomputation, with the plan's own micro-batch and with others."""
+    found = []
+    for candidate in plan.candidates:
+        for size in sorted({candidate.setting.micro_batch_size, 2, GLOBAL_BATCH // RANKS}):
+            found.append(
+                {
+                    "architecture": name,
+                    "strategy": candidate.setting.strategy.name,
+                    "recompute": candidate.setting.recompute,
+                    "micro_batch_size": size,
+                    "global_batch_size": GLOBAL_BATCH,
+                    "length": ARCHITECTURES[name].lengths[-1],
+                }
+            )
+    return found
+
+
+def measure(group: list[Case]) -> list[Case]:
+    with tempfile.TemporaryDirectory() as folder:
+        given, results = Path(folder) / "cases.json", Path(folder) / "results.jsonl"
+        given.write_text(json.dumps(group))
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": folder}
+        environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}", WORKER]
+        with (Path(folder) / "log").open("w") as log:
+            subprocess.run([*command, given, results], env=environment, stdout=log, stderr=log, check=True)
+        return [json.loads(line) for line in results.read_text().splitlines()]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--architectures", nargs="+", default=["llama", "bert", "resnet"])
+    arguments = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    for name in arguments.architectures:
+        plan = forecast(name)
+        rounds = [measure(cases(name, plan)) for _ in range(arguments.rounds)]
+        times = [statistics.median(each["step_seconds"] for each in timed) for timed in zip(*rounds, strict=True)]
+        ranked = sorted(zip(times, rounds[0], strict=True), key=lambda pair: pair[0])
+        setting = plan.chosen.setting
+        mine = (setting.strategy.name, setting.recompute, setting.micro_batch_size)
+        for seconds, case in ranked:
+            way = (case["strategy"], case["recompute"], case["micro_batch_size"])
+            mark = " <- the plan's choice" if way == mine else ""
+            print(
+                f"{name:8} {case['strategy']:14} {'recomputed ' if way[1] else '':11} {way[2]:2}  {seconds * 1e3:8.1f} ms{mark}"
+            )
+            chosen_seconds = seconds if mark else locals().get("chosen_seconds")
+        print(
+            f"{name}: the plan's choice takes {chosen_seconds / ranked[0][0]:.3f} times the fastest's time", flush=True
+        )
+
+
+if __name__ == "__main__":
+    main()
