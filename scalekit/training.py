@@ -201,7 +201,7 @@ def run(job: Job) -> Run:
     engine.initial_weights = folder.checkpoint
     engine.job_state["layout"] = plan.layout()
     loggers = _loggers(job, folder, plan, engine)
-    metrics = Metrics(folder.path, folder.step)
+    metrics = Metrics(folder.path, folder.step, plan.flops_share, order.global_batch_size)
     with _quiet_lightning():
         pl.seed_everything(job.seed, verbose=False)
         trainer = pl.Trainer(

@@ -41,6 +41,15 @@ class Plan:
     predicted: dict[str, Any] = field(default_factory=dict)
     reasons: list[str] = field(default_factory=list)
 
+    @property
+    def flops_share(self) -> float | None:
+        """The share of all devices' peak that a step would use if it took one second; None where no peak is known.
+
+        A CPU's peak is one that ScaleKit measured in a moment, and nothing to compare a run with.
+        """
+        mfu = self.predicted.get("mfu") if self.device == "cuda" else None
+        return None if mfu is None else mfu * self.predicted["step_seconds"]
+
     def as_dict(self) -> dict[str, Any]:
         """The plan as `plan.json` holds it."""
         return asdict(self)

@@ -7,7 +7,10 @@ traces give the step at any size; where the two traces differ in what they do, e
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -33,6 +36,20 @@ Step = Callable[[nn.Module, Any], Tensor]
 
 Example = Callable[[int], Any]
 """Makes a micro-batch of so many samples."""
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """What a model has to say while it is traced, it says again when it is trained."""
+    transformers = logging.getLogger("transformers")
+    level = transformers.level
+    transformers.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers.setLevel(level)
 
 
 @dataclass(frozen=True)
@@ -120,6 +137,7 @@ class Profile:
         except UnevenError:
             return self._run(size, recompute, parameters, keeps_casts, whole=True)
 
+    @_quietly()
     def _run(self, size: int, recompute: bool, parameters: torch.dtype, keeps_casts: bool, whole: bool) -> Trace:
         mode = FakeTensorMode()
         model = fake_model(self.subject.source, parameters, mode)

@@ -23,17 +23,24 @@ class Metrics(Callback):
     Args:
         folder: the run's folder.
         resumed_step: the step that the job resumes from; lines after it are cut off first.
+        flops_share: the share of the devices' peak that a step of a whole global batch would use if it took one second.
+        global_batch_size: samples of a whole global batch.
     """
 
-    def __init__(self, folder: Path, resumed_step: int = 0) -> None:
+    def __init__(
+        self, folder: Path, resumed_step: int = 0, flops_share: float | None = None, global_batch_size: int = 1
+    ) -> None:
+        self._flops_share, self._global_batch_size = flops_share, global_batch_size
         self._steps = folder / "metrics.jsonl"
         self._evaluations = folder / "evaluations.jsonl"
         self._started = time.perf_counter()
+        self._position = 0
         self._written_step = resumed_step
         self.history = _read(self._steps, resumed_step)
         self.evaluations = _read(self._evaluations, resumed_step)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._position = getattr(trainer.strategy, "position", 0)
         if trainer.is_global_zero:
             _write(self._steps, self.history)
             _write(self._evaluations, self.evaluations)
@@ -77,9 +84,16 @@ class Metrics(Callback):
             "grad_norm": None if last.gradient_norm is None or not isfinite(last.gradient_norm) else last.gradient_norm,
             "step_seconds": seconds,
             "items_per_second": last.items / seconds,
-            "mfu": None,
+            "mfu": self._mfu(engine.position, seconds),
             "peak_memory_bytes": peak_memory_bytes(engine.root_device),
         }
+
+    def _mfu(self, position: int, seconds: float) -> float | None:
+        """Model FLOPs utilisation: without recomputation (arXiv 2204.02311, appendix B); None where the peak is unknown."""
+        samples, self._position = position - self._position, position
+        if self._flops_share is None or samples <= 0:
+            return None
+        return self._flops_share * samples / self._global_batch_size / seconds
 
     def _publish(self, trainer: Trainer, path: Path, record: Record, prefix: str) -> None:
         if not trainer.is_global_zero:

@@ -77,18 +77,24 @@ def main() -> None:
         rounds = [measure(cases(name, plan)) for _ in range(arguments.rounds)]
         times = [statistics.median(each["step_seconds"] for each in timed) for timed in zip(*rounds, strict=True)]
         ranked = sorted(zip(times, rounds[0], strict=True), key=lambda pair: pair[0])
-        setting = plan.chosen.setting
-        mine = (setting.strategy.name, setting.recompute, setting.micro_batch_size)
+        chosen = plan.chosen.setting
         for seconds, case in ranked:
-            way = (case["strategy"], case["recompute"], case["micro_batch_size"])
-            mark = " <- the plan's choice" if way == mine else ""
-            print(
-                f"{name:8} {case['strategy']:14} {'recomputed ' if way[1] else '':11} {way[2]:2}  {seconds * 1e3:8.1f} ms{mark}"
-            )
-            chosen_seconds = seconds if mark else locals().get("chosen_seconds")
-        print(
-            f"{name}: the plan's choice takes {chosen_seconds / ranked[0][0]:.3f} times the fastest's time", flush=True
-        )
+            ours = _way(case) == (chosen.strategy.name, chosen.recompute, chosen.micro_batch_size)
+            print(f"{name:8} {_describe(case):40} {seconds * 1e3:8.1f} ms{' <- the plan' if ours else ''}")
+            if ours:
+                print(
+                    f"{name}: the plan's choice takes {seconds / ranked[0][0]:.3f} times the fastest's time", flush=True
+                )
+
+
+def _way(case: Case) -> tuple[str, bool, int]:
+    return case["strategy"], case["recompute"], case["micro_batch_size"]
+
+
+def _describe(case: Case) -> str:
+    return (
+        f"{case['strategy']}{' + checkpointing' if case['recompute'] else ''}, micro-batch {case['micro_batch_size']}"
+    )
 
 
 if __name__ == "__main__":
