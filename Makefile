@@ -3,7 +3,7 @@ PYTHON := .venv/bin/python
 SCALEKIT := .venv/bin/scalekit
 QUESTION := What is your favorite book?
 
-.PHONY: install demo test test-all lint format benchmark constraints clean
+.PHONY: install demo test test-all lint format benchmark benchmark-plan constraints clean
 
 install: .venv/.installed
 
@@ -37,6 +37,11 @@ format: install
 
 benchmark: install
 	$(PYTHON) tests/benchmarks/overhead.py
+
+benchmark-plan: install
+	PYTHONPATH=. $(PYTHON) tests/benchmarks/plan_speed.py
+	PYTHONPATH=. $(PYTHON) tests/benchmarks/plan_accuracy.py
+	PYTHONPATH=. $(PYTHON) tests/benchmarks/plan_ranking.py
 
 # Pins every dependency with its hashes. torch stays below 2.15: torchaudio is built for CUDA 13.0, as torch up to 2.14 is.
 constraints:

@@ -147,13 +147,14 @@ def _settings_of(function: Any, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Slow:
-    """Says what is looked at, on standard error, once that has taken a while."""
+    """Says on standard error what is looked at, every few seconds."""
 
     def __init__(self) -> None:
-        self._started = time.monotonic()
+        self._spoke = time.monotonic()
 
     def __call__(self, what: str) -> None:
-        if time.monotonic() - self._started > _SLOW_SECONDS:
+        if time.monotonic() - self._spoke > _SLOW_SECONDS:
+            self._spoke = time.monotonic()
             print(f"looking at {what} ...", file=sys.stderr, flush=True)
 
 

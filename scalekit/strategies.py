@@ -20,6 +20,15 @@ OFFLOAD_TARGETS = ("cpu", "nvme")
 LARGEST_BUCKET = 500_000_000
 """DeepSpeed's own default size of the buffer that gradients are reduced in, in elements."""
 
+# DeepSpeed's own defaults where a strategy's file has no others (deepspeed/runtime/zero/config.py), in elements.
+ZERO_DEFAULTS = {
+    "stage3_param_persistence_threshold": 1e5,
+    "stage3_prefetch_bucket_size": 5e7,
+    "stage3_max_live_parameters": 1e9,
+    "stage3_max_reuse_distance": 1e9,
+    "sub_group_size": 1e9,
+}
+
 FAST_BUCKET = 50_000_000
 """A buffer from which on links are as fast as they get, in elements."""
 
@@ -61,7 +70,20 @@ class Strategy:
     @property
     def stage(self) -> int:
         """ZeRO's, of the engine ``deepspeed``."""
-        return int(self.deepspeed.get("zero_optimization", {}).get("stage", 0))
+        return int(self._zero.get("stage", 0))
+
+    @property
+    def _zero(self) -> Mapping[str, Any]:
+        return self.deepspeed.get("zero_optimization") or {}
+
+    def zero(self, name: str) -> float:
+        """One of `ZERO_DEFAULTS`, as the strategy's file has it."""
+        return float(self._zero.get(name, ZERO_DEFAULTS[name]))
+
+    def second_shard(self, node_size: int) -> int:
+        """Over how many ranks ZeRO++ shares its second shard of the parameters out; 1 where there is none."""
+        size = self._zero.get("zero_hpz_partition_size", 1)
+        return node_size if size == "local_world_size" else int(size)
 
     def bucket_elements(self, trained_elements: int) -> int:
         """The size of the buffer in which DeepSpeed reduces gradients.
@@ -69,7 +91,7 @@ class Strategy:
         DeepSpeed's default of half a billion elements is two gigabytes that a small model has no use for, and would hold all
         its gradients at once, which ZeRO-2 is there to avoid. So it is an eighth of them, within bounds.
         """
-        given = self.deepspeed.get("zero_optimization", {}).get("reduce_bucket_size")
+        given = self._zero.get("reduce_bucket_size")
         if given is not None:
             return int(float(given))
         return min(LARGEST_BUCKET, trained_elements, max(FAST_BUCKET, trained_elements // 8))

@@ -272,7 +272,7 @@ def _pointless(strategy: Strategy, task: Task) -> str | None:
         return "needs a fast local drive: choose it by name where you have one"
     if alone and not strategy.offload:
         return "shares out among several processes, and there is one"
-    if "zero_hpz_partition_size" in strategy.deepspeed.get("zero_optimization", {}) and hardware.nodes == 1:
+    if hardware.nodes == 1 and strategy.second_shard(hardware.devices_per_node) > 1:
         return "saves traffic between nodes, and there is one"
     return None
 

@@ -399,15 +399,10 @@ class Gathered(Layout):
 
     def __init__(self, profile: Profile, setting: Setting) -> None:
         super().__init__(profile, setting)
-        block = setting.strategy.deepspeed.get("zero_optimization", {})
-
-        def limit(name: str, default: float) -> float:
-            return float(block.get(f"stage3_{name}", default))
-
-        self.persistence = limit("param_persistence_threshold", 1e5)
-        self.ahead = limit("prefetch_bucket_size", 5e7)
-        self.live = limit("max_live_parameters", 1e9)
-        self.reuse = limit("max_reuse_distance", 1e9)
+        self.persistence = setting.strategy.zero("stage3_param_persistence_threshold")
+        self.ahead = setting.strategy.zero("stage3_prefetch_bucket_size")
+        self.live = setting.strategy.zero("stage3_max_live_parameters")
+        self.reuse = setting.strategy.zero("stage3_max_reuse_distance")
         self.bucket_elements = setting.strategy.bucket_elements(profile.trained_elements)
         self._part = profile.trained_elements / setting.world_size
 
@@ -428,8 +423,7 @@ class Gathered(Layout):
 
     def _second_shard(self) -> float:
         """ZeRO++'s copy of the parameters, shared out in each node (arXiv 2306.10209, section 4.2)."""
-        size = self.setting.strategy.deepspeed.get("zero_optimization", {}).get("zero_hpz_partition_size", 1)
-        ranks = self.setting.node_size if size == "local_world_size" else int(size)
+        ranks = self.setting.strategy.second_shard(self.setting.node_size)
         return self.profile.elements / ranks * self.parameter_bytes if ranks > 1 else 0.0
 
     def host_bytes(self) -> float:
@@ -443,7 +437,7 @@ class Gathered(Layout):
     def update(self) -> dict[str, float]:
         """The part's gradients are copied for the optimizer, at most a sub-group at once."""
         held = self.held()
-        group = float(self.setting.strategy.deepspeed.get("zero_optimization", {}).get("sub_group_size", 1e9))
+        group = self.setting.strategy.zero("sub_group_size")
         return {"communication": held["communication"] + min(self._part, group) * self.parameter_bytes}
 
     def stays(self, parameter: Parameter) -> bool:

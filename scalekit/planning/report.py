@@ -58,6 +58,13 @@ def _conclusion(forecast: Forecast) -> list[str]:
     return lines
 
 
+def _label(candidate: Candidate) -> str:
+    """A candidate's name, its micro-batch x accumulation, and the time of its step where it fits."""
+    setting = candidate.setting
+    speed = "too large" if candidate.problem else f"{candidate.time.seconds:.3g} s a step"
+    return f"{candidate.name}, {setting.micro_batch_size} x {setting.accumulation}: {speed}"
+
+
 def plot(forecast: Forecast, path: str | Path) -> None:
     """Draws a bar for each candidate, item by item, against the device's limit.
 
@@ -71,24 +78,22 @@ def plot(forecast: Forecast, path: str | Path) -> None:
     task, candidates = forecast.task, list(reversed(forecast.candidates))
     figure = Figure(figsize=(11, 1.8 + 0.36 * len(candidates)), layout="constrained")
     axes = figure.add_subplot()
-    names = [f"{c.name}  {c.setting.micro_batch_size} x {c.setting.accumulation}" for c in candidates]
+    names = [_label(candidate) for candidate in candidates]
     left = [0.0] * len(candidates)
     for number, item in enumerate(ITEMS):
         widths = [c.memory.items[item] / GIB for c in candidates]
         if any(widths):
             axes.barh(names, widths, left=left, label=item.replace("_", " "), color=f"C{number}")
         left = [a + b for a, b in zip(left, widths, strict=True)]
-    limit = task.limit_bytes / GIB
-    axes.axvline(task.hardware.device.memory_bytes / GIB, color="black", linewidth=1)
-    axes.axvline(limit, color="black", linestyle="--", linewidth=1)
-    axes.annotate(" limit", (limit, 1.0), xycoords=("data", "axes fraction"), va="bottom", ha="right")
-    for place, candidate in enumerate(candidates):
-        speed = "" if candidate.problem else f"  {candidate.time.seconds:.3g} s a step"
-        axes.annotate(speed, (left[place], place), va="center", fontsize=8)
-    axes.set_xlim(0, max([*left, task.hardware.device.memory_bytes / GIB]) * 1.15)
+    device = task.hardware.device.memory_bytes / GIB
+    axes.axvline(device, color="black", linewidth=1, label="the device's memory")
+    axes.axvline(
+        task.limit_bytes / GIB, color="black", linestyle="--", linewidth=1, label=f"less {task.margin:.0%} of margin"
+    )
+    axes.set_xlim(0, max([*left, device]) * 1.05)
     axes.set_xlabel("GiB a rank")
     axes.set_title(
         f"{task.profile.subject.name} on {task.hardware.name}, global batch {task.global_batch_size}", loc="left"
     )
-    figure.legend(loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(loc="outside lower center", ncols=5, frameon=False)
     figure.savefig(path, dpi=130)

@@ -11,7 +11,6 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -72,14 +71,6 @@ ASSUMED_FLOPS = {"bfloat16": 50e12, "float16": 50e12, "float32": 20e12}
 
 DDP_BUCKET_BYTES = 25 * 2**20
 """DistributedDataParallel's `bucket_cap_mb`."""
-
-# DeepSpeed's defaults for ZeRO-3 (runtime/zero/config.py), in elements, where a strategy's file has no others.
-PERSISTENT_ELEMENTS = 1e5
-"""Parameters up to this size are not shared out (`stage3_param_persistence_threshold`)."""
-PREFETCH_ELEMENTS = 5e7
-"""What is gathered ahead in one collective (`stage3_prefetch_bucket_size`)."""
-REUSE_ELEMENTS = 1e9
-"""Parameters that are needed again before so many others stay gathered (`stage3_max_reuse_distance`)."""
 
 
 @dataclass(frozen=True)
@@ -302,7 +293,7 @@ class Sizes:
         sizes = np.array([math.prod(p.shape) for p in profile.parameters], np.int64)
         is_trained = np.array([p.trained for p in profile.parameters], np.bool_)
         is_root = np.array([not name.startswith(inside) for name in names], np.bool_)
-        is_shared = sizes > _limit(setting, "param_persistence_threshold", PERSISTENT_ELEMENTS)
+        is_shared = sizes > setting.strategy.zero("stage3_param_persistence_threshold")
         owners = {name.rpartition(".")[0] for name, shared in zip(names, is_shared, strict=True) if shared}
         return cls(
             elements=int(sizes.sum()),
@@ -438,9 +429,9 @@ def _zero3(setting: Setting, sizes: Sizes) -> list[Phase]:
     With hpZ a node has all parts after a step's first gathering (ZeRO++, arXiv 2306.10209, section 3.2), until the update.
     """
     world, node, times = setting.world_size, setting.node_size, setting.accumulation
-    is_near = node < world and bool(_zero_options(setting).get("zero_hpz_partition_size"))
+    is_near = node < world and setting.strategy.second_shard(node) > 1
     item = setting.dtypes.parameters.itemsize
-    ahead = max(1.0, _limit(setting, "prefetch_bucket_size", PREFETCH_ELEMENTS))
+    ahead = max(1.0, setting.strategy.zero("stage3_prefetch_bucket_size"))
 
     def gather(elements: float, near: bool) -> Collectives:
         number = min(sizes.owners, math.ceil(elements / ahead))
@@ -464,16 +455,7 @@ def _reduction(setting: Setting, sizes: Sizes, rounds: int) -> Collectives:
 
 def _gathered_again(setting: Setting, sizes: Sizes) -> float:
     """Elements that ZeRO-3 gathers for the backward pass: it meets all that came since, forward and back, before them."""
-    return max(0.0, sizes.shared - _limit(setting, "max_reuse_distance", REUSE_ELEMENTS) / 2)
-
-
-def _zero_options(setting: Setting) -> Mapping[str, Any]:
-    options: Mapping[str, Any] = setting.strategy.deepspeed.get("zero_optimization", {})
-    return options
-
-
-def _limit(setting: Setting, name: str, default: float) -> float:
-    return float(_zero_options(setting).get(f"stage3_{name}", default))
+    return max(0.0, sizes.shared - setting.strategy.zero("stage3_max_reuse_distance") / 2)
 
 
 def _exposed_seconds(phase: Phase, compute: _Compute, rates: _Rates) -> float:

@@ -7,6 +7,7 @@ and gather parameters but leave a block's own activations as they are.
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -63,7 +64,7 @@ class Parameter:
     @property
     def elements(self) -> int:
         """Its size."""
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)

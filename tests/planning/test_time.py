@@ -266,7 +266,7 @@ def test_the_host_updates_at_its_memory_and_both_ways_cross_the_bus() -> None:
 
 def test_offloaded_parameters_cross_the_bus_for_each_micro_batch() -> None:
     elements = BLOCKS * WIDTH**2
-    gathered = 2 * elements - time.REUSE_ELEMENTS / 2
+    gathered = 2 * elements - ZERO_DEFAULTS["stage3_max_reuse_distance"] / 2
     once, twice = (step("zero3-offload", accumulation=n).parts["offload"] for n in (1, 2))
     assert twice - once == pytest.approx(4 * gathered / 8 / (0.8 * 64e9))
     assert step("zero3-nvme").parts["offload"] > once
