@@ -17,7 +17,7 @@ from scalekit.planning.memory import Setting
 from scalekit.planning.profile import Profile, Subject, profile
 from scalekit.planning.time import Collectives, Phase, Sizes, Time, estimate, traffic
 from scalekit.planning.trace import Event, Parameter, Trace
-from scalekit.strategies import Strategy, names
+from scalekit.strategies import ZERO_DEFAULTS, Strategy, names
 
 WIDTH, BLOCKS, TOKENS = 16384, 4, 2048
 NODE = Hardware.parse("8xH100-80GB")
