@@ -12,9 +12,10 @@ from typing import Any
 from scalekit.dtypes import Dtypes
 from scalekit.errors import BatchSizeError
 from scalekit.hardware import Hardware
-from scalekit.planning.memory import ITEMS, Memory, Setting, predict
+from scalekit.planning.memory import ITEMS, Memory, predict
 from scalekit.planning.plan import readable
 from scalekit.planning.profile import Profile
+from scalekit.planning.setting import Setting
 from scalekit.planning.time import Time, estimate
 from scalekit.strategies import Strategy
 

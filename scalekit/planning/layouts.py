@@ -8,15 +8,36 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from scalekit.planning.memory import Course, Setting, Turn
 from scalekit.planning.profile import Profile
+from scalekit.planning.setting import Setting, Turn
 from scalekit.planning.trace import Event, Parameter, Trace
+
+
+@dataclass
+class Course:
+    """What an engine adds to a micro-batch, event by event.
+
+    Attributes:
+        gradients: bytes of gradients held after each event, shape [events].
+        communication: bytes of gathered parameters and buffers held after each event, shape [events].
+        spikes: bytes beyond those that live within one event only, shape [events].
+    """
+
+    gradients: NDArray[np.float64]
+    communication: NDArray[np.float64]
+    spikes: NDArray[np.float64]
+
+    @classmethod
+    def empty(cls, trace: Trace) -> Course:
+        """Nothing added."""
+        return cls(*(np.zeros(len(trace.kinds)) for _ in range(3)))
 
 
 def layout(profile: Profile, setting: Setting) -> Layout:

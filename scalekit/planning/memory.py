@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scalekit.dtypes import Dtypes
+from scalekit.planning.layouts import Course, layout
 from scalekit.planning.profile import Profile
+from scalekit.planning.setting import Setting
 from scalekit.planning.trace import Event, Trace
-from scalekit.strategies import Strategy
 
 ITEMS = (
     "parameters",
@@ -44,46 +43,6 @@ FRAGMENTATION = 0.03
 """The share by which the caching allocator reserves more than it hands out at the peak."""
 
 
-class Turn(Enum):
-    """A micro-batch's place in its optimizer step, for an engine: whether gradients are there already, and come to rest."""
-
-    FIRST = "first"
-    MIDDLE = "middle"
-    LAST = "last"
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What a step's memory is asked for.
-
-    Attributes:
-        strategy: the file.
-        dtypes: of everything a step touches.
-        world_size: ranks.
-        node_size: ranks of a node.
-        micro_batch_size: samples.
-        accumulation: micro-batches an optimizer step and rank.
-        recompute: whether blocks are computed anew in the backward pass.
-        moments: the optimizer's numbers for each trained one: 2 for Adam, 0 for plain SGD.
-        kind: of device: ``"cuda"`` or ``"cpu"``.
-    """
-
-    strategy: Strategy
-    dtypes: Dtypes
-    world_size: int
-    node_size: int
-    micro_batch_size: int
-    accumulation: int
-    recompute: bool
-    moments: int = 2
-    kind: str = "cuda"
-
-    @property
-    def turns(self) -> list[Turn]:
-        """The kinds of micro-batches that a step has."""
-        return [Turn.FIRST, *([Turn.MIDDLE] * (self.accumulation > 2)), *([Turn.LAST] * (self.accumulation > 1))]
-
-
 @dataclass(frozen=True)
 class Memory:
     """The memory of one rank.
@@ -104,30 +63,8 @@ class Memory:
         return sum(self.items.values())
 
 
-@dataclass
-class Course:
-    """What an engine adds to a micro-batch, event by event.
-
-    Attributes:
-        gradients: bytes of gradients held after each event, shape [events].
-        communication: bytes of gathered parameters and buffers held after each event, shape [events].
-        spikes: bytes beyond those that live within one event only, shape [events].
-    """
-
-    gradients: NDArray[np.float64]
-    communication: NDArray[np.float64]
-    spikes: NDArray[np.float64]
-
-    @classmethod
-    def empty(cls, trace: Trace) -> Course:
-        """Nothing added."""
-        return cls(*(np.zeros(len(trace.kinds)) for _ in range(3)))
-
-
 def predict(profile: Profile, setting: Setting) -> Memory:
     """The peak of one rank; of states alone where the profile has no trace."""
-    from scalekit.planning.layouts import layout
-
     engine = layout(profile, setting)
     held = dict.fromkeys(ITEMS, 0.0) | engine.held()
     host = engine.host_bytes()

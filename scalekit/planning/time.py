@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from scalekit.dtypes import Dtypes
 from scalekit.hardware import Hardware
 from scalekit.planning.layouts import layout
-from scalekit.planning.memory import Setting
 from scalekit.planning.profile import Profile
+from scalekit.planning.setting import Setting
 from scalekit.planning.trace import Event, Trace
 
 PARTS = ("compute", "communication", "offload", "update", "data")

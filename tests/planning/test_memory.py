@@ -7,8 +7,9 @@ from torch import nn
 from scalekit import dtypes
 from scalekit.dtypes import Dtypes
 from scalekit.planning.layouts import layout
-from scalekit.planning.memory import Setting, predict
+from scalekit.planning.memory import predict
 from scalekit.planning.profile import Subject, profile, resize
+from scalekit.planning.setting import Setting
 from scalekit.strategies import Strategy
 from tests.benchmarks import plan_accuracy
 

@@ -13,8 +13,8 @@ from torch import nn
 from scalekit.dtypes import promised
 from scalekit.hardware import Hardware, find_device
 from scalekit.planning import time
-from scalekit.planning.memory import Setting
 from scalekit.planning.profile import Profile, Subject, profile
+from scalekit.planning.setting import Setting
 from scalekit.planning.time import Collectives, Phase, Sizes, Time, estimate, traffic
 from scalekit.planning.trace import Event, Parameter, Trace
 from scalekit.strategies import ZERO_DEFAULTS, Strategy, names

@@ -67,6 +67,7 @@ def train(strategy: str, name: str, accumulation: int, precision: str, folder: P
         precision=precision,
         global_batch_size=parity.GLOBAL_BATCH,
         micro_batch_size=parity.GLOBAL_BATCH // int(os.environ["WORLD_SIZE"]) // accumulation,
+        activation_checkpointing=accumulation > 1,  # neither may change a number
         max_steps=parity.STEPS,
         **({} if case.is_lightning else settings),
         gradient_clip=parity.CLIP,

@@ -53,6 +53,7 @@ def nothing_dropped(strategy: str, folder: Path) -> dict[str, Any]:
         OneWeightARow,
         [{"row": i} for i in range(ROWS)],
         strategy=strategy,
+        activation_checkpointing=False,
         precision="32-true",
         optimizer=lambda groups: torch.optim.SGD(groups, lr=1.0),
         schedule="constant",
