@@ -115,11 +115,8 @@ def broadcast(module: nn.Module, device: torch.device, buffers_only: bool = Fals
 
 def blocks(module: nn.Module) -> list[nn.Module]:
     """A model's repeated blocks: members of a list or sequence, at least two of one class, with parameters."""
-    found: list[nn.Module] = []
-    for child in module.children():
-        repeated = _repeated(child) if isinstance(child, (nn.ModuleList, nn.Sequential)) else []
-        found += repeated or blocks(child)
-    return found
+    repeated = _repeated(module) if isinstance(module, (nn.ModuleList, nn.Sequential)) else []
+    return repeated or [found for child in module.children() for found in blocks(child)]
 
 
 def _repeated(container: nn.Module) -> list[nn.Module]:
