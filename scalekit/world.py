@@ -5,6 +5,7 @@ Everything here comes from the environment that torchrun writes; nothing is gues
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -96,6 +97,15 @@ def connect(world: World, timeout_seconds: float = 1800) -> None:
         timeout=timedelta(seconds=timeout_seconds),
         device_id=torch.device("cuda", world.local_rank) if cuda else None,
     )
+    # Its threads must end before the interpreter does: left to static destructors they abort the process now and then.
+    atexit.register(_disconnect)
+
+
+def _disconnect() -> None:
+    import torch
+
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def first(function: Callable[[], T], world: World) -> T:
