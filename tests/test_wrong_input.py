@@ -66,7 +66,7 @@ def text_model(tmp_path: Path) -> str:
         ({"resume": "yes"}, errors.ConfigError, "neither 'auto' nor 'never'"),
         ({"loss": None}, errors.ModelError, "forward takes input, but the data's columns are x, y"),
         ({"loss": None, "data": [{"x": [0.0] * 6}]}, errors.NoLossError, "returned no scalar loss"),
-        ({"loss": None, "model": "nowhere/model"}, errors.ModelError, "neither the folder"),
+        ({"loss": None, "model": "nowhere/model"}, errors.ModelError, "from the hub, which cannot be reached"),
     ],
     ids=lambda value: str(value)[:40] if isinstance(value, dict) else None,
 )
