@@ -64,9 +64,9 @@ def decide(
     job = _as_before(job, world)
     try:
         task = _task(job, model, _example(rows, collate), precision, detect(world.local_size, world.num_nodes))
+        forecast = choose(task)
     except Exception as error:  # whatever a user's own model, rows or collator do: it is a prediction that fails here
         return _without_prediction(job, world, error)
-    forecast = choose(task)
     best = forecast.chosen or forecast.candidates[0]
     reasons = [*_reasons(job, forecast, best), *_warnings(job, forecast, best)]
     return Decision(

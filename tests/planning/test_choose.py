@@ -63,7 +63,6 @@ def test_auto_is_safe_on_every_card(name, ranks):
         assert forecast.chosen.time.seconds <= slowest, "more memory never gives a slower plan"
         slowest = forecast.chosen.time.seconds
     largest = {"0.1B": 1, "1B": 1, "8B": 8, "70B": 64}
-    assert (slowest < float("inf")) == (ranks >= largest[name] or slowest < float("inf"))
     if ranks >= largest[name]:
         assert slowest < float("inf")
 
