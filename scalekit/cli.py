@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import yaml
@@ -104,46 +105,30 @@ def _plan(parsed: argparse.Namespace, rest: list[str]) -> int:
     from scalekit.public import plan
 
     settings = read_yaml(parsed.job) if parsed.job.endswith((".yaml", ".yml")) else {"model": parsed.job}
-    settings = {name: value for name, value in {**settings, **_flags(rest)}.items() if name not in _NOT_PLANNED}
-    forecast = plan(**_settings_of(plan, settings), hardware=parsed.hardware, progress=_Slow())
+    forecast = plan(**_planned_by(plan, {**settings, **_flags(rest)}), hardware=parsed.hardware, progress=_Slow())
     if parsed.plot:
         report.plot(forecast, parsed.plot)
     print(json.dumps(forecast.as_dict(), indent=2) if parsed.json else report.table(forecast))
     return 0
 
 
-# What a job says beside how it is run; it has no bearing on memory and time of a step.
-_NOT_PLANNED = {
-    *(
-        "data",
-        "validation",
-        "processor",
-        "loss_on",
-        "max_steps",
-        "max_epochs",
-        "learning_rate",
-        "schedule",
-        "warmup_steps",
-    ),
-    *("weight_decay", "gradient_clip", "seed", "devices", "num_nodes", "workers", "logger", "callbacks", "output_dir"),
-    *("checkpoint_every", "evaluate_every", "resume", "count", "memory_check"),
-}
-
-
-def _settings_of(function: Any, settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings that are arguments of a function.
+def _planned_by(plan: Any, settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that a plan takes; a job's others have no bearing on memory and time of a step.
 
     Raises:
-        UnknownNameError: one of them is not.
+        UnknownNameError: one that neither takes.
         ConfigError: no model among them.
     """
-    known = list(inspect.signature(function).parameters)
+    from scalekit.job import Job
+
+    taken = list(inspect.signature(plan).parameters)
+    known = taken + [each.name for each in fields(Job)]
     for name in settings:
         if name not in known:
             raise UnknownNameError("setting", name, known)
     if "model" not in settings:
         raise ConfigError("the job names no model")
-    return settings
+    return {name: value for name, value in settings.items() if name in taken}
 
 
 class _Slow:

@@ -16,8 +16,8 @@ from scalekit.job import Job
 from scalekit.models import Model
 from scalekit.planning.choose import Candidate, Forecast, Task, choose
 from scalekit.planning.plan import readable
-from scalekit.planning.settings import task as planned
 from scalekit.planning.subjects import subject
+from scalekit.planning.tasks import task as planned
 from scalekit.strategies import Strategy
 from scalekit.world import World
 

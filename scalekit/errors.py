@@ -66,6 +66,17 @@ class StrategyError(ConfigError):
 class BatchSizeError(ConfigError):
     """A global batch that cannot be split over ranks and micro-batches."""
 
+    @classmethod
+    def unsplittable(cls, global_batch_size: int, micro_batch_size: int, ranks: int) -> BatchSizeError:
+        """Names the nearest sizes that can be split."""
+        round_size = micro_batch_size * ranks
+        lower = global_batch_size // round_size * round_size
+        near = ", ".join(str(n) for n in (lower, lower + round_size) if n)
+        return cls(
+            f"global_batch_size={global_batch_size} cannot be split into micro-batches of {micro_batch_size} "
+            f"on {ranks} ranks; the nearest that can: {near}"
+        )
+
 
 class WorldSizeError(ConfigError):
     """Settings and the launcher disagree about how many processes there are."""

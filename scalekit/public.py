@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from scalekit.hardware import Hardware
 from scalekit.planning.choose import MARGIN, Forecast, choose
-from scalekit.planning.settings import task as planned
+from scalekit.planning.tasks import task as planned
 
 if TYPE_CHECKING:
     from scalekit.engines.engine import Engine

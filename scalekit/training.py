@@ -165,10 +165,8 @@ def run(job: Job) -> Run:
     _let_rank_zero_speak(world)
     device = device_type()
     precision = dtypes.resolve(job.precision, device)
-    if job.strategy != "auto":
-        engines.engine(
-            Strategy.load(job.strategy), precision, device, world
-        )  # what is wrong with it shows before data is read
+    # What is wrong with a strategy that was named shows before data is read.
+    named = engines.engine(Strategy.load(job.strategy), precision, device, world) if job.strategy != "auto" else None
 
     source = sources.read(job.data, job.validation, job.seed)
     model = (
@@ -182,7 +180,7 @@ def run(job: Job) -> Run:
     connect(world)
     known = model or models.resolve(job.model)
     decision = first(lambda: decide(job, known, rows.train, rows.collate, precision, world), world)
-    engine = engines.engine(decision.strategy, precision, device, world)
+    engine = named or engines.engine(decision.strategy, precision, device, world)
     order = Order(
         length=len(rows.train),
         global_batch_size=job.global_batch_size,

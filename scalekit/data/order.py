@@ -63,12 +63,7 @@ class Order:
             raise EmptyDataError("the data has no rows")
         round_size = self.micro_batch_size * self.world_size
         if self.global_batch_size < 1 or self.global_batch_size % round_size:
-            lower = self.global_batch_size // round_size * round_size
-            near = ", ".join(str(n) for n in (lower, lower + round_size) if n)
-            raise BatchSizeError(
-                f"global_batch_size={self.global_batch_size} cannot be split into micro-batches of "
-                f"{self.micro_batch_size} on {self.world_size} ranks; the nearest that can: {near}"
-            )
+            raise BatchSizeError.unsplittable(self.global_batch_size, self.micro_batch_size, self.world_size)
 
     @property
     def accumulation(self) -> int:

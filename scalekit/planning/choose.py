@@ -25,8 +25,6 @@ MARGIN = 0.08
 LARGEST_UNSEEN = 8
 """The largest micro-batch of a model whose activations are not known."""
 
-GIB = 2**30
-
 
 @dataclass(frozen=True)
 class Task:
@@ -68,11 +66,8 @@ class Task:
         """
         round_size = self.hardware.world_size * (self.micro_batch_size or 1)
         if self.global_batch_size % round_size:
-            lower = self.global_batch_size // round_size * round_size
-            near = ", ".join(str(n) for n in (lower, lower + round_size) if n)
-            raise BatchSizeError(
-                f"global_batch_size={self.global_batch_size} cannot be split into micro-batches of "
-                f"{self.micro_batch_size or 1} on {self.hardware.world_size} ranks; the nearest that can: {near}"
+            raise BatchSizeError.unsplittable(
+                self.global_batch_size, self.micro_batch_size or 1, self.hardware.world_size
             )
         if self.micro_batch_size is not None:
             return [self.micro_batch_size]
@@ -259,7 +254,7 @@ def _problem(task: Task, setting: Setting, memory: Memory) -> str | None:
         return f"{over} over the limit, most of it {largest}"
     host = memory.host_bytes * task.hardware.devices_per_node
     if host > task.hardware.host_memory_bytes:
-        return f"needs {host / GIB:.0f} GiB of a node's {task.hardware.host_memory_bytes / GIB:.0f} GiB of host memory"
+        return f"needs {readable(host)} of a node's {readable(task.hardware.host_memory_bytes)} of host memory"
     return None
 
 

@@ -18,7 +18,7 @@ from scalekit.hardware import detect
 from scalekit.loss import ModelLoss
 from scalekit.planning.choose import Task, choose
 from scalekit.planning.profile import Subject, profile, resize
-from scalekit.planning.settings import candidates
+from scalekit.planning.tasks import candidates
 from tests.benchmarks.architectures import ARCHITECTURES
 
 RANKS, GLOBAL_BATCH = 2, 16

@@ -13,7 +13,7 @@ from scalekit.loss import ModelLoss
 from scalekit.planning.choose import Task, choose
 from scalekit.planning.memory import predict
 from scalekit.planning.profile import Subject, profile, resize
-from scalekit.planning.settings import candidates
+from scalekit.planning.tasks import candidates
 from scalekit.strategies import Strategy
 
 CARDS_GB = (16, 24, 40, 80, 141)

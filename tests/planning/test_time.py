@@ -12,11 +12,13 @@ from torch import nn
 
 from scalekit.dtypes import promised
 from scalekit.hardware import Hardware, find_device
-from scalekit.planning import time
+from scalekit.planning import rates, time
 from scalekit.planning.profile import Profile, Subject, profile
+from scalekit.planning.rates import Rates
 from scalekit.planning.setting import Setting
-from scalekit.planning.time import Collectives, Phase, Sizes, Time, estimate, traffic
+from scalekit.planning.time import Time, estimate
 from scalekit.planning.trace import Event, Parameter, Trace
+from scalekit.planning.traffic import Collectives, Phase, Sizes, traffic
 from scalekit.strategies import ZERO_DEFAULTS, Strategy, names
 
 WIDTH, BLOCKS, TOKENS = 16384, 4, 2048
@@ -90,7 +92,7 @@ def sizes_of(elements: int, blocks: int = 100) -> Sizes:
 
 def one_operation(flops: float, moved_bytes: float, is_low: bool, hardware: Hardware) -> float:
     work = time._Work(np.array([flops]), np.array([moved_bytes]), np.array([is_low]), np.array([True]))
-    return time._roofline(work, time._Rates.of(setting("single", hardware), hardware)).forward
+    return time._roofline(work, Rates.of(setting("single", hardware), hardware)).forward
 
 
 def test_a_large_product_takes_what_its_arithmetic_takes() -> None:
@@ -108,8 +110,8 @@ def test_a_product_in_float32_has_the_peak_of_float32() -> None:
 def test_a_sum_takes_what_memory_takes_and_a_small_one_its_launch() -> None:
     device = Hardware.parse("H100-80GB")
     assert one_operation(1e9, 12e9, False, device) == pytest.approx(12e9 / (0.8 * 3350e9))
-    assert one_operation(10, 120, False, device) == time.LAUNCH_SECONDS
-    assert one_operation(10, 120, False, CPUS) == time.DISPATCH_SECONDS
+    assert one_operation(10, 120, False, device) == rates.LAUNCH_SECONDS
+    assert one_operation(10, 120, False, CPUS) == rates.DISPATCH_SECONDS
 
 
 def test_a_cpu_reaches_the_rates_that_it_was_measured_at() -> None:
@@ -215,20 +217,20 @@ def test_one_rank_does_not_communicate() -> None:
 
 def test_a_collective_takes_its_bytes_and_its_latencies() -> None:
     collectives = Collectives(8e9, ranks=8, number=10, rounds=2)
-    within = time._collective_seconds(collectives, time._Rates.of(setting("ddp"), NODE))
+    within = time._collective_seconds(collectives, Rates.of(setting("ddp"), NODE))
     assert within == pytest.approx(2 * 7e9 / (0.8 * 450e9) + 10 * 20e-6)
     # Eight adapters of 50 GB/s for a node's eight rings, and two doublings of the nodes.
-    across = time._collective_seconds(replace(collectives, ranks=32), time._Rates.of(setting("ddp", NODES), NODES))
+    across = time._collective_seconds(replace(collectives, ranks=32), Rates.of(setting("ddp", NODES), NODES))
     assert across == pytest.approx(2 * 31 / 32 * 8e9 / (0.8 * 400e9) + 10 * 40e-6)
 
 
 def test_gloo_has_one_ring_whatever_the_number_of_processes() -> None:
     wide = replace(CPUS, nodes=2, network_bytes_per_second=1e8)
-    assert time._Rates.of(setting("ddp", wide), wide).network == 1e8
+    assert Rates.of(setting("ddp", wide), wide).network == 1e8
 
 
 def test_ddp_hides_all_but_its_last_bucket_behind_a_long_backward_pass() -> None:
-    rates = time._Rates.of(setting("ddp"), NODE)
+    rates = Rates.of(setting("ddp"), NODE)
     reduction = time._collective_seconds(Collectives(4 * BLOCKS * WIDTH**2, 8, 164, 2), rates)
     assert step("ddp", micro_batch_size=64).parts["communication"] == pytest.approx(reduction / BLOCKS)
 
@@ -282,7 +284,7 @@ def test_parts_sum_and_rates_follow(strategy: str) -> None:
     assert sum(found.parts.values()) == pytest.approx(found.seconds)
     assert found.samples_per_second == pytest.approx(2 * 3 * 32 / found.seconds)
     assert found.tokens_per_second == pytest.approx(TOKENS * found.samples_per_second)
-    assert 0 < found.mfu <= time.MATMUL_EFFICIENCY
+    assert 0 < found.mfu <= rates.MATMUL_EFFICIENCY
     assert found.bottleneck in (*time.PARTS, "memory bandwidth")
 
 
@@ -340,7 +342,7 @@ def test_a_traced_model_has_its_forward_pass_told_from_its_backward_pass() -> No
     subject = Subject("linear", build, lambda model, x: model(x).sum(), lambda size: torch.ones(size, 512))
     found = profile(subject, promised("32-true"), like_a_gpu=True)
     trace = found.at(64, False, torch.float32)
-    compute = time._roofline(time._Work.of(trace), time._Rates.of(setting("ddp"), NODE))
+    compute = time._roofline(time._Work.of(trace), Rates.of(setting("ddp"), NODE))
     assert compute.forward_flops == 4 * 2 * 64 * 512**2
     assert compute.backward_flops == (2 * 4 - 1) * 2 * 64 * 512**2  # the first layer's input has no gradient
     sizes = Sizes.of(found, setting("zero3"), trace)

@@ -1,0 +1,119 @@
+"""What one rank reaches of the peaks that hardware is sold with.
+
+They are rounded figures for large models on current GPUs, so that an estimate tells strategies apart: it is no benchmark.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from scalekit.hardware import Hardware
+from scalekit.planning.setting import Setting
+
+MATMUL_EFFICIENCY = 0.7
+"""Of a GPU's dense peak: cuBLAS reaches 650 to 700 of an H100's 989 TFLOP/s in large bfloat16 products.
+
+The same holds for attention, whose kernels reach half of that, because PyTorch's formulas count the half above the diagonal
+that they leave out.
+"""
+
+BANDWIDTH_EFFICIENCY = 0.8
+"""Of a GPU's memory bandwidth: elementwise kernels on large tensors reach 80 to 90%, those on smaller ones less."""
+
+LINK_EFFICIENCY = 0.8
+"""Of links, networks and buses. At its best NCCL gets 46 to 48 of an adapter's 50 GB/s (NVIDIA/nccl-tests issue 290), on a
+large cluster about 350 of 400 GB/s a node (issue 283), and less for a block's parameters than for those gigabytes."""
+
+LAUNCH_SECONDS = 5e-6
+"""The shortest that an operation takes on a GPU: PyTorch issues a kernel in about this time, whatever it computes."""
+
+DISPATCH_SECONDS = 1e-5
+"""The same on a CPU, which computes nothing else meanwhile."""
+
+LATENCY_SECONDS = 20e-6
+"""What a collective takes within a node, however small. Assumed."""
+
+NODES_LATENCY_SECONDS = 10e-6
+"""What it takes more for each doubling of the nodes: 32 nodes need 63 to 71 microseconds (NVIDIA/nccl issue 652)."""
+
+GLOO_LATENCY_SECONDS = 3e-4
+"""What a collective takes among processes on CPUs, which wake each other's threads over TCP."""
+
+OVERLAP = 0.8
+"""The share of compute behind which communication can hide: NCCL's kernels take some of the multiprocessors and of the
+memory bandwidth. Assumed."""
+
+NVME_BYTES_PER_SECOND = 3e9
+"""Of one node's drives, reading or writing. Assumed: the hardware does not say, and this is one drive on PCIe 3.0."""
+
+ASSUMED_FLOPS = {"bfloat16": 50e12, "float16": 50e12, "float32": 20e12}
+"""For a device whose peaks are unknown."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What one rank reaches: FLOP/s in the compute type (`low`) and in float32 (`single`), and bytes/s.
+
+    Attributes:
+        link: to the ranks of its node.
+        network: to the next rank in a ring of all, which is as slow as its way between nodes.
+        bus, host, nvme: this rank's share of its node's.
+        launch: the least seconds of an operation.
+        latency, far_latency: the least seconds of a collective within a node, and of one over nodes.
+        overlap: the share of compute that hides communication.
+    """
+
+    low: float
+    single: float
+    memory: float
+    link: float
+    network: float
+    bus: float
+    host: float
+    nvme: float
+    launch: float
+    latency: float
+    far_latency: float
+    overlap: float
+
+    @classmethod
+    def of(cls, setting: Setting, hardware: Hardware) -> Rates:
+        device = hardware.device
+        is_gpu = device.kind == "cuda"
+        # A CPU's rates were measured with the very operations that they are for.
+        matmul, memory, link = (MATMUL_EFFICIENCY, BANDWIDTH_EFFICIENCY, LINK_EFFICIENCY) if is_gpu else (1.0,) * 3
+        node = min(setting.node_size, setting.world_size)
+        nodes = math.ceil(setting.world_size / node)
+        # NCCL lays as many rings as the node has adapters, each of which leaves it through another one: in DGX A100s with 25
+        # GB/s for each of eight devices its authors measure 192 GB/s (NVIDIA/nccl issue 812). gloo has one ring.
+        outwards = hardware.network_bytes_per_second * (node if is_gpu else 1) if nodes > 1 else math.inf
+        latency = LATENCY_SECONDS if is_gpu else GLOO_LATENCY_SECONDS
+        host = memory * hardware.host_bytes_per_second / node
+        return cls(
+            low=matmul * _peak(device.flops, type_name(setting.dtypes.compute)),
+            single=matmul * _peak(device.flops, "float32"),
+            memory=memory * device.memory_bytes_per_second,
+            link=link * device.link_bytes_per_second,
+            network=link * min(device.link_bytes_per_second, outwards),
+            bus=min(link * device.bus_bytes_per_second, host),
+            host=host,
+            nvme=NVME_BYTES_PER_SECOND / node,
+            launch=LAUNCH_SECONDS if is_gpu else DISPATCH_SECONDS,
+            latency=latency,
+            far_latency=latency + NODES_LATENCY_SECONDS * math.log2(nodes),
+            overlap=OVERLAP if is_gpu else 0.0,
+        )
+
+
+def type_name(dtype: torch.dtype) -> str:
+    """Such as ``bfloat16``: what a device's peaks are listed by."""
+    return str(dtype).removeprefix("torch.")
+
+
+def _peak(flops: Mapping[str, float], name: str) -> float:
+    """A type that a device has no figure for runs as its slowest: bfloat16 as float32 where there is no bfloat16."""
+    return flops.get(name) or min(flops.values(), default=ASSUMED_FLOPS[name])
