@@ -26,6 +26,19 @@ _FALLBACK_MICRO_BATCH = 8
 
 
 @dataclass(frozen=True)
+class Failed:
+    """What a probe has shown to be too large.
+
+    Attributes:
+        bytes: that were predicted for it.
+        why: in words.
+    """
+
+    bytes: int
+    why: str
+
+
+@dataclass(frozen=True)
 class Decision:
     """How a job is run.
 
@@ -35,6 +48,7 @@ class Decision:
         activation_checkpointing: whether blocks are computed anew in the backward pass.
         predicted: what `Plan.predicted` holds; empty where nothing could be predicted.
         reasons: in words.
+        wants_probe: whether it is to be tried out before it is relied on.
     """
 
     strategy: Strategy
@@ -42,10 +56,17 @@ class Decision:
     activation_checkpointing: bool
     predicted: dict[str, Any]
     reasons: list[str]
+    wants_probe: bool
 
 
 def decide(
-    job: Job, model: Model, rows: Any, collate: Callable[[list[Any]], Any], precision: str, world: World
+    job: Job,
+    model: Model,
+    rows: Any,
+    collate: Callable[[list[Any]], Any],
+    precision: str,
+    world: World,
+    failed: Failed | None = None,
 ) -> Decision:
     """Predicts a job and decides what is open.
 
@@ -56,50 +77,58 @@ def decide(
         collate: makes a batch of rows.
         precision: resolved.
         world: the job's processes.
+        failed: what a probe has shown to be too large.
 
     Raises:
         DoesNotFitError: it will not fit, and the job does not say to go on regardless.
         BatchSizeError: the global batch cannot be split.
     """
-    job = _as_before(job, world)
+    before = _before(job, world)
+    job = replace(job, **before)
     try:
-        task = _task(job, model, _example(rows, collate), precision, detect(world.local_size, world.num_nodes))
+        row = costliest(rows)
+        task = _task(job, model, collate([row, row]), precision, detect(world.local_size, world.num_nodes))
+        if failed is not None:
+            task = replace(task, too_large_bytes=failed.bytes)
         forecast = choose(task)
     except Exception as error:  # whatever a user's own model, rows or collator do: it is a prediction that fails here
-        return _without_prediction(job, world, error)
+        return _without_prediction(job, world, error, failed)
     best = forecast.chosen or forecast.candidates[0]
-    reasons = [*_reasons(job, forecast, best), *_warnings(job, forecast, best)]
+    is_thin = best.problem is not None
     return Decision(
-        best.setting.strategy, best.setting.micro_batch_size, best.setting.recompute, _predicted(best, task), reasons
+        best.setting.strategy,
+        best.setting.micro_batch_size,
+        best.setting.recompute,
+        _predicted(best, task),
+        [*_reasons(job, forecast, best), *_warnings(job, forecast, best, failed)],
+        # What goes on has run so before.
+        wants_probe=not before and (job.memory_check == "probe" or (job.memory_check == "refuse" and is_thin)),
     )
 
 
-def _as_before(job: Job, world: World) -> Job:
-    """A job that goes on keeps what was decided for it at its start: times measured anew could turn the choice."""
+def _before(job: Job, world: World) -> dict[str, Any]:
+    """What was decided for a job that goes on, which keeps it: times measured anew could turn the choice."""
     folder = Path(job.output_dir or "")
     if job.output_dir is None or latest(folder / "checkpoints") is None:
-        return job
+        return {}
     try:
         before = json.loads((folder / "plan.json").read_text())
     except (OSError, json.JSONDecodeError):
-        return job
+        return {}
     if before.get("world_size") != world.size:
-        return job
+        return {}
     names = ("strategy", "micro_batch_size", "activation_checkpointing")
-    return replace(job, **{name: before[name] for name in names if getattr(job, name) == "auto" and name in before})
+    return {
+        name: before[name] if getattr(job, name) == "auto" else getattr(job, name) for name in names if name in before
+    }
 
 
-def _example(rows: Any, collate: Callable[[list[Any]], Any]) -> Any:
-    """A batch of two of the longest row: what a step can cost at most."""
-    row = rows[_longest(rows)]
-    return collate([row, row])
-
-
-def _longest(rows: Any) -> int:
+def costliest(rows: Any) -> Any:
+    """The longest row, as far as that is plain: a batch of it is what a step can cost at most."""
     if "input_ids" not in (getattr(rows, "column_names", None) or ()):
-        return 0
+        return rows[0]
     lengths = [len(ids) for ids in rows[:_LOOKED_THROUGH]["input_ids"]]
-    return lengths.index(max(lengths))
+    return rows[lengths.index(max(lengths))]
 
 
 def _task(job: Job, model: Model, example: Any, precision: str, hardware: Hardware) -> Task:
@@ -122,17 +151,20 @@ def _installed(strategies: Sequence[Strategy]) -> list[Strategy]:
     return [s for s in strategies if s.engine != "deepspeed" or has_deepspeed or len(strategies) == 1]
 
 
-def _without_prediction(job: Job, world: World, error: Exception) -> Decision:
+def _without_prediction(job: Job, world: World, error: Exception, failed: Failed | None) -> Decision:
     """The simple rules that remain where a model cannot be looked at."""
     if isinstance(error, ScaleKitError) and not isinstance(error, ModelError):
         raise error
+    if failed is not None:
+        raise DoesNotFitError(f"the job will not fit: {failed.why}")
     name = job.strategy if job.strategy != "auto" else "single" if world.size == 1 else "ddp"
     size = job.micro_batch_size
     if isinstance(size, str):
         share = max(job.global_batch_size // world.size, 1)
         size = max(n for n in range(1, _FALLBACK_MICRO_BATCH + 1) if share % n == 0)
     reason = f"nothing is predicted: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-    return Decision(Strategy.load(name), size, job.activation_checkpointing is True, {}, [reason])
+    recompute = job.activation_checkpointing is True
+    return Decision(Strategy.load(name), size, recompute, {}, [reason], wants_probe=job.memory_check == "probe")
 
 
 def _reasons(job: Job, forecast: Forecast, best: Candidate) -> list[str]:
@@ -151,7 +183,7 @@ def _reasons(job: Job, forecast: Forecast, best: Candidate) -> list[str]:
     return [text]
 
 
-def _warnings(job: Job, forecast: Forecast, best: Candidate) -> list[str]:
+def _warnings(job: Job, forecast: Forecast, best: Candidate, failed: Failed | None) -> list[str]:
     """What is said where the margin is not kept.
 
     Raises:
@@ -162,7 +194,9 @@ def _warnings(job: Job, forecast: Forecast, best: Candidate) -> list[str]:
         return []
     peak, has = best.memory.peak_bytes, task.hardware.device.memory_bytes
     text = f"{best.name} needs {readable(peak)} a rank, {best.memory.when}; a device has {readable(has)}"
-    if peak > has and job.memory_check == "refuse":
+    if failed is not None:
+        text = f"{failed.why}, and what is smaller would not do: {text}"
+    if failed is not None or (peak > has and job.memory_check != "warn"):
         advice = "".join(f"\n  - {line}" for line in forecast.advice)
         raise DoesNotFitError(f"the job will not fit: {text}.{advice}\n  - memory_check='warn' runs it regardless")
     return [f"the margin is thin: {text}"]

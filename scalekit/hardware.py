@@ -6,9 +6,11 @@ these figures to judge. Memory sizes are the ones that a program finds, which is
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
+import resource
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass, field, fields, replace
@@ -19,6 +21,7 @@ from typing import Any
 import yaml
 
 from scalekit.errors import ConfigError, UnknownNameError
+from scalekit.resources import cache_folder
 
 COMPUTE_TYPES = ("float32", "bfloat16", "float16")
 KINDS = ("cuda", "cpu")
@@ -30,6 +33,7 @@ _GLOO_BYTES_PER_SECOND = 1e9
 # For a GPU that is not in the table: the memory of the slowest card in it, and PCIe 3.0 x16.
 _UNLISTED_MEMORY_BYTES_PER_SECOND = 300e9
 _UNLISTED_BUS_BYTES_PER_SECOND = 16e9
+_CONTEXTS = "contexts.json"
 _CGROUP = Path("/sys/fs/cgroup")
 _OWN_CGROUPS = Path("/proc/self/cgroup")
 
@@ -48,6 +52,7 @@ class Device:
         link_bytes_per_second: to the node's other devices, one direction (NVLink, Infinity Fabric, otherwise PCIe).
         bus_bytes_per_second: between host and device, one direction.
         source: where the figures are from.
+        context_bytes: what a process takes of it beside tensors, where a probe has measured that here.
     """
 
     name: str
@@ -58,6 +63,7 @@ class Device:
     link_bytes_per_second: float
     bus_bytes_per_second: float
     source: str
+    context_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -155,14 +161,47 @@ def detect(processes: int = 1, nodes: int = 1) -> Hardware:
 
     _check_counts(processes, nodes)
     if not torch.cuda.is_available():
-        return _cpu(processes, nodes)
-    found = torch.cuda.get_device_properties(0)
-    return replace(
-        _hardware(_gpu(found.name, found.total_memory), processes, nodes),
-        host_memory_bytes=_host_memory_bytes(),
-        host_bytes_per_second=_copy_bytes_per_second(torch.get_num_threads()),
-        host_cores=_host_cores(),
-    )
+        found = _cpu(processes, nodes)
+    else:
+        card = torch.cuda.get_device_properties(0)
+        found = replace(
+            _hardware(_gpu(card.name, card.total_memory), processes, nodes),
+            host_memory_bytes=_host_memory_bytes(),
+            host_bytes_per_second=_copy_bytes_per_second(torch.get_num_threads()),
+            host_cores=_host_cores(),
+        )
+    return replace(found, device=replace(found.device, context_bytes=_remembered().get(found.device.name)))
+
+
+def taken_bytes(device: Any) -> int:
+    """The most that this process has taken of a device so far: its tensors, and what is beside them.
+
+    On a GPU, what its allocator reserved, with the context, NCCL's buffers and whoever else is there; on a CPU the process's
+    resident memory, with all its libraries.
+    """
+    import torch
+
+    if device.type != "cuda":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    free, total = torch.cuda.mem_get_info(device)
+    beside = total - free - torch.cuda.memory_reserved(device)
+    return int(torch.cuda.max_memory_reserved(device) + beside)
+
+
+def remember(device: Device, context_bytes: int) -> None:
+    """Keeps for `detect` what a probe has measured on this machine."""
+    file = cache_folder() / _CONTEXTS
+    file.parent.mkdir(parents=True, exist_ok=True)
+    beside = file.with_suffix(f".{os.getpid()}")
+    beside.write_text(json.dumps({**_remembered(), device.name: context_bytes}))
+    beside.replace(file)
+
+
+def _remembered() -> dict[str, int]:
+    try:
+        return dict(json.loads((cache_folder() / _CONTEXTS).read_text()))
+    except (OSError, ValueError):
+        return {}
 
 
 def _card(
@@ -336,7 +375,7 @@ def _own_device(path: Path, block: Mapping[str, Any]) -> Device:
     """A device that a file describes; `kind` is "cuda" and `source` the file where it does not say."""
     names = [each.name for each in fields(Device)]
     _known(f"key in `device:` of {path}:", block, names)
-    missing = [name for name in names if name not in block and name not in ("kind", "source")]
+    missing = [name for name in names if name not in block and name not in ("kind", "source", "context_bytes")]
     if missing:
         raise ConfigError(f"`device:` of {path} lacks {', '.join(missing)}")
     kind, flops = block.get("kind", "cuda"), block["flops"]
@@ -350,6 +389,7 @@ def _own_device(path: Path, block: Mapping[str, Any]) -> Device:
         memory_bytes=_whole("memory_bytes", block["memory_bytes"]),
         flops={name: _positive(f"flops of {name}", value) for name, value in flops.items()},
         source=str(block.get("source", path)),
+        context_bytes=_whole("context_bytes", block["context_bytes"]) if "context_bytes" in block else None,
         **{name: _positive(name, block[name]) for name in _DEVICE_RATES},
     )
 

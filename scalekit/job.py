@@ -11,6 +11,8 @@ import yaml
 
 from scalekit.errors import ConfigError, UnknownNameError
 
+MEMORY_CHECKS = ("refuse", "probe", "warn")
+
 
 @dataclass(frozen=True)
 class Job:
@@ -64,8 +66,8 @@ class Job:
             raise ConfigError(
                 f"activation_checkpointing={self.activation_checkpointing!r} is neither true nor false nor 'auto'"
             )
-        if self.memory_check not in ("refuse", "warn"):
-            raise UnknownNameError("memory_check", self.memory_check, ("refuse", "warn"))
+        if self.memory_check not in MEMORY_CHECKS:
+            raise UnknownNameError("memory_check", self.memory_check, MEMORY_CHECKS)
         if self.count is not None and self.loss is None:
             raise ConfigError("count is for a loss function of yours, and there is none: give `loss` too")
         if (self.max_steps is None) == (self.max_epochs is None):

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from scalekit.checkpoint.load import latest
 from scalekit.data import sources, text
 from scalekit.data.loader import Loader
 from scalekit.data.order import Order
-from scalekit.decision import Decision, decide
+from scalekit.decision import Decision, costliest, decide
 from scalekit.engines.engine import Engine
 from scalekit.errors import ConfigError, EmptyDataError, UnknownNameError
 from scalekit.job import Job
@@ -33,6 +34,7 @@ from scalekit.loss import LossFunction
 from scalekit.module import OptimizerSettings, ScaleModule
 from scalekit.optim import OPTIMIZERS, SCHEDULES
 from scalekit.planning.plan import Plan
+from scalekit.probe import settle
 from scalekit.recompute import recompute_blocks
 from scalekit.strategies import Strategy
 from scalekit.tracking.comparison import compare
@@ -128,7 +130,8 @@ def fit(
         micro_batch_size: samples that one rank runs at once.
         activation_checkpointing: whether the model's repeated blocks keep their inputs alone for the backward pass and are
             computed anew there: less memory, about a third more time. The same numbers.
-        memory_check: ``"refuse"`` ends a job that is predicted not to fit before it starts, ``"warn"`` lets it run.
+        memory_check: ``"refuse"`` ends a job that is predicted not to fit before it starts, and tries one out for two steps, in
+            processes of their own, where the margin is thin; ``"probe"`` always tries it out; ``"warn"`` lets any run.
         max_steps: optimizer steps of the whole job; or
         max_epochs: passes over the data, which need not be whole.
         optimizer: ``adamw``, ``adam``, ``sgd``, or a function from parameter groups to a torch optimizer.
@@ -179,7 +182,13 @@ def run(job: Job) -> Run:
         raise EmptyDataError("the data has no rows")
     connect(world)
     known = model or models.resolve(job.model)
-    decision = first(lambda: decide(job, known, rows.train, rows.collate, precision, world), world)
+    decision = settle(
+        job,
+        partial(decide, job, known, rows.train, rows.collate, precision, world),
+        lambda: (costliest(rows.train), rows.collate),
+        world,
+        partial(_say, world),
+    )
     engine = named or engines.engine(decision.strategy, precision, device, world)
     order = Order(
         length=len(rows.train),

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from scalekit.errors import WorldSizeError
 
@@ -120,6 +120,17 @@ def first(function: Callable[[], T], world: World) -> T:
     if isinstance(result, Exception):
         raise result
     return result
+
+
+def gather(value: T, world: World) -> list[T]:
+    """Every rank's value, on every rank. ``connect`` comes first."""
+    if world.size == 1:
+        return [value]
+    import torch
+
+    found: list[Any] = [None] * world.size
+    torch.distributed.all_gather_object(found, value)
+    return found
 
 
 def agree(value: T, world: World) -> T:

@@ -17,6 +17,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from scalekit.planning.trace import Parameter, Trace
+from scalekit.resources import cache_folder
 
 # Traces that another tracer made are not read.
 _TRACER = sha256(
@@ -25,15 +26,9 @@ _TRACER = sha256(
 _LISTS = ("parameters", "modules", "owned", "blocks", "buffer_bytes")
 
 
-def folder() -> Path:
-    """Where traces are kept: `SCALEKIT_CACHE`, or ``scalekit`` among the user's other caches."""
-    others = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("SCALEKIT_CACHE") or Path(others) / "scalekit") / "traces"
-
-
 def path(key: str, *way: object) -> Path:
     """The file of one trace of a model."""
-    return folder() / f"{sha256(repr((key, _TRACER, *way)).encode()).hexdigest()}.npz"
+    return cache_folder() / "traces" / f"{sha256(repr((key, _TRACER, *way)).encode()).hexdigest()}.npz"
 
 
 def read(file: Path) -> Trace | None:

@@ -40,6 +40,7 @@ class Task:
         recompute: whether blocks are computed anew in the backward pass.
         moments: the optimizer's numbers for each trained one.
         margin: the share of a device that is left free.
+        too_large_bytes: what was predicted for a way that has turned out not to fit.
     """
 
     profile: Profile
@@ -51,11 +52,13 @@ class Task:
     recompute: bool | None = None
     moments: int = 2
     margin: float = MARGIN
+    too_large_bytes: int | None = None
 
     @property
     def limit_bytes(self) -> int:
         """What a rank may use."""
-        return int(self.hardware.device.memory_bytes * (1 - self.margin))
+        limit = int(self.hardware.device.memory_bytes * (1 - self.margin))
+        return limit if self.too_large_bytes is None else min(limit, self.too_large_bytes - 1)
 
     @property
     def micro_batch_sizes(self) -> list[int]:
@@ -204,6 +207,7 @@ def _setting(task: Task, strategy: Strategy, recompute: bool) -> Setting:
         recompute=recompute,
         moments=task.moments,
         kind=hardware.device.kind,
+        context_bytes=hardware.device.context_bytes,
     )
 
 
@@ -281,6 +285,7 @@ def _advice(task: Task, candidates: Iterable[Candidate]) -> list[str]:
     memory, items = nearest.memory, nearest.memory.items
     needed = readable(memory.peak_bytes / (1 - task.margin))
     advice = [f"the least is {nearest.name} with micro-batch {nearest.setting.micro_batch_size}: {needed} a device"]
+    advice += _smaller_micro_batch(task, nearest)
     over = memory.peak_bytes - task.limit_bytes
     by_tokens = items["activations"] + items["head_and_temporaries"]
     if task.profile.subject.tokens > 1 and by_tokens > over:
@@ -289,10 +294,20 @@ def _advice(task: Task, candidates: Iterable[Candidate]) -> list[str]:
         if tokens:
             advice.append(f"fewer tokens: sequence_length={tokens} would about fit ({nearest.name})")
     states = sum(items[name] for name in ("master_weights", "gradients", "optimizer_state"))
-    if states > over and task.profile.trained_elements == task.profile.elements:
+    if states > max(over, memory.peak_bytes // 100) and task.profile.trained_elements == task.profile.elements:
         advice.append(f"LoRA: with the weights frozen, {readable(states)} of their states go away ({nearest.name})")
     advice += _more_devices(task, nearest)
     return advice
+
+
+def _smaller_micro_batch(task: Task, nearest: Candidate) -> list[str]:
+    """Where the user has named one."""
+    if nearest.setting.micro_batch_size == 1:
+        return []
+    peak = predict(task.profile, _split(task, nearest.setting, 1)).peak_bytes
+    return [f"smaller micro-batches: micro_batch_size=1 needs {readable(peak)} ({nearest.name})"] * (
+        peak <= task.limit_bytes
+    )
 
 
 def _more_devices(task: Task, nearest: Candidate) -> list[str]:

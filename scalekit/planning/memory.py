@@ -32,14 +32,15 @@ ITEMS = (
 
 parameters: as held between steps, with buffers. master_weights: DeepSpeed's own float32 copy. gradients, optimizer_state: as
 their names say. activations: what blocks keep for the backward pass. communication: gathered parameters, and the buffers of
-collectives. head_and_temporaries: logits, the loss, and what lives for a moment only. allocator_and_context: on a GPU, what
-its driver and the caching allocator take beside the tensors.
+collectives. head_and_temporaries: logits, the loss, and what lives for a moment only. allocator_and_context: what
+a GPU's driver and the caching allocator take beside the tensors, and a process on a CPU where a probe has measured it.
 """
 
-CONTEXT_BYTES = 600 * 2**20
-"""What a CUDA context, cuBLAS's workspaces and NCCL's buffers take on a GPU."""
+CONTEXT_BYTES = {"cuda": 600 * 2**20, "cpu": 0}
+"""What a process takes beside tensors, unless a probe has measured it: on a GPU, a CUDA context, cuBLAS's workspaces and NCCL's
+buffers. On a CPU it would be Python and its libraries, which are in the machine's memory already when one plans there."""
 
-FRAGMENTATION = 0.03
+FRAGMENTATION = {"cuda": 0.03, "cpu": 0.0}
 """The share by which the caching allocator reserves more than it hands out at the peak."""
 
 
@@ -74,9 +75,9 @@ def predict(profile: Profile, setting: Setting) -> Memory:
         tally = _Tally(trace, held)
         moments += [tally.peak(engine.course(trace, turn)) for turn in setting.turns]
     items, when = max(moments, key=lambda moment: sum(moment[0].values()))
-    if setting.kind == "cuda":
-        dynamic = sum(items.values()) - sum(held.values())
-        items = {**items, "allocator_and_context": CONTEXT_BYTES + FRAGMENTATION * dynamic}
+    context = CONTEXT_BYTES[setting.kind] if setting.context_bytes is None else setting.context_bytes
+    dynamic = sum(items.values()) - sum(held.values())
+    items = {**items, "allocator_and_context": context + FRAGMENTATION[setting.kind] * dynamic}
     return Memory({name: round(items[name]) for name in ITEMS}, when, round(host))
 
 

@@ -31,6 +31,7 @@ class Setting:
         recompute: whether blocks are computed anew in the backward pass.
         moments: the optimizer's numbers for each trained one: 2 for Adam, 0 for plain SGD.
         kind: of device: ``"cuda"`` or ``"cpu"``.
+        context_bytes: what a process takes of a device beside tensors, where that was measured.
     """
 
     strategy: Strategy
@@ -42,6 +43,7 @@ class Setting:
     recompute: bool
     moments: int = 2
     kind: str = "cuda"
+    context_bytes: int | None = None
 
     @property
     def turns(self) -> list[Turn]:

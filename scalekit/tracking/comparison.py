@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 
+from scalekit.hardware import taken_bytes
 from scalekit.planning.plan import Plan, readable
 from scalekit.runs import write_plan
 from scalekit.tracking.metrics import Record
@@ -49,7 +50,5 @@ def _peak_bytes(trainer: Trainer) -> int | None:
     device = trainer.strategy.root_device
     if device.type != "cuda":
         return None
-    free, total = torch.cuda.mem_get_info(device)
-    beside = total - free - torch.cuda.memory_reserved(device)  # the context, NCCL, and whoever else is there
-    peak = torch.tensor(float(torch.cuda.max_memory_reserved(device) + beside), device=device)
+    peak = torch.tensor(float(taken_bytes(device)), device=device)
     return int(trainer.strategy.reduce(peak, reduce_op="max"))

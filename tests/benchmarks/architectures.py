@@ -112,7 +112,7 @@ def vit() -> nn.Module:
 def resnet() -> nn.Module:
     from transformers import ResNetConfig, ResNetForImageClassification
 
-    config = ResNetConfig(embedding_size=32, hidden_sizes=[64, 128, 256], depths=[2, 3, 2], num_labels=10)
+    config = ResNetConfig(embedding_size=64, hidden_sizes=[128, 256, 512], depths=[3, 4, 3], num_labels=10)
     return ResNetForImageClassification(config)
 
 

@@ -88,6 +88,7 @@ class _Passes:
         self._gathered = [w * layout.compute_bytes for w in whole]
         self._buffer = [w * layout.compute_bytes if world > 1 else 0.0 for w in whole]
         self._reduced = [w * layout.reduction_bytes for w in trained]
+        self._copied = [layout.reduction_copy(size) if world > 1 else 0.0 for size in self._reduced]
         self._parts = [w * layout.parameter_bytes / world for w in trained]
         self._open: set[int] = set()
         self._done: set[int] = set()  # what is reduced; a block's other outputs may get their gradients long after
@@ -157,10 +158,11 @@ class _Passes:
         course = self._course
         if self._ahead == unit:
             course.communication[moment] -= self._buffer[unit]
-        course.spikes[moment] = max(course.spikes[moment], self._buffer[unit])
         course.communication[moment] += self._gathered[unit]
         self._open.add(unit)
         self._look_ahead(unit, moment)
+        begun = self._buffer[self._ahead] if self._ahead is not None else 0.0
+        course.spikes[moment] = max(course.spikes[moment], self._buffer[unit] - begun)
 
     def _look_ahead(self, unit: int, moment: int) -> None:
         self._ahead = unit - 1 if unit > 1 else None
@@ -175,9 +177,7 @@ class _Passes:
         self._open.discard(unit)
         self._done.add(unit)
         course.communication[moment] += self._reduced[unit] - self._gathered[unit] - self._reducing
-        course.spikes[moment] = max(
-            course.spikes[moment], self._pending[unit], self._layout.reduction_copy(self._reduced[unit])
-        )
+        course.spikes[moment] = max(course.spikes[moment], self._pending[unit], self._copied[unit])
         self._reducing = self._reduced[unit]
         gradients[moment] -= self._pending[unit]
         self._pending[unit] = 0.0

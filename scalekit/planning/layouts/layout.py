@@ -88,7 +88,7 @@ class Layout(ABC):
 
     def reduction_copy(self, bytes_: float) -> float:
         """What a reduce-scatter takes beside its buffers: gloo, on CPUs, works on a copy."""
-        return bytes_ if self.setting.kind == "cpu" and self.setting.world_size > 1 else 0.0
+        return bytes_ if self.setting.kind == "cpu" else 0.0
 
     def parameter_total(self) -> float:
         """Bytes of all parameters and buffers, whole."""

@@ -26,6 +26,8 @@ class Partitioned(Layout):
         super().__init__(profile, setting)
         self._part = profile.trained_elements / setting.world_size
         self._gradient_part = self._part * self.parameter_bytes
+        # Gradients are kept whole where a part begins or ends within one.
+        self._surplus = max(0.0, self._reaching_into_a_part() - self._part) * self.parameter_bytes
         self._keeps_all = setting.strategy.stage < 2
         self._bucket_elements = setting.strategy.bucket_elements(profile.trained_elements)
 
@@ -44,7 +46,20 @@ class Partitioned(Layout):
         """The part's gradients, and the flat copy of them that the optimizer is given."""
         if self.offloads("optimizer"):
             return {}
-        return {"gradients": self._gradient_part, "communication": self._gradient_part}
+        return {"gradients": self._gradient_part, "communication": self._gradient_part + self._surplus}
+
+    def _reaching_into_a_part(self) -> int:
+        """Elements of all parameters that lie in a rank's part, whole where they lie in another's too; the most of any rank."""
+        ranks = np.arange(self.setting.world_size)
+        total = np.zeros(len(ranks))
+        for is_matrix in (True, False):  # the optimizer's groups, which decay or do not
+            sizes = [p.elements for p in self.profile.parameters if p.trained and (len(p.shape) > 1) == is_matrix]
+            borders = np.concatenate([[0], np.cumsum(sizes)])
+            part = borders[-1] / len(ranks)
+            first = np.searchsorted(borders, ranks * part, side="right") - 1
+            last = np.searchsorted(borders, (ranks + 1) * part, side="left")
+            total += borders[np.minimum(last, len(sizes))] - borders[np.minimum(first, len(sizes))]
+        return int(total.max())
 
     def host_bytes(self) -> float:
         """Master weights, moments, the gradients that they meet, and the parameters on their way back."""
@@ -66,8 +81,8 @@ class Partitioned(Layout):
                 course.spikes[moment] = elements * self.parameter_bytes
             if turn is not Turn.FIRST and not self.offloads("optimizer"):
                 course.gradients += self._gradient_part
-            course.communication[came[0] :] = bucket
+                course.communication += self._surplus
+            course.communication[came[0] :] += bucket
         else:
-            course.spikes[-1] = bucket if turn is not Turn.FIRST else 0.0
             course.communication[0 if turn is not Turn.FIRST else came[0] :] = bucket
         return course

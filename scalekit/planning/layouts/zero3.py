@@ -30,8 +30,13 @@ class Gathered(Layout):
         self.bucket_elements = setting.strategy.bucket_elements(profile.trained_elements)
         self._part = profile.trained_elements / setting.world_size
 
+    @property
+    def gathers(self) -> bool:
+        """Whether a rank makes whole parameters of parts; one rank's part is the whole, and used as it is."""
+        return self.setting.world_size > 1 or self.offloads("parameters")
+
     def held(self) -> dict[str, float]:
-        whole = sum(p.elements for p in self.profile.parameters if self.stays(p)) * self.parameter_bytes
+        whole = sum(p.elements for p in self.profile.parameters if self.stays(p)) * self.parameter_bytes * self.gathers
         parts = 0.0 if self.offloads("parameters") else self._parameter_parts()
         on_device = 0.0 if self.offloads("optimizer") else self._part
         return {
@@ -70,7 +75,8 @@ class Gathered(Layout):
 
     def course(self, trace: Trace, turn: Turn) -> Course:
         course = Course.empty(trace)
-        _Fetches(self, trace, course).run()
+        if self.gathers:
+            _Fetches(self, trace, course).run()
         self._reduce(trace, course)
         return course
 
@@ -143,13 +149,11 @@ class _Fetches:
         }
 
     def run(self) -> None:
-        moments = [(start, 1, step) for step, (start, _, _) in enumerate(self._visits)]
-        moments += [(end, 0, step) for step, (_, end, _) in enumerate(self._visits)]
-        for moment, is_start, step in sorted(moments):
-            if is_start:
-                self._fetch(moment, step)
-            else:
-                self._release(moment, step)
+        # What ends at a moment goes before what begins at it, except that a visit may do both at once.
+        moments = [(start, 1, step, self._fetch) for step, (start, _, _) in enumerate(self._visits)]
+        moments += [(end, 2 * (start == end), step, self._release) for step, (start, end, _) in enumerate(self._visits)]
+        for moment, _, step, happens in sorted(moments, key=lambda entry: entry[:3]):
+            happens(moment, step)
         self._course.communication = self._course.communication.cumsum()
 
     def _fetch(self, moment: int, step: int) -> None:

@@ -1,0 +1,71 @@
+"""The probe: a decision is tried out in processes of its own, and a rank without memory never leaves the others waiting."""
+
+import json
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.processes import torchrun
+
+MEBIBYTE = 2**20
+# What a process may allocate, on the last rank alone: enough for one row at once, or for two, but not for four.
+FOR_ONE, FOR_TWO = 2900 * MEBIBYTE, 3500 * MEBIBYTE
+
+
+def run(folder: Path, limit: int, micro_batch_size: int | str, *checks: str) -> tuple[str, list[list[dict]]]:
+    """What is printed, and what comes of a job for each memory check, on both ranks."""
+    output = torchrun("probe", folder, limit, micro_batch_size, *checks)
+    return output, [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left():
+    yield
+    time.sleep(2)
+    processes = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    assert "scalekit.probe" not in processes
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    """What a probe finds out is kept for the machine: not for the tests' own one."""
+    monkeypatch.setenv("SCALEKIT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_a_probe_changes_nothing_and_corrects_the_machines_predictions(tmp_path, cache):
+    """A process on a CPU takes its libraries' memory too, which nobody can foresee but can measure."""
+    _, results = run(tmp_path, 0, 2, "warn", "probe", "probe")
+    assert results[0] == results[1]
+    plain, first, second = results[0]
+    assert first["losses"] == second["losses"] == plain["losses"]
+    plain, first, second = (each["plan"]["predicted"] for each in results[0])
+    assert "probed_peak_bytes" not in plain
+    errors = [abs(each["probed_peak_bytes"] / each["peak_bytes"] - 1) for each in (first, second)]
+    assert errors[1] < 0.03 < errors[0]
+    assert first["items"]["allocator_and_context"] == 0 < second["items"]["allocator_and_context"]
+    assert (cache / "contexts.json").is_file()
+
+
+def test_a_rank_without_memory_ends_the_job_before_it_starts(tmp_path, cache):
+    started = time.monotonic()
+    _, results = run(tmp_path, FOR_ONE, 4, "probe")
+    for (result,) in results:
+        assert "rank 1" in result["error"]
+        assert "can't allocate memory" in result["error"]
+        assert "micro_batch_size=1 needs" in result["error"]
+    assert not (tmp_path / "run-0").exists()
+    assert time.monotonic() - started < 120, "rank 0 must not wait for a collective's time-out"
+
+
+@pytest.mark.long
+def test_what_fails_makes_way_for_what_needs_less(tmp_path, cache):
+    output, results = run(tmp_path, FOR_TWO, "auto", "probe")
+    tried = [line.split()[-6] for line in output.splitlines() if line.startswith("probe ")]
+    assert tried == ["4,", "2,"]
+    plans = [result["plan"] for (result,) in results]
+    assert plans[0] == plans[1]
+    assert plans[0]["micro_batch_size"] == 2
+    assert plans[0]["predicted"]["probed_peak_bytes"]

@@ -1,0 +1,64 @@
+"""A job that is tried out first, on ranks of which the last may not have the memory for it: one process of several."""
+
+import json
+import os
+import resource
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import scalekit
+from scalekit.errors import DoesNotFitError
+
+MEBIBYTE = 2**20
+
+
+class Wide(nn.Module):
+    """Needs `row_bytes` for each row of a micro-batch while it runs."""
+
+    def __init__(self, row_bytes: int) -> None:
+        super().__init__()
+        self.weight = nn.Linear(8, 8)
+        self.columns = row_bytes // 4
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        wide = self.weight(x)[:, :1] * torch.ones(1, self.columns)
+        return wide.mean(1, keepdim=True)
+
+
+def outcome(check: str, micro_batch_size: int | str, folder: Path) -> dict:
+    torch.manual_seed(0)
+    rows = [(torch.randn(8), torch.randn(1)) for _ in range(16)]
+    try:
+        run = scalekit.fit(
+            lambda: Wide(256 * MEBIBYTE),
+            rows,
+            loss=nn.MSELoss(),
+            strategy="ddp",
+            global_batch_size=8,
+            micro_batch_size=micro_batch_size,
+            max_steps=2,
+            memory_check=check,
+            output_dir=str(folder),
+        )
+    except DoesNotFitError as error:
+        return {"error": str(error)}
+    return {"plan": run.plan.as_dict(), "losses": [record["loss"] for record in run.history]}
+
+
+def main() -> None:
+    folder, limit, size, *checks = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], *sys.argv[4:]
+    rank = int(os.environ["RANK"])
+    if limit and rank == int(os.environ["WORLD_SIZE"]) - 1:
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    found = [
+        outcome(check, size if size == "auto" else int(size), folder / f"run-{number}")
+        for number, check in enumerate(checks)
+    ]
+    (folder / f"rank-{rank}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
