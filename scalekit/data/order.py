@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from scalekit.data.permutation import shuffled
 from scalekit.errors import BatchSizeError, EmptyDataError
 
 
@@ -84,10 +84,14 @@ class Order:
     def turns(self, rank: int, position: int) -> Iterator[Turn]:
         """A rank's micro-batches from a position (samples used so far) to the end of that epoch."""
         epoch, done = divmod(position, self.length)
-        rows = _permutation(self.length, self.seed, epoch) if self.shuffle else np.arange(self.length)
         for k in range(done // self.global_batch_size, self.steps_per_epoch):
-            batch = rows[k * self.global_batch_size : (k + 1) * self.global_batch_size]
+            batch = self._batch(epoch, k)
             yield from self._deal(batch, rank, step=epoch * self.steps_per_epoch + k + 1)
+
+    def _batch(self, epoch: int, k: int) -> NDArray[np.int64]:
+        start = k * self.global_batch_size
+        places = np.arange(start, min(start + self.global_batch_size, self.length))
+        return shuffled(places, self.length, self.seed, epoch) if self.shuffle else places
 
     def _deal(self, batch: NDArray[np.int64], rank: int, step: int) -> Iterator[Turn]:
         rounds = self._rounds(len(batch))
@@ -107,8 +111,3 @@ class Order:
 
     def _rounds(self, samples: int) -> int:
         return -(-samples // (self.micro_batch_size * self.world_size))
-
-
-@lru_cache(maxsize=2)
-def _permutation(length: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(length)

@@ -37,10 +37,11 @@ def forecast(name: str) -> Any:
 
 
 def cases(name: str, plan: Any) -> list[Case]:
-    """Each strategy, with and without recomputation, with the plan's own micro-batch and with others."""
+    """Each strategy, with and without recomputation, with the plan's own micro-batch; the choice with others too."""
     found = []
     for candidate in plan.candidates:
-        for size in sorted({candidate.setting.micro_batch_size, 2, GLOBAL_BATCH // RANKS}):
+        others = {2, GLOBAL_BATCH // RANKS} if candidate is plan.chosen else set()
+        for size in sorted({candidate.setting.micro_batch_size, *others}):
             found.append(
                 {
                     "architecture": name,

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from scalekit.data.permutation import shuffled
+
 SEED = 3
 ROWS = 50
 GLOBAL_BATCH = 16
@@ -204,7 +206,7 @@ def reference(case: Case) -> Trained:
     losses, norms = [], []
     epoch = 0
     while len(losses) < STEPS:
-        order = np.random.Generator(np.random.PCG64([SEED, epoch])).permutation(ROWS)
+        order = shuffled(np.arange(ROWS), ROWS, SEED, epoch)
         for start in range(0, ROWS, GLOBAL_BATCH):
             loss = case.loss(model, collate([rows[i] for i in order[start : start + GLOBAL_BATCH]]))
             optimizer.zero_grad()

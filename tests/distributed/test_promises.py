@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from scalekit.data.permutation import shuffled
 from tests.distributed import parity_cases as parity
 from tests.distributed.processes import torchrun
 
@@ -29,7 +30,7 @@ def test_nothing_is_dropped(results: dict) -> None:
     """10 micro-batches an epoch and rank, accumulation 4: global batches of 8, 8 and 4 rows, three times over."""
     expected = np.zeros(20)
     for epoch in range(3):
-        order = np.random.Generator(np.random.PCG64([parity.SEED, epoch])).permutation(20)
+        order = shuffled(np.arange(20), 20, parity.SEED, epoch)
         for start in range(0, 20, 8):
             batch = order[start : start + 8]
             expected[batch] -= 1.0 / len(batch)
