@@ -14,6 +14,17 @@ from scalekit.loss import MicroBatch
 
 
 @final
+class _Indices:
+    """The rows of a rank's micro-batches, one after another: an epoch's list of them would outgrow the memory."""
+
+    def __init__(self, order: Order, rank: int, position: int) -> None:
+        self._order, self._rank, self._position = order, rank, position
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (list(turn.rows) for turn in self._order.turns(self._rank, self._position))
+
+
+@final
 class Loader:
     """Yields a rank's micro-batches of one epoch, from the position on.
 
@@ -55,10 +66,10 @@ class Loader:
 
     def __iter__(self) -> Iterator[Any]:
         self._pending.clear()
-        turns = list(self.order.turns(self._rank, self.position))
+        turns = self.order.turns(self._rank, self.position)
         batches = DataLoader(
             self._rows,
-            batch_sampler=[list(turn.rows) for turn in turns],
+            batch_sampler=_Indices(self.order, self._rank, self.position),
             collate_fn=self._collate,
             num_workers=self._workers,
             pin_memory=self._pin_memory,

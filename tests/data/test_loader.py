@@ -1,0 +1,51 @@
+"""Micro-batches from the order, whatever the length of the data and the number of workers."""
+
+import tracemalloc
+
+import pytest
+from torch.utils.data import Dataset
+
+from scalekit.data.loader import Loader
+from scalekit.data.order import Order
+
+
+class Numbers(Dataset):
+    """Rows that are their own indices."""
+
+    def __init__(self, length: int) -> None:
+        self._length = length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
+def rows_of(loader: Loader) -> list[int]:
+    found: list[int] = []
+    for batch in loader:
+        micro = loader.consume()
+        assert list(micro.rows) == batch
+        found += batch if micro.items else []
+    return found
+
+
+@pytest.mark.parametrize("length", [1, 7, 100, 10_007])
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_each_row_once_an_epoch(length: int, workers: int) -> None:
+    order = Order(length, 24, 4, 2, seed=1)
+    found = [rows_of(Loader(Numbers(length), list, order, rank, lambda b, n: n, workers=workers)) for rank in range(2)]
+    assert sorted(found[0] + found[1]) == list(range(length))
+
+
+def test_an_epoch_of_a_billion_rows_starts_at_once_and_in_the_middle() -> None:
+    length = 10**9
+    tracemalloc.start()
+    loader = Loader(Numbers(length), list, Order(length, 8, 4, 1, seed=1), 0, lambda b, n: n, position=8 * 10**7)
+    batches = iter(loader)
+    first = next(batches)
+    assert tracemalloc.get_traced_memory()[1] < 10 * 2**20
+    tracemalloc.stop()
+    assert loader.consume().step == 10**7 + 1
+    assert first == list(next(loader.order.turns(0, 8 * 10**7)).rows)
