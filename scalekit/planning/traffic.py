@@ -156,7 +156,8 @@ def _fully_sharded(setting: Setting, sizes: Sizes) -> list[Phase]:
     units = sizes.blocks + (sizes.root > 0)
     gather = Collectives(sizes.elements * item, world, units, bare=first)
     again = Collectives(inside * item, world, sizes.blocks, bare=1 / blocks)
-    reduce = Collectives(sizes.trained * setting.dtypes.reduction.itemsize, world, units, bare=last)
+    size = sizes.trained * setting.dtypes.reduction.itemsize
+    reduce = Collectives(size, world, units, rounds=_scatter_rounds(setting), bare=last)
     times = setting.accumulation
     return [Phase("forward", times, (gather,)), Phase("backward", times, (again, reduce))]
 
@@ -198,9 +199,14 @@ def _zero3(setting: Setting, sizes: Sizes) -> list[Phase]:
         Phase("forward", 1, (gather(sizes.shared, False),)),
         Phase("forward", times - 1, (gather(sizes.shared, is_near),)),
         Phase("backward", times, (gather(again, is_near),)),
-        Phase(None, times, (_reduction(setting, sizes, rounds=1),)),
+        Phase(None, times, (_reduction(setting, sizes, _scatter_rounds(setting)),)),
         Phase(None, 1, (Collectives((sizes.elements - sizes.shared) * item, world),)),
     ]
+
+
+def _scatter_rounds(setting: Setting) -> int:
+    """Of a reduce-scatter: gloo, on CPUs, sums everything for every rank and lets each take its part."""
+    return 2 if setting.kind == "cpu" else 1
 
 
 def _reduction(setting: Setting, sizes: Sizes, rounds: int) -> Collectives:
