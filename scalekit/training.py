@@ -39,7 +39,7 @@ from scalekit.recompute import recompute_blocks
 from scalekit.strategies import Strategy
 from scalekit.tracking.comparison import compare
 from scalekit.tracking.evaluation import Evaluation
-from scalekit.tracking.metrics import Metrics
+from scalekit.tracking.metrics import Metrics, data_warning
 from scalekit.tracking.progress import Progress
 from scalekit.world import World, connect, device_type, first
 
@@ -241,8 +241,9 @@ def run(job: Job) -> Run:
         training, held_out = rows.loaders(order, world, module, device, folder)
         trainer.fit(module, training, held_out, ckpt_path=folder.checkpoint)
     compared = compare(plan, metrics.history[folder.step :], trainer, folder.path)
-    if compared is not None:
-        _say(world, compared)
+    for remark in (compared, data_warning(metrics.history[folder.step :])):
+        if remark is not None:
+            _say(world, remark)
     for each in loggers:
         _finish(each, trainer)
     return Run(folder.path, plan, metrics.history, metrics.evaluations, latest(folder.checkpoints), module)

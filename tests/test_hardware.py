@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -346,3 +347,14 @@ def test_memory_is_what_the_cgroups_allow(
     monkeypatch.setattr(hardware, "_CGROUP", tmp_path)
     assert physical_bytes > 2**28
     assert hardware._host_memory_bytes() == (limit_bytes or physical_bytes)
+
+
+def test_what_a_probe_has_measured_is_kept_for_the_machine(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("SCALEKIT_CACHE", str(tmp_path / "none" / "yet"))
+    here = detect()
+    assert here.device.context_bytes is None
+    hardware.remember(here.device, 123)
+    hardware.remember(replace(here.device, name="another"), 456)
+    assert detect().device.context_bytes == 123
+    assert Hardware.parse("local").device.context_bytes == 123
+    assert Hardware.parse("H100-80GB").device.context_bytes is None

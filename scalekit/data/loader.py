@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, final
 
 from torch.utils.data import DataLoader
@@ -30,6 +31,7 @@ class Loader:
 
     It collates a global batch's part ahead, so that its items are counted before its first backward pass. What it knows
     of a batch it hands over by `consume`, once a batch and in order; the batches themselves are as the collator made them.
+    `waited_seconds` is how long it has waited for rows so far, or read them itself.
 
     Args:
         rows: map-style data.
@@ -57,6 +59,7 @@ class Loader:
     ) -> None:
         self.order = order
         self.position = position
+        self.waited_seconds = 0.0
         self._rows, self._collate, self._rank, self._count_items = rows, collate, rank, count_items
         self._workers, self._pin_memory, self._advances = workers, pin_memory, advances
         self._pending: deque[MicroBatch] = deque()
@@ -75,11 +78,18 @@ class Loader:
             pin_memory=self._pin_memory,
         )
         part: list[tuple[Turn, Any]] = []
-        for turn, batch in zip(turns, batches, strict=True):
+        for turn, batch in zip(turns, self._timed(batches), strict=True):
             part.append((turn, batch))
             if turn.last:
                 yield from self._release(part)
                 part = []
+
+    def _timed(self, batches: Iterable[Any]) -> Iterator[Any]:
+        started = time.perf_counter()
+        for batch in batches:
+            self.waited_seconds += time.perf_counter() - started
+            yield batch
+            started = time.perf_counter()
 
     def consume(self) -> MicroBatch:
         """What is known of the batch that is run next."""

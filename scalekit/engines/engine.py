@@ -236,6 +236,11 @@ class Engine(LightningStrategy):
         return load(Path(checkpoint_path), self._rank if self._parts > 1 else 0, self._parts)
 
     @property
+    def waited_seconds(self) -> float:
+        """For rows of training data, so far."""
+        return float(getattr(self._module.trainer.train_dataloader, "waited_seconds", 0.0))
+
+    @property
     def position(self) -> int:
         """Samples used so far; 0 where the data is not ScaleKit's."""
         return int(getattr(self._module.trainer.train_dataloader, "position", 0))

@@ -16,6 +16,9 @@ from scalekit.engines.engine import Engine
 
 Record = dict[str, Any]
 
+LONGEST_DATA_SHARE = 0.05
+"""Of a step, in which it may wait for its rows without a word."""
+
 
 class Metrics(Callback):
     """Keeps a run's history on every rank, and writes it on rank 0.
@@ -35,6 +38,7 @@ class Metrics(Callback):
         self._evaluations = folder / "evaluations.jsonl"
         self._started = time.perf_counter()
         self._position = 0
+        self._waited = 0.0
         self._written_step = resumed_step
         self.history = _read(self._steps, resumed_step)
         self.evaluations = _read(self._evaluations, resumed_step)
@@ -74,6 +78,7 @@ class Metrics(Callback):
         engine: Any = trainer.strategy
         now = time.perf_counter()
         seconds, self._started = now - self._started, now
+        waited, self._waited = engine.waited_seconds - self._waited, engine.waited_seconds
         last = engine.last_step
         return {
             "step": step,
@@ -83,6 +88,7 @@ class Metrics(Callback):
             "learning_rate": last.learning_rate,
             "grad_norm": None if last.gradient_norm is None or not isfinite(last.gradient_norm) else last.gradient_norm,
             "step_seconds": seconds,
+            "data_seconds": waited,
             "items_per_second": last.items / seconds,
             "mfu": self._mfu(engine.position, seconds),
             "peak_memory_bytes": peak_memory_bytes(engine.root_device),
@@ -103,6 +109,17 @@ class Metrics(Callback):
         numbers = {prefix + name: value for name, value in record.items() if name != "step" and value is not None}
         for logger in trainer.loggers:
             logger.log_metrics(numbers, step=record["step"])
+
+
+def data_warning(history: list[Record]) -> str | None:
+    """What to say where steps wait for their rows; None where they hardly do. The first step starts the readers."""
+    seconds = sum(record["step_seconds"] for record in history[1:])
+    share = sum(record.get("data_seconds", 0.0) for record in history[1:]) / seconds if seconds else 0.0
+    if share <= LONGEST_DATA_SHARE:
+        return None
+    return (
+        f"data       {share:.0%} of the time went by waiting for rows: more `workers` would read them beside the steps"
+    )
 
 
 def peak_memory_bytes(device: torch.device) -> int:

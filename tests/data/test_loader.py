@@ -1,5 +1,6 @@
 """Micro-batches from the order, whatever the length of the data and the number of workers."""
 
+import time
 import tracemalloc
 
 import pytest
@@ -7,6 +8,7 @@ from torch.utils.data import Dataset
 
 from scalekit.data.loader import Loader
 from scalekit.data.order import Order
+from scalekit.tracking.metrics import data_warning
 
 
 class Numbers(Dataset):
@@ -49,3 +51,23 @@ def test_an_epoch_of_a_billion_rows_starts_at_once_and_in_the_middle() -> None:
     tracemalloc.stop()
     assert loader.consume().step == 10**7 + 1
     assert first == list(next(loader.order.turns(0, 8 * 10**7)).rows)
+
+
+def test_it_knows_how_long_it_has_waited_and_what_the_steps_took_is_not_in_it() -> None:
+    def slowly(rows: list[int]) -> list[int]:
+        time.sleep(0.02)
+        return rows
+
+    loader = Loader(Numbers(40), slowly, Order(40, 8, 4, 1, seed=1), 0, lambda b, n: n)
+    for _ in loader:
+        loader.consume()
+        time.sleep(0.05)
+    assert 10 * 0.02 <= loader.waited_seconds < 10 * 0.05
+
+
+@pytest.mark.parametrize(("waited", "warned"), [(0.04, False), (0.1, True)])
+def test_steps_that_wait_for_rows_are_warned_of(waited: float, warned: bool) -> None:
+    history = [{"step_seconds": 9.0, "data_seconds": 9.0}] + [{"step_seconds": 1.0, "data_seconds": waited}] * 5
+    said = data_warning(history)
+    assert (said is not None) == warned
+    assert said is None or "10% of the time" in said

@@ -14,7 +14,17 @@ from safetensors.torch import load_file
 from tests import tiny
 from tests.distributed.processes import torchrun
 
-FIELDS = ["step", "loss", "items", "samples", "learning_rate", "grad_norm", "step_seconds", "items_per_second"]
+FIELDS = [
+    "step",
+    "loss",
+    "items",
+    "samples",
+    "learning_rate",
+    "grad_norm",
+    "step_seconds",
+    "data_seconds",
+    "items_per_second",
+]
 FIELDS += ["mfu", "peak_memory_bytes"]
 STEPS = 6
 

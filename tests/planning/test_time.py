@@ -229,6 +229,15 @@ def test_gloo_has_one_ring_whatever_the_number_of_processes() -> None:
     assert Rates.of(setting("ddp", wide), wide).network == 1e8
 
 
+def test_gloo_sums_a_reduce_scatter_whole_for_every_rank() -> None:
+    """And lets each take its part of it: twice what NCCL sends."""
+    on_cpus = replace(NODE, device=replace(NODE.device, kind="cpu"))
+    sizes = sizes_of(10**9)
+    for strategy in ("fsdp2", "zero3"):
+        there, here = (sent_bytes(traffic(setting(strategy, each), sizes)) for each in (NODE, on_cpus))
+        assert here - there == pytest.approx(7 / 8 * 4e9)
+
+
 def test_ddp_hides_all_but_its_last_bucket_behind_a_long_backward_pass() -> None:
     rates = Rates.of(setting("ddp"), NODE)
     reduction = time._collective_seconds(Collectives(4 * BLOCKS * WIDTH**2, 8, 164, 2), rates)
