@@ -48,6 +48,7 @@ class Decision:
         activation_checkpointing: whether blocks are computed anew in the backward pass.
         predicted: what `Plan.predicted` holds; empty where nothing could be predicted.
         reasons: in words.
+        peak_bytes: predicted for a rank, of states alone where the model cannot be traced; 0 where nothing was predicted.
         wants_probe: whether it is to be tried out before it is relied on.
     """
 
@@ -56,6 +57,7 @@ class Decision:
     activation_checkpointing: bool
     predicted: dict[str, Any]
     reasons: list[str]
+    peak_bytes: int
     wants_probe: bool
 
 
@@ -101,6 +103,7 @@ def decide(
         best.setting.recompute,
         _predicted(best, task),
         [*_reasons(job, forecast, best), *_warnings(job, forecast, best, failed)],
+        peak_bytes=best.memory.peak_bytes,
         # What goes on has run so before.
         wants_probe=not before and (job.memory_check == "probe" or (job.memory_check == "refuse" and is_thin)),
     )
@@ -156,7 +159,10 @@ def _without_prediction(job: Job, world: World, error: Exception, failed: Failed
     if isinstance(error, ScaleKitError) and not isinstance(error, ModelError):
         raise error
     if failed is not None:
-        raise DoesNotFitError(f"the job will not fit: {failed.why}")
+        raise DoesNotFitError(
+            f"the job will not fit: {failed.why}; what needs less is unknown, since {type(error).__name__} keeps the model "
+            "from being looked at: name a smaller micro_batch_size or another strategy"
+        )
     name = job.strategy if job.strategy != "auto" else "single" if world.size == 1 else "ddp"
     size = job.micro_batch_size
     if isinstance(size, str):
@@ -164,7 +170,7 @@ def _without_prediction(job: Job, world: World, error: Exception, failed: Failed
         size = max(n for n in range(1, _FALLBACK_MICRO_BATCH + 1) if share % n == 0)
     reason = f"nothing is predicted: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     recompute = job.activation_checkpointing is True
-    return Decision(Strategy.load(name), size, recompute, {}, [reason], wants_probe=job.memory_check == "probe")
+    return Decision(Strategy.load(name), size, recompute, {}, [reason], 0, wants_probe=job.memory_check == "probe")
 
 
 def _reasons(job: Job, forecast: Forecast, best: Candidate) -> list[str]:
@@ -173,7 +179,10 @@ def _reasons(job: Job, forecast: Forecast, best: Candidate) -> list[str]:
         return []
     others = [c for c in forecast.candidates if c.problem is None and c is not best]
     ruled_out = [c.name for c in forecast.candidates if c.problem is not None]
-    text = f"{best.name} with micro-batches of {best.setting.micro_batch_size} is the fastest that fits"
+    way = f"{best.name} with micro-batches of {best.setting.micro_batch_size}"
+    if best.problem is not None:
+        return [f"{way} needs the least, and nothing keeps the margin"]
+    text = f"{way} is the fastest that fits"
     if others:
         text += f"; next {others[0].name} at {others[0].time.seconds / best.time.seconds:.2f}x the time"
     if ruled_out:
@@ -193,13 +202,19 @@ def _warnings(job: Job, forecast: Forecast, best: Candidate, failed: Failed | No
     if best.problem is None:
         return []
     peak, has = best.memory.peak_bytes, task.hardware.device.memory_bytes
+    lacks_host_memory = peak <= task.limit_bytes
     text = f"{best.name} needs {readable(peak)} a rank, {best.memory.when}; a device has {readable(has)}"
+    if lacks_host_memory:
+        text = f"{best.name} {best.problem}"
     if failed is not None:
-        text = f"{failed.why}, and what is smaller would not do: {text}"
-    if failed is not None or (peak > has and job.memory_check != "warn"):
-        advice = "".join(f"\n  - {line}" for line in forecast.advice)
-        raise DoesNotFitError(f"the job will not fit: {text}.{advice}\n  - memory_check='warn' runs it regardless")
+        raise _too_large(f"{failed.why}, and nothing that is predicted to need less is left", forecast.advice[1:])
+    if job.memory_check != "warn" and (peak > has or lacks_host_memory):
+        raise _too_large(text, [*forecast.advice, "memory_check='warn' runs it regardless"])
     return [f"the margin is thin: {text}"]
+
+
+def _too_large(text: str, advice: Sequence[str]) -> DoesNotFitError:
+    return DoesNotFitError("\n  - ".join([f"the job will not fit: {text}", *advice]))
 
 
 def _predicted(best: Candidate, task: Task) -> dict[str, Any]:

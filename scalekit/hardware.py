@@ -13,6 +13,7 @@ import re
 import resource
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field, fields, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -170,31 +171,49 @@ def detect(processes: int = 1, nodes: int = 1) -> Hardware:
             host_bytes_per_second=_copy_bytes_per_second(torch.get_num_threads()),
             host_cores=_host_cores(),
         )
-    return replace(found, device=replace(found.device, context_bytes=_remembered().get(found.device.name)))
+    return replace(found, device=replace(found.device, context_bytes=_remembered().get(_key(found))))
 
 
-def taken_bytes(device: Any) -> int:
-    """The most that this process has taken of a device so far: its tensors, and what is beside them.
+def taken_bytes(device: Any, used_bytes: int = 0) -> tuple[int, int | None]:
+    """The most that this process has taken of a device so far, and on a GPU what of it is beside tensors.
 
-    On a GPU, what its allocator reserved, with the context, NCCL's buffers and whoever else is there; on a CPU the process's
-    resident memory, with all its libraries.
+    That is its context and NCCL's buffers; a CPU's process has its libraries, which cannot be told apart.
+
+    Args:
+        device: a torch device.
+        used_bytes: that others took before this process came.
     """
     import torch
 
     if device.type != "cuda":
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return _most_resident_bytes(), None
     free, total = torch.cuda.mem_get_info(device)
-    beside = total - free - torch.cuda.memory_reserved(device)
-    return int(torch.cuda.max_memory_reserved(device) + beside)
+    beside = max(0, total - free - torch.cuda.memory_reserved(device) - used_bytes)
+    return torch.cuda.max_memory_reserved(device) + beside, beside
 
 
-def remember(device: Device, context_bytes: int) -> None:
-    """Keeps for `detect` what a probe has measured on this machine."""
+def _most_resident_bytes() -> int:
+    """Of this program alone: the figure of `getrusage` begins with that of the process that started it."""
+    try:
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    except OSError:
+        found = None
+    return int(found.group(1)) * 1024 if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def remember(hardware: Hardware, context_bytes: int) -> None:
+    """Keeps for `detect` what a probe has measured on this machine; where nothing can be written, it does not."""
     file = cache_folder() / _CONTEXTS
-    file.parent.mkdir(parents=True, exist_ok=True)
     beside = file.with_suffix(f".{os.getpid()}")
-    beside.write_text(json.dumps({**_remembered(), device.name: context_bytes}))
-    beside.replace(file)
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_text(json.dumps({**_remembered(), _key(hardware): context_bytes}))
+        beside.replace(file)
+
+
+def _key(hardware: Hardware) -> str:
+    """One process alone has no buffers for collectives."""
+    return hardware.device.name + (", several" if hardware.world_size > 1 else ", alone")
 
 
 def _remembered() -> dict[str, int]:

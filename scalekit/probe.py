@@ -16,9 +16,10 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from scalekit import hardware
 from scalekit.decision import Decision, Failed
 from scalekit.job import Job
 from scalekit.planning.plan import readable
-from scalekit.world import World, agree, first, gather
+from scalekit.world import World, agree, device_type, first, gather
 
 STEPS = 2
 """The first makes the optimizer's state, the second has all of it beside its activations."""
@@ -46,11 +47,13 @@ class Outcome:
 
     Attributes:
         peak_bytes: the most that a rank took; None where one did not get so far.
+        context_bytes: of a GPU, what was taken beside tensors; None on a CPU.
         lacking: the rank that ran out of memory, and how; None where none did.
         problem: why nothing can be said.
     """
 
     peak_bytes: int | None = None
+    context_bytes: int | None = None
     lacking: str | None = None
     problem: str | None = None
 
@@ -91,7 +94,7 @@ def settle(
         outcome = probe(job, decision, example, world)
         if outcome.lacking is None:
             return _probed(decision, outcome, world)
-        failed = Failed(decision.predicted.get("peak_bytes", 1), f"{way}: {outcome}")
+        failed = Failed(decision.peak_bytes, f"{way}: {outcome}")
 
 
 def _probed(decision: Decision, outcome: Outcome, world: World) -> Decision:
@@ -99,9 +102,9 @@ def _probed(decision: Decision, outcome: Outcome, world: World) -> Decision:
     predicted = decision.predicted
     if outcome.peak_bytes is not None and predicted:
         if world.rank == 0:
-            device = hardware.detect(world.local_size, world.num_nodes).device
-            assumed = predicted["items"]["allocator_and_context"]
-            hardware.remember(device, max(0, assumed + outcome.peak_bytes - predicted["peak_bytes"]))
+            tensors = predicted["peak_bytes"] - predicted["items"]["allocator_and_context"]
+            beside = outcome.peak_bytes - tensors if outcome.context_bytes is None else outcome.context_bytes
+            hardware.remember(hardware.detect(world.local_size, world.num_nodes), max(0, beside))
         predicted = {**predicted, "probed_peak_bytes": outcome.peak_bytes}
     return replace(decision, predicted=predicted, reasons=[*decision.reasons, str(outcome)])
 
@@ -123,7 +126,8 @@ def probe(job: Job, decision: Decision, example: Callable[[], tuple[Any, Any]], 
     if lacking or problems:
         # A rank without memory takes others with it, which see no more than a lost connection.
         return Outcome(lacking=lacking[0]) if lacking else Outcome(problem=problems[0])
-    return Outcome(max(each.peak_bytes or 0 for each in outcomes))
+    contexts = [each.context_bytes for each in outcomes if each.context_bytes is not None]
+    return Outcome(max(each.peak_bytes or 0 for each in outcomes), max(contexts, default=None))
 
 
 def _attempt(
@@ -131,14 +135,23 @@ def _attempt(
 ) -> Outcome:
     result, log = folder / "result.json", folder / "log"
     with _store(world) as store, log.open("w") as output:
+        environment = _environment(world)  # all ranks agree in it, so that it comes before what may fail on one
         try:
             _write(_shortened(job, decision, *example(), folder), folder / "job.pkl")
         except Exception as error:  # whatever a user's objects do when they are pickled
             store.set(_FAILED, "")
             return Outcome(problem=f"the job cannot be given to another process: {type(error).__name__}: {error}")
         child = subprocess.Popen(
-            [sys.executable, "-m", "scalekit.probe", folder / "job.pkl", result],
-            env=_environment(world),
+            [
+                sys.executable,
+                "-m",
+                "scalekit.probe",
+                folder / "job.pkl",
+                result,
+                str(os.getpid()),
+                str(_used_bytes(world)),
+            ],
+            env=environment,
             stdout=output,
             stderr=output,
         )
@@ -162,10 +175,10 @@ def _watch(child: subprocess.Popen[bytes], store: Any) -> bool:
 
 
 def _outcome(result: Path, log: Path, code: int, was_ended: bool) -> Outcome:
-    if was_ended:
-        return Outcome()
     if result.is_file():
         return Outcome(**json.loads(result.read_text()))
+    if was_ended:
+        return Outcome()
     if code == -signal.SIGKILL:
         return Outcome(lacking="killed by the system")
     last = (log.read_text(errors="replace").strip().splitlines() or [""])[-1]
@@ -186,6 +199,7 @@ def _shortened(job: Job, decision: Decision, row: Any, collate: Any, folder: Pat
         memory_check="warn",
         max_steps=STEPS,
         max_epochs=None,
+        workers=0,
         warmup_steps=0,
         logger=None,
         callbacks=(),
@@ -219,10 +233,21 @@ def _write(job: Job, path: Path) -> None:
 
 def _environment(world: World) -> dict[str, str]:
     """The parent's, with the way to its modules, and a meeting point of the children's own."""
-    found = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    if world.size > 1:
-        found |= {"MASTER_PORT": str(agree(_free_port(), world)), "TORCHELASTIC_USE_AGENT_STORE": "False"}
-    return found
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "MASTER_PORT": str(agree(_free_port(), world)),
+        "TORCHELASTIC_USE_AGENT_STORE": "False",
+    }
+
+
+def _used_bytes(world: World) -> int:
+    """What this process and others take of its GPU already, which is not the child's; 0 on a CPU."""
+    if device_type() == "cpu":
+        return 0
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info(world.local_rank)
+    return int(total - free)
 
 
 def _free_port() -> int:
@@ -258,21 +283,41 @@ def _store(world: World) -> Iterator[Any]:
 class _Measure(Callback):
     """Writes down what the last step has taken, and ends the process: there is nothing to save."""
 
-    def __init__(self, result: Path) -> None:
-        self._result = result
+    def __init__(self, result: Path, used_bytes: int) -> None:
+        self._result, self._used_bytes = result, used_bytes
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step == STEPS:
-            self._result.write_text(json.dumps({"peak_bytes": hardware.taken_bytes(trainer.strategy.root_device)}))
+        if trainer.global_step >= STEPS:
+            peak, context = hardware.taken_bytes(trainer.strategy.root_device, self._used_bytes)
+            _say(self._result, Outcome(peak, context))
             trainer.strategy.barrier()  # a rank that ends early would look to the others like one that failed
             os._exit(0)
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Lightning's own end would move the model to the host first, and wait for the others."""
+        _fail(exception, self._result)
 
-def _end_with_parent() -> None:
+
+def _say(result: Path, outcome: Outcome) -> None:
+    beside = result.with_suffix(".new")
+    beside.write_text(json.dumps(asdict(outcome)))
+    beside.replace(result)
+
+
+def _fail(error: BaseException, result: Path) -> None:
+    """Ends the process at once: an interpreter's proper end would wait for the others."""
+    traceback.print_exception(error)
+    if _is_memory(error):
+        _say(result, Outcome(lacking=str(error).partition("\n")[0] or type(error).__name__))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
+
+
+def _end_with(parent: int) -> None:
     """A child must not outlive the job, whose launcher knows nothing of it."""
-    parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -283,27 +328,27 @@ def _end_with_parent() -> None:
 
 
 def main() -> None:
-    """Runs a shortened job: ``python -m scalekit.probe JOB RESULT``."""
+    """Runs a shortened job: ``python -m scalekit.probe JOB RESULT PARENT USED_BYTES``."""
     import dill
 
     from scalekit.training import run
 
-    _end_with_parent()
-    path, result = Path(sys.argv[1]), Path(sys.argv[2])
-    with path.open("rb") as file:
-        job: Job = dill.load(file)  # written by our own parent, a moment ago
+    path, result, parent, used_bytes = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+    _end_with(parent)
     try:
-        run(replace(job, callbacks=[_Measure(result)]))
-    except (MemoryError, RuntimeError) as error:
-        if not _is_memory(error):
-            raise
-        result.write_text(json.dumps({"lacking": str(error).splitlines()[0]}))
-        os._exit(1)  # an interpreter's proper end would wait for the others
+        with path.open("rb") as file:
+            job: Job = dill.load(file)  # written by our own parent, a moment ago
+        run(replace(job, callbacks=[_Measure(result, used_bytes)]))
+    except BaseException as error:
+        _fail(error, result)
 
 
-def _is_memory(error: Exception) -> bool:
-    """CUDA has a type for it, torch's allocator on CPUs only words."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+_MEMORY_WORDS = ("can't allocate memory", "out of memory", "Cannot allocate memory", "ALLOC_FAILED")
+
+
+def _is_memory(error: BaseException) -> bool:
+    """Python and CUDA's allocator have types for it; torch's allocator on CPUs, cuBLAS, NCCL and the system only words."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(w in str(error) for w in _MEMORY_WORDS)
 
 
 if __name__ == "__main__":

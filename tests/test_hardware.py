@@ -353,8 +353,9 @@ def test_what_a_probe_has_measured_is_kept_for_the_machine(tmp_path, monkeypatch
     monkeypatch.setenv("SCALEKIT_CACHE", str(tmp_path / "none" / "yet"))
     here = detect()
     assert here.device.context_bytes is None
-    hardware.remember(here.device, 123)
-    hardware.remember(replace(here.device, name="another"), 456)
+    hardware.remember(here, 123)
+    hardware.remember(replace(here, devices_per_node=2), 456)
     assert detect().device.context_bytes == 123
+    assert detect(2).device.context_bytes == detect(4).device.context_bytes == 456
     assert Hardware.parse("local").device.context_bytes == 123
     assert Hardware.parse("H100-80GB").device.context_bytes is None

@@ -22,12 +22,12 @@ def shuffled(places: NDArray[np.int64], length: int, seed: int, epoch: int) -> N
     """The rows that stand at some places of an epoch's order.
 
     Args:
-        places: from 0, below `length`; any shape.
+        places: from 0, below `length`, shape [places].
         length: of the data, at most 2^62.
         seed, epoch: of the order.
 
     Returns:
-        Rows, of the shape of `places`; over all places, every row once.
+        Rows, shape [places]; over all places, every row once.
     """
     keys = _keys(seed, epoch)
     rows = _permute(places.astype(np.uint64), length, keys)

@@ -50,5 +50,5 @@ def _peak_bytes(trainer: Trainer) -> int | None:
     device = trainer.strategy.root_device
     if device.type != "cuda":
         return None
-    peak = torch.tensor(float(taken_bytes(device)), device=device)
+    peak = torch.tensor(float(taken_bytes(device)[0]), device=device)
     return int(trainer.strategy.reduce(peak, reduce_op="max"))

@@ -1,13 +1,18 @@
 """The probe: a decision is tried out in processes of its own, and a rank without memory never leaves the others waiting."""
 
 import json
+import os
+import signal
 import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 
-from tests.distributed.processes import torchrun
+from tests.distributed.processes import ROOT, WORKERS, torchrun
 
 MEBIBYTE = 2**20
 # What a process may allocate, on the last rank alone: enough for one row at once, or for two, but not for four.
@@ -20,12 +25,29 @@ def run(folder: Path, limit: int, micro_batch_size: int | str, *checks: str) -> 
     return output, [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(2)]
 
 
+class Probe(NamedTuple):
+    process: int
+    parent: int
+
+
+def probes() -> list[Probe]:
+    """Those that run now, on this machine."""
+    listed = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
+    return [Probe(*map(int, line.split()[:2])) for line in listed.splitlines() if "-m scalekit.probe" in line]
+
+
+def wait_for(look: Callable[[], Any], timeout_seconds: float = 120) -> Any:
+    until = time.monotonic() + timeout_seconds
+    while (found := look()) is None:
+        assert time.monotonic() < until, "it did not come"
+        time.sleep(0.5)
+    return found
+
+
 @pytest.fixture(autouse=True)
 def _nothing_is_left():
     yield
-    time.sleep(2)
-    processes = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
-    assert "scalekit.probe" not in processes
+    assert wait_for(lambda: None if probes() else True, timeout_seconds=10)
 
 
 @pytest.fixture
@@ -49,15 +71,41 @@ def test_a_probe_changes_nothing_and_corrects_the_machines_predictions(tmp_path,
     assert (cache / "contexts.json").is_file()
 
 
-def test_a_rank_without_memory_ends_the_job_before_it_starts(tmp_path, cache):
+def test_a_rank_without_memory_leaves_nobody_waiting(tmp_path, cache, monkeypatch):
+    """Rank 0 is nowhere near a collective when rank 1 fails: it hears of it all the same."""
+    monkeypatch.setenv("ASLEEP", "0")
     started = time.monotonic()
     _, results = run(tmp_path, FOR_ONE, 4, "probe")
+    assert time.monotonic() - started < 200, "rank 0 would have slept for longer"
     for (result,) in results:
         assert "rank 1" in result["error"]
         assert "can't allocate memory" in result["error"]
         assert "micro_batch_size=1 needs" in result["error"]
     assert not (tmp_path / "run-0").exists()
-    assert time.monotonic() - started < 120, "rank 0 must not wait for a collective's time-out"
+
+
+def test_a_job_that_cannot_be_tried_out_on_one_rank_runs_and_says_so(tmp_path, cache, monkeypatch):
+    monkeypatch.setenv("UNPICKLABLE", "1")
+    _, results = run(tmp_path, 0, 1, "probe")
+    for (result,) in results:
+        assert len(result["losses"]) == 2
+        assert (
+            "the probe says nothing: rank 1, the job cannot be given to another process"
+            in result["plan"]["reasons"][-1]
+        )
+
+
+def test_a_probe_ends_with_its_job(tmp_path, cache, monkeypatch):
+    monkeypatch.setenv("ASLEEP", "0")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=1", WORKERS / "probe.py", tmp_path]
+    job = subprocess.Popen([*command, "0", "1", "probe"], env={**os.environ, "PYTHONPATH": str(ROOT)})
+    try:
+        (probe,) = wait_for(lambda: probes() or None)
+        os.kill(probe.parent, signal.SIGKILL)
+        wait_for(lambda: None if probes() else True)
+    finally:
+        job.kill()
+        job.wait()
 
 
 @pytest.mark.long

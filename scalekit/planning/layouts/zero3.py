@@ -164,16 +164,16 @@ class _Fetches:
                 self._arrive(parameter, moment)
         self._skip_to(step)
         limit = min(self._layout.live - self._live, self._layout.ahead)
-        chosen: set[int] = set()
+        ahead: set[int] = set()
         size = 0.0
         while self._next < len(self._queue) and size < limit:
             parameter, used = self._queue[self._next]
             self._next += 1
             self._fetched_for[parameter] = max(self._fetched_for[parameter], used)
-            if parameter not in self._whole and parameter not in self._coming and parameter not in chosen:
-                chosen.add(parameter)
+            if parameter not in self._whole and parameter not in self._coming and parameter not in ahead:
+                ahead.add(parameter)
                 size += self._elements[parameter]
-        self._gather(chosen, moment)
+        self._gather(ahead, moment)
 
     def _skip_to(self, step: int) -> None:
         """What this module has needed is no longer to be gathered ahead."""
