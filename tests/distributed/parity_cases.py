@@ -20,7 +20,7 @@ GLOBAL_BATCH = 16
 STEPS = 20
 LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 0.1
-CLIP = 0.2
+CLIP = 0.15
 
 # Adam divides a gradient by its own running size, so where a gradient is nothing but the rounding of a sum (the biases of
 # attention keys, say, whose true gradient is 0) it moves by the learning rate in a direction that rounding decides. With the
