@@ -30,11 +30,11 @@ class Failed:
     """What a probe has shown to be too large.
 
     Attributes:
-        bytes: that were predicted for it.
+        peak_bytes: that were predicted for it.
         why: in words.
     """
 
-    bytes: int
+    peak_bytes: int
     why: str
 
 
@@ -91,7 +91,7 @@ def decide(
         row = costliest(rows)
         task = _task(job, model, collate([row, row]), precision, detect(world.local_size, world.num_nodes))
         if failed is not None:
-            task = replace(task, too_large_bytes=failed.bytes)
+            task = replace(task, too_large_bytes=failed.peak_bytes)
         forecast = choose(task)
     except Exception as error:  # whatever a user's own model, rows or collator do: it is a prediction that fails here
         return _without_prediction(job, world, error, failed)

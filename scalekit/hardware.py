@@ -22,6 +22,7 @@ from typing import Any
 import yaml
 
 from scalekit.errors import ConfigError, UnknownNameError
+from scalekit.files import write_at_once
 from scalekit.resources import cache_folder
 
 COMPUTE_TYPES = ("float32", "bfloat16", "float16")
@@ -186,14 +187,14 @@ def taken_bytes(device: Any, used_bytes: int = 0) -> tuple[int, int | None]:
     import torch
 
     if device.type != "cuda":
-        return _most_resident_bytes(), None
+        return most_resident_bytes(), None
     free, total = torch.cuda.mem_get_info(device)
     beside = max(0, total - free - torch.cuda.memory_reserved(device) - used_bytes)
     return torch.cuda.max_memory_reserved(device) + beside, beside
 
 
-def _most_resident_bytes() -> int:
-    """Of this program alone: the figure of `getrusage` begins with that of the process that started it."""
+def most_resident_bytes() -> int:
+    """The most host memory that this process has held; `getrusage` would begin with what the one that started it held."""
     try:
         found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     except OSError:
@@ -204,11 +205,9 @@ def _most_resident_bytes() -> int:
 def remember(hardware: Hardware, context_bytes: int) -> None:
     """Keeps for `detect` what a probe has measured on this machine; where nothing can be written, it does not."""
     file = cache_folder() / _CONTEXTS
-    beside = file.with_suffix(f".{os.getpid()}")
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(json.dumps({**_remembered(), _key(hardware): context_bytes}))
-        beside.replace(file)
+        write_at_once(file, json.dumps({**_remembered(), _key(hardware): context_bytes}))
 
 
 def _key(hardware: Hardware) -> str:

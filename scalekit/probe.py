@@ -25,11 +25,12 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed import HashStore, TCPStore  # type: ignore[attr-defined]
 from torch.utils.data import DataLoader, Dataset
 
 from scalekit import hardware
 from scalekit.decision import Decision, Failed
+from scalekit.files import write_at_once
 from scalekit.job import Job
 from scalekit.planning.plan import readable
 from scalekit.world import World, agree, device_type, first, gather
@@ -256,21 +257,11 @@ def _free_port() -> int:
         return int(found.getsockname()[1])
 
 
-class _NoStore:
-    """What one process needs of a store."""
-
-    def set(self, key: str, value: str) -> None:
-        """Nobody reads it."""
-
-    def check(self, keys: list[str]) -> bool:
-        return False
-
-
 @contextmanager
 def _store(world: World) -> Iterator[Any]:
     """Where ranks tell each other that their child has failed, without a collective."""
     if world.size == 1:
-        yield _NoStore()
+        yield HashStore()
         return
     port = agree(_free_port(), world)
     yield TCPStore(os.environ["MASTER_ADDR"], port, world.size, is_master=world.rank == 0)
@@ -301,9 +292,7 @@ class _Measure(Callback):
 
 
 def _say(result: Path, outcome: Outcome) -> None:
-    beside = result.with_suffix(".new")
-    beside.write_text(json.dumps(asdict(outcome)))
-    beside.replace(result)
+    write_at_once(result, json.dumps(asdict(outcome)))
 
 
 def _fail(error: BaseException, result: Path) -> None:

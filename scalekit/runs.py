@@ -13,6 +13,7 @@ import yaml
 from scalekit.checkpoint.layout import checkpoint_name, read_tree
 from scalekit.checkpoint.load import check, latest
 from scalekit.errors import CheckpointError, ConfigError
+from scalekit.files import write_at_once
 from scalekit.job import Job
 from scalekit.planning.plan import Plan
 
@@ -58,9 +59,7 @@ def claim(job: Job, name: str, plan: Plan) -> RunFolder:
 
 def write_plan(path: Path, plan: Mapping[str, Any]) -> None:
     """Writes plan.json at once, since other processes may be reading it."""
-    beside = path / "plan.json.new"
-    beside.write_text(json.dumps(plan, indent=2) + "\n")
-    beside.replace(path / "plan.json")
+    write_at_once(path / "plan.json", json.dumps(plan, indent=2) + "\n")
 
 
 def _open(job: Job, name: str, plan: Plan) -> RunFolder:

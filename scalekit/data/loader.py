@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from itertools import tee
 from typing import Any, final
 
 from torch.utils.data import DataLoader
@@ -12,17 +13,6 @@ from torch.utils.data import DataLoader
 from scalekit.data.order import Order, Turn
 from scalekit.errors import NoLabelError
 from scalekit.loss import MicroBatch
-
-
-@final
-class _Indices:
-    """The rows of a rank's micro-batches, one after another: an epoch's list of them would outgrow the memory."""
-
-    def __init__(self, order: Order, rank: int, position: int) -> None:
-        self._order, self._rank, self._position = order, rank, position
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return (list(turn.rows) for turn in self._order.turns(self._rank, self._position))
 
 
 @final
@@ -69,10 +59,11 @@ class Loader:
 
     def __iter__(self) -> Iterator[Any]:
         self._pending.clear()
-        turns = self.order.turns(self._rank, self.position)
+        # As they are needed: an epoch's list of them would outgrow the memory.
+        turns, ahead = tee(self.order.turns(self._rank, self.position))
         batches = DataLoader(
             self._rows,
-            batch_sampler=_Indices(self.order, self._rank, self.position),
+            batch_sampler=(list(turn.rows) for turn in ahead),
             collate_fn=self._collate,
             num_workers=self._workers,
             pin_memory=self._pin_memory,

@@ -305,9 +305,9 @@ def _smaller_micro_batch(task: Task, nearest: Candidate) -> list[str]:
     if nearest.setting.micro_batch_size == 1:
         return []
     peak = predict(task.profile, _split(task, nearest.setting, 1)).peak_bytes
-    return [f"smaller micro-batches: micro_batch_size=1 needs {readable(peak)} ({nearest.name})"] * (
-        peak <= task.limit_bytes
-    )
+    if peak > task.limit_bytes:
+        return []
+    return [f"smaller micro-batches: micro_batch_size=1 needs {readable(peak)} ({nearest.name})"]
 
 
 def _more_devices(task: Task, nearest: Candidate) -> list[str]:

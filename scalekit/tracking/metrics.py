@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import time
 from math import isfinite
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from scalekit.engines.engine import Engine
+from scalekit.hardware import most_resident_bytes
 
 Record = dict[str, Any]
 
@@ -126,7 +126,7 @@ def peak_memory_bytes(device: torch.device) -> int:
     """The most memory that this process has held on a GPU; on a CPU, the most memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return most_resident_bytes()
 
 
 def _read(path: Path, last_step: int) -> list[Record]:

@@ -35,8 +35,7 @@ def test_a_global_batch_is_the_same_rows_on_any_ranks(length, seed, k, ranks):
     k %= -(-length // size)
 
     def batch(world_size: int) -> list[int]:
-        order = Order(length, size, 105, world_size, seed=seed) if size % (105 * world_size) == 0 else None
-        order = order or Order(length, size, 1, world_size, seed=seed)
+        order = Order(length, size, 1 if size % (105 * world_size) else 105, world_size, seed=seed)
         found: dict[int, int] = {}
         for rank in range(world_size):
             for turn in order.turns(rank, k * size):

@@ -152,7 +152,7 @@ class _Passes:
         self._open.discard(unit)
 
     def _gather_again(self, unit: int, moment: int) -> None:
-        """Backward: gathers, begins to gather the block before, and frees this one's buffer at once."""
+        """Backward: gathers, frees the buffer, and then begins to gather the block before."""
         if unit in self._open | self._done:
             return
         course = self._course
@@ -161,6 +161,7 @@ class _Passes:
         course.communication[moment] += self._gathered[unit]
         self._open.add(unit)
         self._look_ahead(unit, moment)
+        # The buffer stands while it is copied from, when the next gathering, which counts from here on, has not begun.
         begun = self._buffer[self._ahead] if self._ahead is not None else 0.0
         course.spikes[moment] = max(course.spikes[moment], self._buffer[unit] - begun)
 

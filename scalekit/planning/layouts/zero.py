@@ -76,13 +76,13 @@ class Partitioned(Layout):
         came = np.flatnonzero(trace.kinds == Event.GRADIENT)
         if not len(came):
             return course
-        if not self._keeps_all:
+        if self._keeps_all:
+            course.communication[0 if turn is not Turn.FIRST else came[0] :] = bucket
+        else:
             for moment, elements in reductions(trace, self._bucket_elements):
                 course.spikes[moment] = elements * self.parameter_bytes
             if turn is not Turn.FIRST and not self.offloads("optimizer"):
                 course.gradients += self._gradient_part
                 course.communication += self._surplus
             course.communication[came[0] :] += bucket
-        else:
-            course.communication[0 if turn is not Turn.FIRST else came[0] :] = bucket
         return course
