@@ -9,12 +9,15 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from scalekit import __version__
 from scalekit.errors import ConfigError, ScaleKitError, UnknownNameError
+
+if TYPE_CHECKING:
+    from scalekit.job import Job
 
 _ERROR_CODE = 2
 _OTHER_RANKS_WAIT_SECONDS = 2.0
@@ -25,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; ScaleKit's own errors become one line and exit code 2."""
     own, rest = _split(list(sys.argv[1:] if arguments is None else arguments))
     parsed, unknown = _parser().parse_known_args(own)
-    if unknown and parsed.run is not _plan:
+    if unknown and parsed.run not in (_plan, _inspect):
         _parser().parse_args(own)
     try:
         return int(parsed.run(parsed, rest or unknown))
@@ -38,7 +41,7 @@ def _split(words: list[str]) -> tuple[list[str], list[str]]:
     if words[:1] == ["launch"] and "--" in words:
         cut = words.index("--")
         return words[:cut], words[cut + 1 :]
-    if words[:1] == ["fit"] and not {"-h", "--help"} & set(words):
+    if words[:1] in (["fit"], ["prepare"]) and not {"-h", "--help"} & set(words):
         cut = 1 if words[1:2] and words[1].startswith("--") else 2
         return words[:cut], words[cut:]
     return words, []
@@ -64,6 +67,16 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--plot", metavar="FILE.png", help="draw the memory of each candidate against the limit")
     plan.set_defaults(run=_plan)
 
+    prepare = commands.add_parser("prepare", help="prepare a job's data, as fit does by itself", description=_PREPARE)
+    prepare.add_argument("job", nargs="?", help="a YAML file whose keys are the settings of scalekit.fit")
+    prepare.set_defaults(run=_prepare)
+
+    inspect_ = commands.add_parser("inspect", help="show a job's rows as its model will see them", description=_INSPECT)
+    inspect_.add_argument("job", help="a YAML file whose keys are the settings of scalekit.fit")
+    inspect_.add_argument("--rows", type=int, default=3, help="rows that are shown (default: 3)")
+    inspect_.add_argument("--plot", metavar="FILE.png", help="draw a histogram of the rows' lengths")
+    inspect_.set_defaults(run=_inspect)
+
     launch = commands.add_parser("launch", help="start a job on several processes", description=_LAUNCH)
     launch.add_argument("--nproc", default="auto", help="processes on each node (default: one for each GPU)")
     launch.add_argument("--nodes", type=int, default=1, help="nodes (default: 1)")
@@ -81,20 +94,51 @@ _PLAN = (
     "Predicts what a step costs, for every strategy, without running it. Settings are those of scalekit.plan, as flags or from "
     "the job: --global_batch_size 64 --sequence_length 4096"
 )
+_PREPARE = (
+    "Reads, checks and encodes a job's data by all cores, and keeps it for the job. Settings are those of scalekit.fit"
+)
+_INSPECT = "Shows rows as the model will see them: what is cut, what padded, which tokens carry loss. Settings are those of fit"
 _LAUNCH = (
     "Starts `fit job.yaml` or a script of yours on several processes, by torchrun: launch --nproc 2 -- fit job.yaml"
 )
 
 
 def _fit(parsed: argparse.Namespace, rest: list[str]) -> int:
-    from scalekit.job import Job, read_yaml
-
-    settings = read_yaml(parsed.job) if parsed.job else {}
-    job = Job.from_mapping({**settings, **_flags(rest)})
+    job = _job(parsed, rest)
     from scalekit.training import run
 
     run(job)
     return 0
+
+
+def _prepare(parsed: argparse.Namespace, rest: list[str]) -> int:
+    from scalekit.training import prepare
+
+    rows = prepare(_job(parsed, rest))
+    for name, value in rows.summary().items():
+        print(f"{name:17} {value}")
+    print("\n".join(rows.remarks))
+    return 0
+
+
+def _inspect(parsed: argparse.Namespace, rest: list[str]) -> int:
+    from scalekit.data.inspection import inspection, plot
+    from scalekit.training import prepare
+
+    job = _job(parsed, rest)
+    rows = prepare(job)
+    for line in inspection(rows, parsed.rows, colours=sys.stdout.isatty(), seed=job.seed):
+        print(line)
+    if parsed.plot:
+        plot(rows, parsed.plot)
+    return 0
+
+
+def _job(parsed: argparse.Namespace, rest: list[str]) -> Job:
+    from scalekit.job import Job, read_yaml
+
+    settings = read_yaml(parsed.job) if parsed.job else {}
+    return Job.from_mapping({**settings, **_flags(rest)})
 
 
 def _plan(parsed: argparse.Namespace, rest: list[str]) -> int:

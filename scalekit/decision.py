@@ -21,7 +21,6 @@ from scalekit.planning.tasks import task as planned
 from scalekit.strategies import Strategy
 from scalekit.world import World
 
-_LOOKED_THROUGH = 20_000
 _FALLBACK_MICRO_BATCH = 8
 
 
@@ -64,8 +63,7 @@ class Decision:
 def decide(
     job: Job,
     model: Model,
-    rows: Any,
-    collate: Callable[[list[Any]], Any],
+    example: Callable[[], tuple[Any, Any]],
     precision: str,
     world: World,
     failed: Failed | None = None,
@@ -75,8 +73,7 @@ def decide(
     Args:
         job: its settings.
         model: the job's, or its LightningModule as one.
-        rows: of training data.
-        collate: makes a batch of rows.
+        example: gives the row that costs most, and what makes a batch of such rows.
         precision: resolved.
         world: the job's processes.
         failed: what a probe has shown to be too large.
@@ -88,7 +85,7 @@ def decide(
     before = _before(job, world)
     job = replace(job, **before)
     try:
-        row = costliest(rows)
+        row, collate = example()
         task = _task(job, model, collate([row, row]), precision, detect(world.local_size, world.num_nodes))
         if failed is not None:
             task = replace(task, too_large_bytes=failed.peak_bytes)
@@ -124,14 +121,6 @@ def _before(job: Job, world: World) -> dict[str, Any]:
     return {
         name: before[name] if getattr(job, name) == "auto" else getattr(job, name) for name in names if name in before
     }
-
-
-def costliest(rows: Any) -> Any:
-    """The longest row, as far as that is plain: a batch of it is what a step can cost at most."""
-    if "input_ids" not in (getattr(rows, "column_names", None) or ()):
-        return rows[0]
-    lengths = [len(ids) for ids in rows[:_LOOKED_THROUGH]["input_ids"]]
-    return rows[lengths.index(max(lengths))]
 
 
 def _task(job: Job, model: Model, example: Any, precision: str, hardware: Hardware) -> Task:

@@ -11,9 +11,12 @@ ScaleKitError
 ├── DataError                   the data cannot be used
 │   ├── EmptyDataError          no rows
 │   ├── ColumnError             no column that the task can use
-│   └── NoLabelError            a row that the loss could not learn from
+│   ├── RowError                a row that cannot be used
+│   │   └── NoLabelError        a row that the loss could not learn from
+│   └── StreamError             a stream that cannot be split or gone on with
 ├── ModelError                  the model cannot be used
-│   └── NoLossError             a model without a loss
+│   ├── NoLossError             a model without a loss
+│   └── LeakError               a model that cannot keep packed documents apart
 ├── NonFiniteError              a loss or gradient became NaN or infinite
 └── CheckpointError             a checkpoint cannot be written, read or continued
 """
@@ -105,8 +108,16 @@ class ColumnError(DataError):
     """No column that the task can use."""
 
 
-class NoLabelError(DataError):
+class RowError(DataError):
+    """A row that cannot be used; whoever knows where it came from says so."""
+
+
+class NoLabelError(RowError):
     """A row that the loss could not learn from."""
+
+
+class StreamError(DataError):
+    """A stream that cannot be split over ranks, or gone on with."""
 
 
 class ModelError(ScaleKitError, ValueError):
@@ -115,6 +126,10 @@ class ModelError(ScaleKitError, ValueError):
 
 class NoLossError(ModelError):
     """A model without a loss."""
+
+
+class LeakError(ModelError):
+    """A model, or its attention's backend, that cannot keep packed documents apart."""
 
 
 class NonFiniteError(ScaleKitError, ArithmeticError):

@@ -12,6 +12,7 @@ import yaml
 from scalekit.errors import ConfigError, UnknownNameError
 
 MEMORY_CHECKS = ("refuse", "probe", "warn")
+ON_BAD_ROW = ("refuse", "skip")
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,14 @@ class Job:
     processor: Any = None
     sequence_length: int | None = None
     loss_on: str = "all"
+    packing: bool | str = "auto"
+    transform: Any = None
+    validation_transform: Any = None
+    sampling_rate: int | None = None
+    shuffle_rows: int = 1000
+    on_bad_row: str = "refuse"
+    metrics: Any = None
+    generate: Mapping[str, Any] | None = None
     strategy: str = "auto"
     precision: str = "auto"
     global_batch_size: int = 8
@@ -58,16 +67,23 @@ class Job:
         for name in _INTEGERS + _NUMBERS:
             kind = int if name in _INTEGERS else float
             object.__setattr__(self, name, _number(name, getattr(self, name), kind))
-        for name in ("global_batch_size", "micro_batch_size", "max_steps", "checkpoint_every", "evaluate_every"):
+        for name in (
+            "global_batch_size",
+            "micro_batch_size",
+            "max_steps",
+            "checkpoint_every",
+            "evaluate_every",
+            "shuffle_rows",
+        ):
             value = getattr(self, name)
             if isinstance(value, int) and value < 1:
                 raise ConfigError(f"{name}={value} must be at least 1")
-        if self.activation_checkpointing not in (True, False, "auto"):
-            raise ConfigError(
-                f"activation_checkpointing={self.activation_checkpointing!r} is neither true nor false nor 'auto'"
-            )
-        if self.memory_check not in MEMORY_CHECKS:
-            raise UnknownNameError("memory_check", self.memory_check, MEMORY_CHECKS)
+        for name in ("activation_checkpointing", "packing"):
+            if getattr(self, name) not in (True, False, "auto"):
+                raise ConfigError(f"{name}={getattr(self, name)!r} is neither true nor false nor 'auto'")
+        for name, known in (("memory_check", MEMORY_CHECKS), ("on_bad_row", ON_BAD_ROW)):
+            if getattr(self, name) not in known:
+                raise UnknownNameError(name, getattr(self, name), known)
         if self.count is not None and self.loss is None:
             raise ConfigError("count is for a loss function of yours, and there is none: give `loss` too")
         if (self.max_steps is None) == (self.max_epochs is None):
@@ -103,6 +119,8 @@ class Job:
 
 _INTEGERS = (
     "sequence_length",
+    "sampling_rate",
+    "shuffle_rows",
     "global_batch_size",
     "micro_batch_size",
     "max_steps",
@@ -127,6 +145,7 @@ _FREE = {
 }
 _FREE |= {"devices", "num_nodes", "workers"}
 _FREE |= {"logger", "callbacks", "output_dir", "checkpoint_every", "evaluate_every", "resume", "trust_remote_code"}
+_FREE |= {"metrics", "generate"}
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -113,6 +113,21 @@ class Ledger:
         self.rows, self.losses = [], []
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What a model made of a micro-batch.
+
+    Attributes:
+        loss: the scalar mean over the micro-batch's items.
+        outputs: of the model, such as logits, shape [..., classes]; None where it has none that stand beside `targets`.
+        targets: what they should have been, shape [...]; -100 where nothing is counted.
+    """
+
+    loss: Tensor
+    outputs: Tensor | None = None
+    targets: Tensor | None = None
+
+
 class Objective(ABC):
     """How a model's mean loss over a micro-batch comes about, and how many items it is a mean over."""
 
@@ -121,8 +136,12 @@ class Objective(ABC):
         """The items of a collated micro-batch of `samples` rows, counted before the model sees it."""
 
     @abstractmethod
+    def outcome(self, model: nn.Module, batch: Any) -> Outcome:
+        """Runs the model on a micro-batch."""
+
     def mean_loss(self, model: nn.Module, batch: Any) -> Tensor:
         """The scalar mean over the micro-batch's items."""
+        return self.outcome(model, batch).loss
 
     @abstractmethod
     def describe(self) -> str:
@@ -169,14 +188,20 @@ class ModelLoss(Objective):
         counted = labels[..., 1:] if self._shifted and labels.ndim > 1 else labels
         return int((counted != IGNORED).sum())
 
-    def mean_loss(self, model: nn.Module, batch: Any) -> Tensor:
+    def outcome(self, model: nn.Module, batch: Any) -> Outcome:
         if isinstance(batch, Mapping):
             output = _call(model, batch)
         elif isinstance(batch, (tuple, list)):
             output = model(*batch)
         else:
             output = model(batch)
-        return _own_loss(model, output)
+        loss = _own_loss(model, output)
+        logits, labels = getattr(output, "logits", None), batch.get("labels") if isinstance(batch, Mapping) else None
+        if logits is None or labels is None:
+            return Outcome(loss)
+        if self._shifted:
+            return Outcome(loss, logits[:, :-1], labels[:, 1:])
+        return Outcome(loss, logits, labels)
 
     def describe(self) -> str:
         return "label tokens, shifted by one" if self._shifted else "labels"
@@ -214,15 +239,15 @@ class FunctionLoss(Objective):
         weight = self._function.weight
         return int(target.numel()) if weight is None else float(weight.to(target.device)[target].sum())
 
-    def mean_loss(self, model: nn.Module, batch: Any) -> Tensor:
+    def outcome(self, model: nn.Module, batch: Any) -> Outcome:
         inputs, target = _split(batch)
         output = model(*inputs) if isinstance(inputs, tuple) else _call(model, inputs)
         loss = self._function(output, target)
         if loss.ndim > 1 and not isinstance(self._function, (nn.CrossEntropyLoss, nn.NLLLoss)):
             raise NoLossError(f"the loss function must return a scalar or one value a sample, not {tuple(loss.shape)}")
         if loss.ndim or getattr(self._function, "reduction", "mean") == "sum":
-            return loss.sum() / self.items(batch, len(target))
-        return loss
+            loss = loss.sum() / self.items(batch, len(target))
+        return Outcome(loss, output, target)
 
     def describe(self) -> str:
         if self._count is not None:

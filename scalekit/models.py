@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from scalekit.errors import DependencyError, ModelError
+from scalekit.weights import build
 
 TASKS = {
     "causal-lm": "AutoModelForCausalLM",
@@ -19,6 +20,7 @@ TASKS = {
     "token-classification": "AutoModelForTokenClassification",
     "question-answering": "AutoModelForQuestionAnswering",
     "image-classification": "AutoModelForImageClassification",
+    "audio-classification": "AutoModelForAudioClassification",
 }
 
 
@@ -37,8 +39,19 @@ class Model:
     config: Any = None
 
 
-def resolve(model: Any, task: str | None = None, trust_remote_code: bool = False) -> Model:
+def resolve(
+    model: Any,
+    task: str | None = None,
+    trust_remote_code: bool = False,
+    classes: Sequence[str] | None = None,
+) -> Model:
     """Finds out what `model` is.
+
+    Args:
+        model: as for `fit`.
+        task: which head a hub model gets; the one it was saved with by default.
+        trust_remote_code: whether code that comes with a hub model may run.
+        classes: the names of what a hub model's head tells apart; those it was saved with by default.
 
     Raises:
         ModelError: it is no model.
@@ -46,7 +59,7 @@ def resolve(model: Any, task: str | None = None, trust_remote_code: bool = False
     if isinstance(model, nn.Module):
         return Model(model, type(model).__name__, getattr(model, "config", None))
     if isinstance(model, str):
-        return _from_name(model, task, trust_remote_code)
+        return _from_name(model, task, trust_remote_code, classes)
     if callable(model):
         return Model(model, getattr(model, "__name__", type(model).__name__))
     raise ModelError(
@@ -55,14 +68,32 @@ def resolve(model: Any, task: str | None = None, trust_remote_code: bool = False
     )
 
 
-def _from_name(name: str, task: str | None, trust_remote_code: bool) -> Model:
+def known_of(model: Any, trust_remote_code: bool = False) -> Any:
+    """What can be known of a model before its task is: a hub model's configuration, the module, or one without weights.
+
+    None where a function that builds one cannot do so without weights.
+
+    Raises:
+        ModelError: it is no model.
+    """
+    if isinstance(model, str):
+        return _config(model, trust_remote_code)
+    source = resolve(model).source
+    if isinstance(source, nn.Module):
+        return source
+    try:
+        return build(source, here=False)
+    except ModelError:
+        return None
+
+
+def _config(name: str, trust_remote_code: bool, **changed: Any) -> Any:
     if importlib.util.find_spec("transformers") is None:
         raise DependencyError("transformers", "transformers", f"the model {name!r}")
-    import torch
     import transformers
 
     try:
-        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        return transformers.AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **changed)
     except Exception as error:
         if _is_offline(error):
             raise ModelError(
@@ -72,9 +103,16 @@ def _from_name(name: str, task: str | None, trust_remote_code: bool) -> Model:
         raise ModelError(
             f"{name!r} is neither the folder of a Hugging Face model nor one that the hub gives: {error}"
         ) from error
+
+
+def _from_name(name: str, task: str | None, trust_remote_code: bool, classes: Sequence[str] | None) -> Model:
+    config = _config(name, trust_remote_code, **_named(classes))
+    import torch
+    import transformers
+
     cls = _model_class(transformers, name, config, task)
 
-    def build() -> nn.Module:
+    def pretrained() -> nn.Module:
         options = {"trust_remote_code": trust_remote_code} if cls.__name__.startswith("Auto") else {}
         if torch.empty(0).is_meta:
             built = cls.from_config(config, **options) if options else cls(config)
@@ -82,7 +120,13 @@ def _from_name(name: str, task: str | None, trust_remote_code: bool) -> Model:
             built = cls.from_pretrained(name, config=config, dtype=torch.float32, **options)
         return built  # type: ignore[no-any-return]
 
-    return Model(build, name.rstrip("/").split("/")[-1], config)
+    return Model(pretrained, name.rstrip("/").split("/")[-1], config)
+
+
+def _named(classes: Sequence[str] | None) -> dict[str, Any]:
+    if classes is None:
+        return {}
+    return {"id2label": dict(enumerate(classes)), "label2id": {name: number for number, name in enumerate(classes)}}
 
 
 def _is_offline(error: BaseException | None) -> bool:

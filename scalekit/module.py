@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from scalekit import optim
-from scalekit.engines.engine import Engine
+from scalekit.engines.engine import Engine, T
 from scalekit.errors import ModelError
 from scalekit.loss import FunctionLoss, LossFunction, ModelLoss, Objective
 from scalekit.recompute import recompute_blocks
@@ -104,11 +104,16 @@ class ScaleModule(LightningModule):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self._built(*args, **kwargs)
 
+    def call(self, function: Callable[[], T]) -> T:
+        """Runs something of the model's within this module, where an engine hangs its hooks on it."""
+        return function()
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         return self.objective.mean_loss(self._built, batch)
 
-    def validation_step(self, batch: Any, batch_idx: int) -> Tensor:
-        return self.objective.mean_loss(self._built, batch)
+    def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        outcome = self.objective.outcome(self._built, batch)
+        return {"loss": outcome.loss, "outputs": outcome.outputs, "targets": outcome.targets}
 
     def configure_optimizers(self) -> Any:
         strategy, settings = self.trainer.strategy, self.settings

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,18 @@ def claim(job: Job, name: str, plan: Plan) -> RunFolder:
 def write_plan(path: Path, plan: Mapping[str, Any]) -> None:
     """Writes plan.json at once, since other processes may be reading it."""
     write_at_once(path / "plan.json", json.dumps(plan, indent=2) + "\n")
+
+
+def write_data(path: Path, summary: Mapping[str, Any]) -> None:
+    """Writes data.json."""
+    write_at_once(path / "data.json", json.dumps(summary, indent=2) + "\n")
+
+
+def write_skipped(path: Path, skipped: Sequence[Any]) -> None:
+    """Writes skipped_rows.jsonl, where rows were left out."""
+    if skipped:
+        lines = (json.dumps({"where": row.where, "why": row.why}) + "\n" for row in skipped)
+        write_at_once(path / "skipped_rows.jsonl", "".join(lines))
 
 
 def _open(job: Job, name: str, plan: Plan) -> RunFolder:

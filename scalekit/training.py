@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import math
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,30 +18,37 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
-from torch.utils.data import default_collate
 
 from scalekit import dtypes, engines, models, runs
 from scalekit.checkpoint.callback import Checkpoints
 from scalekit.checkpoint.load import latest
-from scalekit.data import sources, text
-from scalekit.data.loader import Loader
+from scalekit.data import sources
+from scalekit.data.encoders.causal import LOSS_ON
+from scalekit.data.lanes import Lanes
+from scalekit.data.loaders import order_of, training_loader, validation_loader
+from scalekit.data.loaders import total_steps as steps_of
 from scalekit.data.order import Order
-from scalekit.decision import Decision, costliest, decide
+from scalekit.data.rows import Rows
+from scalekit.data.stream import StreamLoader
+from scalekit.decision import Decision, decide
 from scalekit.engines.engine import Engine
-from scalekit.errors import ConfigError, EmptyDataError, UnknownNameError
+from scalekit.errors import ConfigError, UnknownNameError
 from scalekit.job import Job
+from scalekit.leaks import LeakCheck
 from scalekit.loss import LossFunction
 from scalekit.module import OptimizerSettings, ScaleModule
 from scalekit.optim import OPTIMIZERS, SCHEDULES
 from scalekit.planning.plan import Plan
 from scalekit.probe import settle
 from scalekit.recompute import recompute_blocks
+from scalekit.scores import Scores
 from scalekit.strategies import Strategy
 from scalekit.tracking.comparison import compare
 from scalekit.tracking.evaluation import Evaluation
 from scalekit.tracking.metrics import Metrics, data_warning
 from scalekit.tracking.progress import Progress
-from scalekit.world import World, connect, device_type, first
+from scalekit.tracking.samples import Samples
+from scalekit.world import World, connect, device_type, first, gather
 
 
 @dataclass(frozen=True)
@@ -82,6 +89,14 @@ def fit(
     processor: Any = None,
     sequence_length: int | None = None,
     loss_on: str = "all",
+    packing: bool | str = "auto",
+    transform: Callable[[Any], Any] | None = None,
+    validation_transform: Callable[[Any], Any] | None = None,
+    sampling_rate: int | None = None,
+    shuffle_rows: int = 1000,
+    on_bad_row: str = "refuse",
+    metrics: Mapping[str, Any] | None = None,
+    generate: Mapping[str, Any] | None = None,
     strategy: str = "auto",
     precision: str = "auto",
     global_batch_size: int = 8,
@@ -114,16 +129,30 @@ def fit(
     Args:
         model: an `nn.Module`; a function that builds one; a Hugging Face model, its hub id or folder; or a LightningModule,
             which keeps its own steps, optimizers and callbacks.
-        data: a Hugging Face `Dataset` or `DatasetDict`, a hub id, a file or folder, a list of rows, a torch `Dataset` or
-            `DataLoader`, or a LightningDataModule. Of a DataLoader its rows, its collator, its workers and whether it
-            shuffles are taken; batch sizes are the job's.
+        data: a Hugging Face data set, a stream or a dictionary of them; a hub id, a file or folder; a mapping of ``path``,
+            ``name``, ``split``, ``revision``, ``streaming``; a `Mixture`; a list of rows; a torch `Dataset` or `DataLoader`; or
+            a LightningDataModule. Of a DataLoader its rows, its collator, its workers and whether it shuffles are taken;
+            batch sizes are the job's. What the rows look like decides their task.
         task: which head a hub model gets, one of `models.TASKS`; the one it was saved with by default.
         loss: a `torch.nn` loss, or a function of output and target; by default the model's own.
         count: the items of a batch, where `loss` is a mean over neither samples nor labels.
-        validation: rows held out, or the share of `data` to hold out; the loss on them is found before and after.
-        processor: a tokenizer, or the name of one; the model's own by default.
+        validation: rows held out, the name of their split, or the share of `data` to hold out; they are evaluated before the
+            first step and after the last.
+        processor: a tokenizer, image processor or feature extractor, or the name of one; the model's own by default.
         sequence_length: longest row in tokens; longer ones are cut, and counted.
-        loss_on: ``"all"`` tokens, or ``"completions"`` alone.
+        loss_on: ``"all"`` tokens, or ``"completions"`` alone: what follows a prompt, and what the assistant says.
+        packing: whether documents share rows of `sequence_length` tokens, without seeing each other; ``"auto"`` where that
+            saves padding and the model can. A sample is then such a row.
+        transform: of each training row's image, or wave of shape [samples]; random draws depend on (seed, epoch, row) alone.
+        validation_transform: the same for the rows held out.
+        sampling_rate: of sounds, in Hz, to which they are resampled.
+        shuffle_rows: of each lane of a stream, whose order is shuffled within as many rows at a time.
+        on_bad_row: ``"refuse"`` ends a job before it starts whose data has a row that cannot be used; ``"skip"`` leaves such
+            rows out, and lists them in the run's folder.
+        metrics: what is found on the rows held out beside the loss: names of torchmetrics' metrics, which take the model's
+            outputs and the labels; by default accuracy for classes, and perplexity and token accuracy for language models.
+        generate: samples that are made with each evaluation: ``prompts`` (texts, or conversations) and ``max_new_tokens``,
+            64 by default.
         strategy: a name in ``strategies/``, the path of a strategy file, or ``"auto"``.
         precision: ``32-true``, ``bf16-mixed``, ``bf16-true``, ``16-mixed`` or ``"auto"``.
         global_batch_size: samples an optimizer step, over all ranks and accumulation.
@@ -171,43 +200,40 @@ def run(job: Job) -> Run:
     # What is wrong with a strategy that was named shows before data is read.
     named = engines.engine(Strategy.load(job.strategy), precision, device, world) if job.strategy != "auto" else None
 
-    source = sources.read(job.data, job.validation, job.seed)
+    rows = prepare(job)
+    for remark in rows.remarks:
+        _say(world, remark)
     model = (
         None
         if isinstance(job.model, pl.LightningModule)
-        else models.resolve(job.model, job.task, job.trust_remote_code)
+        else models.resolve(job.model, job.task or rows.way.task, job.trust_remote_code, rows.way.classes)
     )
-    rows = _Rows.prepare(job, model, source)
-    if len(rows.train) == 0:
-        raise EmptyDataError("the data has no rows")
     connect(world)
     known = model or models.resolve(job.model)
     decision = settle(
-        job,
-        partial(decide, job, known, rows.train, rows.collate, precision, world),
-        lambda: (costliest(rows.train), rows.collate),
+        replace(job, model=known.source) if isinstance(job.model, str) else job,  # with the head that its rows ask for
+        partial(decide, job, known, rows.example, precision, world),
+        rows.example,
         world,
         partial(_say, world),
     )
     engine = named or engines.engine(decision.strategy, precision, device, world)
-    order = Order(
-        length=len(rows.train),
-        global_batch_size=job.global_batch_size,
-        micro_batch_size=decision.micro_batch_size,
-        world_size=world.size,
-        seed=job.seed,
-        shuffle=source.shuffle,
-    )
-    total_steps = job.max_steps or math.ceil((job.max_epochs or 0) * order.steps_per_epoch)
+    order = order_of(rows, decision.micro_batch_size, world)
+    total_steps = steps_of(rows, order)
     module = _module(job, model, rows, total_steps, recompute=decision.activation_checkpointing)
     plan = _plan(decision, engine, device, order, total_steps, module)
 
     folder = first(lambda: runs.claim(job, known.name, plan), world)
     _say(world, f"{plan}\nrun        {folder.path}" + (f", resumed at step {folder.step}" if folder.step else ""))
 
+    if world.rank == 0:
+        runs.write_data(folder.path, rows.summary())
+        runs.write_skipped(folder.path, rows.skipped)
+
     engine.initial_weights = folder.checkpoint
     engine.job_state["layout"] = plan.layout()
     loggers = _loggers(job, folder, plan, engine)
+    engine.scores = Scores(job.metrics, job.task or rows.way.task, classifies=_classifies(job))
     metrics = Metrics(folder.path, folder.step, plan.flops_share, order.global_batch_size)
     with _quiet_lightning():
         pl.seed_everything(job.seed, verbose=False)
@@ -229,6 +255,8 @@ def run(job: Job) -> Run:
                 *job.callbacks,
                 metrics,
                 Evaluation(total_steps, job.evaluate_every, folder.step),
+                *([Samples(job.generate, rows.way.processor, folder.path, folder.step)] if job.generate else []),
+                *([LeakCheck()] if rows.packed else []),
                 Checkpoints(folder.checkpoints, total_steps, job.checkpoint_every, folder.step, metrics.restart_clock),
                 Progress(metrics, total_steps, folder.step),
             ],
@@ -238,15 +266,31 @@ def run(job: Job) -> Run:
             use_distributed_sampler=False,
             default_root_dir=folder.path,
         )
-        training, held_out = rows.loaders(order, world, module, device, folder)
-        trainer.fit(module, training, held_out, ckpt_path=folder.checkpoint)
+        batching = (rows, order, world, _count(module), device == "cuda")
+        training = training_loader(*batching, folder.state or {})
+        if isinstance(training, StreamLoader):
+            _say(world, f"stream     {training.describe()}")
+        trainer.fit(module, training, validation_loader(*batching), ckpt_path=folder.checkpoint)
+    if isinstance(training, StreamLoader) and job.on_bad_row == "skip":
+        _write_skipped(folder.path, rows, training, world)
     compared = compare(plan, metrics.history[folder.step :], trainer, folder.path)
-    for remark in (compared, data_warning(metrics.history[folder.step :])):
-        if remark is not None:
-            _say(world, remark)
+    for closing in (compared, data_warning(metrics.history[folder.step :])):
+        if closing is not None:
+            _say(world, closing)
     for each in loggers:
         _finish(each, trainer)
     return Run(folder.path, plan, metrics.history, metrics.evaluations, latest(folder.checkpoints), module)
+
+
+def prepare(job: Job) -> Rows:
+    """Reads a job's data and prepares it for its model; what is prepared is kept, and found again by the job itself."""
+    source = sources.read(job.data, job.validation, job.seed, job.on_bad_row)
+    known = None if isinstance(job.model, pl.LightningModule) else models.known_of(job.model, job.trust_remote_code)
+    return Rows.prepare(job, source, known)
+
+
+def _classifies(job: Job) -> bool:
+    return job.loss is None or isinstance(job.loss, (nn.CrossEntropyLoss, nn.NLLLoss))
 
 
 def _gradient_clip(job: Job) -> float | None:
@@ -262,7 +306,7 @@ def _check_names(job: Job) -> None:
     Raises:
         UnknownNameError: it is not.
     """
-    for kind, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("loss_on", text.LOSS_ON)):
+    for kind, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("loss_on", LOSS_ON)):
         value = getattr(job, kind)
         if isinstance(value, str) and value not in known:
             raise UnknownNameError(kind, value, known)
@@ -286,60 +330,19 @@ def _check_own_module(job: Job) -> None:
         raise ConfigError(f"a LightningModule decides by itself on {', '.join(given)}: set that in the module instead")
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """A job's rows as the model takes them, and how they are batched."""
-
-    train: Any
-    validation: Any
-    collate: Callable[[list[Any]], Any]
-    tokenizer: Any
-    workers: int
-
-    @classmethod
-    def prepare(cls, job: Job, model: models.Model | None, source: sources.Source) -> _Rows:
-        """Tokens for a language model given rows of text; all other rows as they are."""
-        workers = source.workers or 0 if job.workers == "auto" else int(job.workers)
-        is_text = model is not None and model.config is not None and hasattr(source.train, "column_names")
-        if not is_text or source.collate is not None:
-            collate = source.collate or default_collate
-            return cls(_tensors(source.train), _tensors(source.validation), collate, job.processor, workers)
-        tokenizer = job.processor
-
-        def encoder() -> text.Encoder:
-            nonlocal tokenizer
-            tokenizer = text.need_tokenizer(job.processor, job.model)
-            return text.Encoder(tokenizer, job.loss_on, job.sequence_length)
-
-        train = text.prepare(source.train, encoder, "data")
-        validation = None if source.validation is None else text.prepare(source.validation, encoder, "validation data")
-        config = model.config if model is not None else None
-        return cls(train, validation, text.Pad(text.pad_id(tokenizer, config)), tokenizer, workers)
-
-    def loaders(
-        self, order: Order, world: World, module: pl.LightningModule, device: str, folder: runs.RunFolder
-    ) -> tuple[Loader, Loader | None]:
-        """The loader for training, and the one for the rows held out where there are any."""
-
-        def count(batch: Any, samples: int) -> float:
-            return module.objective.items(batch, samples) if isinstance(module, ScaleModule) else samples
-
-        shared: dict[str, Any] = {"workers": self.workers, "pin_memory": device == "cuda"}
-        position = int((folder.state or {}).get("position", 0))
-        training = Loader(self.train, self.collate, order, world.rank, count, position=position, **shared)
-        if self.validation is None:
-            return training, None
-        each = order.micro_batch_size
-        once = Order(len(self.validation), each * world.size, each, world.size, order.seed, shuffle=False)
-        return training, Loader(self.validation, self.collate, once, world.rank, count, advances=False, **shared)
+def _write_skipped(folder: Path, rows: Rows, training: StreamLoader, world: World) -> None:
+    """Lists what was left out of a stream, which is known when it has been read."""
+    found = dict.fromkeys(chain(rows.skipped, *gather(training.skipped, world)))
+    if world.rank == 0:
+        runs.write_skipped(folder, list(found))
 
 
-def _tensors(rows: Any) -> Any:
-    """Hugging Face rows as tensors, which torch's own collator stacks."""
-    return rows.with_format("torch") if hasattr(rows, "with_format") else rows
+def _count(module: pl.LightningModule) -> Callable[[Any, int], float]:
+    """The items of a batch; a LightningModule's own loss is a mean over samples."""
+    return lambda batch, rows: module.objective.items(batch, rows) if isinstance(module, ScaleModule) else rows
 
 
-def _module(job: Job, model: models.Model | None, rows: _Rows, total_steps: int, recompute: bool) -> pl.LightningModule:
+def _module(job: Job, model: models.Model | None, rows: Rows, total_steps: int, recompute: bool) -> pl.LightningModule:
     """The user's own LightningModule, or theirs within ScaleKit's."""
     if model is None:
         if recompute:
@@ -356,14 +359,12 @@ def _module(job: Job, model: models.Model | None, rows: _Rows, total_steps: int,
         job.optimizer, job.learning_rate, job.schedule, job.warmup_steps, job.weight_decay, job.optimizer_options or {}
     )
     built = source if isinstance(source, nn.Module) else seeded
-    return ScaleModule(built, job.loss, settings, total_steps, job.count, rows.tokenizer, recompute)
+    return ScaleModule(built, job.loss, settings, total_steps, job.count, rows.way.processor, recompute)
 
 
 def _plan(
-    decision: Decision, engine: Engine, device: str, order: Order, total_steps: int, module: pl.LightningModule
+    decision: Decision, engine: Engine, device: str, order: Order | Lanes, total_steps: int, module: pl.LightningModule
 ) -> Plan:
-    if total_steps < 1:
-        raise ConfigError("the job has no steps: max_epochs must be above 0")
     return Plan(
         strategy=decision.strategy.name,
         engine=decision.strategy.engine,
@@ -375,8 +376,8 @@ def _plan(
         micro_batch_size=order.micro_batch_size,
         accumulation=order.accumulation,
         activation_checkpointing=decision.activation_checkpointing,
-        samples=order.length,
-        steps_per_epoch=order.steps_per_epoch,
+        samples=order.length if isinstance(order, Order) else None,
+        steps_per_epoch=order.steps_per_epoch if isinstance(order, Order) else None,
         total_steps=total_steps,
         loss=module.describe_loss() if isinstance(module, ScaleModule) else "samples, by its own training_step",
         predicted=decision.predicted,

@@ -122,6 +122,17 @@ def first(function: Callable[[], T], world: World) -> T:
     return result
 
 
+def total(tensor: Any, world: World) -> Any:
+    """The sum of all ranks' tensors, on every rank, where the tensor is. ``connect`` comes first."""
+    if world.size == 1:
+        return tensor
+    import torch
+
+    summed = tensor.to(device_type(), copy=True)
+    torch.distributed.all_reduce(summed)
+    return summed.to(tensor.device)
+
+
 def gather(value: T, world: World) -> list[T]:
     """Every rank's value, on every rank. ``connect`` comes first."""
     if world.size == 1:

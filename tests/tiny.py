@@ -1,6 +1,7 @@
 """A tiny language model with a tokenizer and a chat template, made from nothing."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -45,3 +46,22 @@ def conversations(number: int) -> list[dict]:
         ]
         rows.append({"messages": turns * (1 + i % 2)})
     return rows
+
+
+def make_word_tokenizer() -> Any:
+    """A tokenizer of BERT's form over single letters: ``bc`` is ``b`` and ``##c``."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcde", *(f"##{letter}" for letter in "abcde")]
+    inner = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    inner.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    )

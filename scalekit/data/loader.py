@@ -24,7 +24,7 @@ class Loader:
     `waited_seconds` is how long it has waited for rows so far, or read them itself.
 
     Args:
-        rows: map-style data.
+        rows: map-style data; where it is another one each epoch it has `at_epoch`.
         collate: makes a batch of a list of rows.
         order: which rows, when and where.
         rank: whose part.
@@ -59,10 +59,13 @@ class Loader:
 
     def __iter__(self) -> Iterator[Any]:
         self._pending.clear()
+        rows = self._rows
+        if hasattr(rows, "at_epoch"):
+            rows = rows.at_epoch(self.position // self.order.length if self._advances else 0)
         # As they are needed: an epoch's list of them would outgrow the memory.
         turns, ahead = tee(self.order.turns(self._rank, self.position))
         batches = DataLoader(
-            self._rows,
+            rows,
             batch_sampler=(list(turn.rows) for turn in ahead),
             collate_fn=self._collate,
             num_workers=self._workers,

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch import LightningModule
@@ -26,6 +26,9 @@ from scalekit.dtypes import Dtypes, promised
 from scalekit.engines.precision import plugin
 from scalekit.errors import CheckpointError, NonFiniteError
 from scalekit.loss import Ledger, MicroBatch, StepLoss
+from scalekit.scores import Scores
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class Engine(LightningStrategy):
         self.initial_weights: Path | None = None
         self.job_state: dict[str, Any] = {}
         self.last_step: StepRecord | None = None
+        self.scores: Scores | None = None
         self._ledger: Ledger | None = None
         self._micro: MicroBatch | None = None
 
@@ -133,13 +137,23 @@ class Engine(LightningStrategy):
         if micro is not None and micro.items and isinstance(loss, Tensor):
             self._evaluated[0] += loss.detach().double() * micro.items
             self._evaluated[1] += micro.items
-        return output
+            if self.scores is not None and isinstance(output, Mapping):
+                self.scores.update(output)
+        return {"loss": loss} if isinstance(loss, Tensor) else output  # Lightning would keep logits until the next one
 
-    def close_evaluation(self) -> StepLoss | None:
-        """The loss over all rows held out, each counted once; None where `validation_step` returns no loss."""
+    def run(self, function: Callable[[], T]) -> T:
+        """Runs the model outside of Lightning's steps, with what precision and shards need around it. Every rank calls it."""
+        with torch.no_grad(), self.precision_plugin.forward_context():
+            return function()
+
+    def close_evaluation(self) -> dict[str, Any] | None:
+        """Loss and scores over all rows held out, each counted once; None where `validation_step` returns no loss."""
         total, items = self._sum(self._evaluated).tolist()
         self._evaluated.zero_()
-        return StepLoss(total / items, items) if items else None
+        if not items:
+            return None
+        found = {"loss": total / items, "items": int(items) if items == int(items) else items}
+        return {**found, **(self.scores.close(total / items) if self.scores is not None else {})}
 
     @cached_property
     def _evaluated(self) -> Tensor:
@@ -147,9 +161,7 @@ class Engine(LightningStrategy):
 
     def _consume(self, loader: Any) -> MicroBatch | None:
         """What is known of the batch that is run next; None for a loader that is not ScaleKit's."""
-        from scalekit.data.loader import Loader
-
-        return loader.consume() if isinstance(loader, Loader) else None
+        return loader.consume() if hasattr(loader, "consume") else None
 
     def _close_global_batch(self) -> StepLoss | None:
         """The step's loss, before anything has been updated by it.
@@ -226,14 +238,28 @@ class Engine(LightningStrategy):
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         from scalekit.checkpoint.save import save
 
-        checkpoint["scalekit"] = {**self.job_state, "position": self.position}
+        checkpoint["scalekit"] = {**self.job_state, "position": self.position, **self._stream_state()}
         part = self._rank if self._parts > 1 else 0 if self._rank == 0 else None
         save(self._module, checkpoint, Path(self.broadcast(str(filepath))), part, self._rank == 0, self.barrier)
+
+    def _stream_state(self) -> dict[str, Any]:
+        """How far all ranks have read a stream; nothing where the data has places, of which the position is one."""
+        loader: Any = self._module.trainer.train_dataloader
+        if not hasattr(loader, "state"):
+            return {}
+        from scalekit.data.stream import merge
+
+        return {"stream": merge(self._gather(loader.state()))}
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         from scalekit.checkpoint.load import load
 
         return load(Path(checkpoint_path), self._rank if self._parts > 1 else 0, self._parts)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether no rank has the whole model, so that all must run it together."""
+        return "parameters" in self.spec.shards
 
     @property
     def waited_seconds(self) -> float:

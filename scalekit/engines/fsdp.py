@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from scalekit import weights
 from scalekit.checkpoint.load import load_weights
-from scalekit.engines.engine import Engine
+from scalekit.engines.engine import Engine, T
 from scalekit.errors import ConfigError
 from scalekit.strategies import Strategy
 
@@ -60,6 +60,10 @@ class FSDPEngine(Engine, _StepsThroughRoot):
         if trainer.state.fn == TrainerFn.FITTING:
             self.setup_optimizers(trainer)
         self.setup_precision_plugin()
+
+    def run(self, function: Callable[[], T]) -> T:
+        found: T = super().run(lambda: self._redirect("call", function))
+        return found
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)

@@ -17,7 +17,7 @@ class Plan:
         global_batch_size, micro_batch_size: samples.
         accumulation: micro-batches an optimizer step and rank.
         activation_checkpointing: whether blocks are computed anew in the backward pass.
-        samples: rows of training data.
+        samples: rows of training data; None of a stream.
         steps_per_epoch, total_steps: optimizer steps.
         loss: what it is a mean over.
         predicted: peak_bytes of a rank with its items and when it is, step_seconds; empty where the model cannot be traced.
@@ -34,8 +34,8 @@ class Plan:
     micro_batch_size: int
     accumulation: int
     activation_checkpointing: bool
-    samples: int
-    steps_per_epoch: int
+    samples: int | None
+    steps_per_epoch: int | None
     total_steps: int
     loss: str
     predicted: dict[str, Any] = field(default_factory=dict)
@@ -67,7 +67,8 @@ class Plan:
             f"precision  {self.precision}: {types}",
             f"batch      {self.global_batch_size} samples = {self.micro_batch_size} x {self.accumulation} accumulated x "
             f"{self.world_size} ranks",
-            f"steps      {self.total_steps}, {self.steps_per_epoch} an epoch of {self.samples} samples",
+            f"steps      {self.total_steps}, "
+            + (f"{self.steps_per_epoch} an epoch of {self.samples} samples" if self.samples else "of a stream"),
             f"loss       mean over {self.loss}",
             *self._expected(),
             *(f"because    {reason}" for reason in self.reasons),

@@ -65,7 +65,7 @@ class Metrics(Callback):
         engine = trainer.strategy
         result = engine.close_evaluation() if isinstance(engine, Engine) else None
         if result is not None:
-            record = {"step": trainer.global_step, "loss": result.loss, "items": result.items}
+            record = {"step": trainer.global_step, **result}
             self.evaluations.append(record)
             self._publish(trainer, self._evaluations, record, prefix="evaluation/")
         self._started = time.perf_counter()

@@ -1,0 +1,115 @@
+"""From rows to what a model takes: a task's encoder a file; `encoder` finds the one for a job."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from scalekit.data.encoders.encoder import Encoder
+from scalekit.data.encoders.limit import Limit
+from scalekit.errors import ColumnError
+
+LOOKS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "causal-lm": (("messages",), ("prompt", "completion"), ("text",)),
+    "masked-lm": (("text",),),
+    "seq2seq-lm": (("prompt", "completion"),),
+    "sequence-classification": (("text", "label"),),
+    "token-classification": (("tokens", "tags"),),
+    "question-answering": (("question", "context", "answers"),),
+    "image-classification": (("image", "label"),),
+    "audio-classification": (("audio", "label"),),
+}
+"""The columns by which each task's rows are known."""
+
+_MODALITIES = ("image-classification", "audio-classification")
+_TELLING = (
+    *_MODALITIES,
+    "token-classification",
+    "question-answering",
+    "sequence-classification",
+)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a job says of its rows; see `scalekit.fit`."""
+
+    processor: Callable[[], Any]
+    config: Any
+    loss_on: str
+    sequence_length: int | None
+    transform: Any
+    sampling_rate: int | None
+    classes: int | None
+
+
+def look(columns: Sequence[str], config: Any) -> str | None:
+    """The task that rows are plainly for; None where they are for none.
+
+    Args:
+        columns: of the data.
+        config: of the Hugging Face model, or None: then only images and sounds are known by their look.
+    """
+    if "input_ids" in columns:
+        return None
+    for task in _TELLING if config is not None else _MODALITIES:
+        if _has(columns, task):
+            return task
+    if config is None or not (_has(columns, "causal-lm") or _has(columns, "seq2seq-lm")):
+        return None
+    if getattr(config, "is_encoder_decoder", False):
+        return "seq2seq-lm"
+    saved_as = next(iter(getattr(config, "architectures", None) or ()), "")
+    return "masked-lm" if saved_as.endswith(("ForMaskedLM", "ForPreTraining")) and "text" in columns else "causal-lm"
+
+
+def check_columns(columns: Sequence[str], task: str, name: str) -> None:
+    """Whether rows have what a task needs.
+
+    Raises:
+        ColumnError: they do not.
+    """
+    if _has(columns, task):
+        return
+    wanted = " or ".join(" and ".join(f"'{column}'" for column in each) for each in LOOKS[task])
+    raise ColumnError(
+        f"the {name} has no column that {task} can be trained on. It has: {', '.join(columns)}. Wanted: {wanted}, or "
+        "'input_ids' and 'labels'"
+    )
+
+
+def encoder(task: str, wanted: Wanted, parts: Sequence[Any]) -> Encoder:
+    """The encoder of a task.
+
+    Args:
+        task: one of `LOOKS`.
+        wanted: what the job says.
+        parts: the data sets, of which the classes are found.
+
+    Raises:
+        ScaleKitError: no tokenizer, or columns without classes.
+    """
+    from scalekit.data.encoders import causal, classes, images, masked, seq2seq, sounds, spans
+    from scalekit.data.encoders.labels import labels_of
+
+    limit = Limit.of(wanted.sequence_length, wanted.config)
+    if task in ("causal-lm", "masked-lm", "seq2seq-lm", "question-answering"):
+        tokenizer = wanted.processor()
+        if task == "causal-lm":
+            return causal.Causal(tokenizer, wanted.loss_on, limit)
+        if task == "masked-lm":
+            return masked.Masked(tokenizer, limit)
+        return seq2seq.Seq2Seq(tokenizer, limit) if task == "seq2seq-lm" else spans.Spans(tokenizer, limit)
+    labels = labels_of(list(parts), "tags" if task == "token-classification" else "label", wanted.classes)
+    if task == "sequence-classification":
+        return classes.SequenceClasses(wanted.processor(), labels, limit)
+    if task == "token-classification":
+        return classes.TokenClasses(wanted.processor(), labels, limit)
+    if task == "image-classification":
+        return images.Images(wanted.processor(), wanted.transform, labels)
+    return sounds.Sounds(wanted.processor(), wanted.transform, wanted.sampling_rate, labels)
+
+
+def _has(columns: Sequence[str], task: str) -> bool:
+    return any(set(each) <= set(columns) for each in LOOKS[task])

@@ -1,0 +1,103 @@
+"""Classification of text: a class for a whole row, or one for each of its words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, final
+
+from scalekit.data.encoders.causal import tokenizer_identity
+from scalekit.data.encoders.encoder import Encoder, Row, text_of
+from scalekit.data.encoders.labels import Labels
+from scalekit.data.encoders.limit import Limit
+from scalekit.data.encoders.masked import cut_between_specials
+from scalekit.data.padding import Pad, pad_id
+from scalekit.errors import NoLabelError, RowError
+from scalekit.loss import IGNORED
+
+
+@final
+@dataclass(frozen=True)
+class SequenceClasses(Encoder):
+    """Rows with ``text`` (and ``text_pair``) and ``label`` to ``input_ids`` and a class.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+        labels: the classes.
+        limit: the longest row.
+    """
+
+    tokenizer: Any
+    labels: Labels
+    limit: Limit
+
+    @property
+    def features(self) -> Any:
+        from datasets import Features, List, Value
+
+        return Features({"input_ids": List(Value("int32")), "labels": Value("int64"), "lost": Value("int32")})
+
+    def identity(self) -> tuple[Any, ...]:
+        return "classes", *tokenizer_identity(self.tokenizer), self.labels.names, self.limit
+
+    def encode(self, rows: list[Row]) -> list[Row]:
+        texts = [text_of(row, "text") for row in rows]
+        pairs = [text_of(row, "text_pair") for row in rows] if "text_pair" in rows[0] else None
+        numbers = [self.labels.number(row["label"]) for row in rows]
+        cut = cut_between_specials(self.tokenizer, texts, pairs, self.limit)
+        return [
+            {"input_ids": ids, "labels": number, "lost": lost}
+            for (ids, _, lost), number in zip(cut, numbers, strict=True)
+        ]
+
+    def collate(self, rows: list[Row]) -> dict[str, Any]:
+        return Pad(pad_id(self.tokenizer, None), own_labels=False)(rows)
+
+
+@final
+@dataclass(frozen=True)
+class TokenClasses(Encoder):
+    """Rows with ``tokens`` (words) and ``tags`` to ``input_ids`` and a class for each word's first token.
+
+    Args:
+        tokenizer: a fast Hugging Face tokenizer.
+        labels: the classes.
+        limit: the longest row.
+    """
+
+    tokenizer: Any
+    labels: Labels
+    limit: Limit
+
+    @property
+    def features(self) -> Any:
+        from datasets import Features, List, Value
+
+        tokens = List(Value("int32"))
+        return Features({"input_ids": tokens, "labels": tokens, "lost": Value("int32")})
+
+    def identity(self) -> tuple[Any, ...]:
+        return "tags", *tokenizer_identity(self.tokenizer), self.labels.names, self.limit
+
+    def encode(self, rows: list[Row]) -> list[Row]:
+        return [self._one(row) for row in rows]
+
+    def collate(self, rows: list[Row]) -> dict[str, Any]:
+        return Pad(pad_id(self.tokenizer, None), own_labels=False)(rows)
+
+    def _one(self, row: Row) -> Row:
+        words, tags = row.get("tokens"), row.get("tags")
+        if not words or tags is None or len(words) != len(tags):
+            raise RowError(f"it has {len(words or ())} words in 'tokens' and {len(tags or ())} classes in 'tags'")
+        options: dict[str, Any] = {"is_split_into_words": True, "verbose": False}
+        encoded = self.tokenizer(words, **options)
+        _, lost = self.limit.cut(encoded["input_ids"])
+        if lost:
+            encoded = self.tokenizer(words, truncation=True, max_length=self.limit.cut_at, **options)
+        numbers = [self.labels.number(tag) for tag in tags]
+        labels, before = [], None
+        for word in encoded.word_ids():
+            labels.append(IGNORED if word is None or word == before else numbers[word])
+            before = word
+        if all(label == IGNORED for label in labels):
+            raise NoLabelError("none of its words has a token")
+        return {"input_ids": encoded["input_ids"], "labels": labels, "lost": lost}

@@ -1,0 +1,119 @@
+"""What every task's encoder does: rows as a user has them become what a model takes."""
+
+from __future__ import annotations
+
+import random
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from scalekit.errors import RowError
+
+Row = dict[str, Any]
+
+
+class Encoder(ABC):
+    """One task's way from rows to batches.
+
+    Attributes:
+        replaces: whether `encode` makes new rows, which are kept; otherwise it checks them, and they stay as they are.
+        draws: whether `draw` has something to do each time that a row is read.
+    """
+
+    replaces: ClassVar[bool] = True
+    draws: ClassVar[bool] = False
+
+    @property
+    @abstractmethod
+    def features(self) -> Any:
+        """The columns that `encode` makes, as `datasets.Features`; nothing where it makes none."""
+
+    @abstractmethod
+    def identity(self) -> tuple[Any, ...]:
+        """Everything that `encode` depends on beside the row, as plain values."""
+
+    @abstractmethod
+    def encode(self, rows: list[Row]) -> list[Row]:
+        """Each row as it is kept.
+
+        Raises:
+            RowError: one of them cannot be used; given one row alone, it says why.
+        """
+
+    def draw(self, row: Row) -> Row:
+        """A kept row as it is batched; what is random in it comes from torch's, NumPy's and Python's own generators."""
+        return row
+
+    @abstractmethod
+    def collate(self, rows: list[Row]) -> dict[str, Any]:
+        """A batch."""
+
+
+class Drawn(torch.utils.data.Dataset[Row]):
+    """Rows as they are drawn in an epoch: what is random depends on (seed, epoch, row) alone.
+
+    Args:
+        rows: map-style, kept.
+        encoder: that draws.
+        seed: of the job.
+        epoch: from 0.
+    """
+
+    def __init__(self, rows: Any, encoder: Encoder, seed: int, epoch: int = 0) -> None:
+        self._rows, self._encoder, self._seed, self._epoch = rows, encoder, seed, epoch
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Row:
+        with keyed(self._seed, self._epoch, index):
+            return self._encoder.draw(self._rows[index])
+
+    def at_epoch(self, epoch: int) -> Drawn:
+        rows = self._rows.at_epoch(epoch) if hasattr(self._rows, "at_epoch") else self._rows
+        return Drawn(rows, self._encoder, self._seed, epoch)
+
+
+def drawn_by_content(encoder: Encoder, row: Row, seed: int) -> Row:
+    """A row of a stream as it is drawn: a stream's rows have no numbers, so what they hold stands for one."""
+    with keyed(seed, zlib.crc32(repr(row).encode())):
+        return encoder.draw(row)
+
+
+@contextmanager
+def keyed(*key: int) -> Iterator[None]:
+    """Seeds torch's, NumPy's and Python's generators by a key, and leaves them afterwards as they were."""
+    seeds = np.random.SeedSequence(key).generate_state(2, np.uint64)
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(int(seeds[0] >> 1))
+        np.random.seed(int(seeds[1] & 0xFFFFFFFF))
+        random.seed(int(seeds[1]))
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+def text_of(row: Row, column: str) -> str:
+    """A column's text.
+
+    Raises:
+        RowError: it is none, or empty.
+    """
+    value = row.get(column)
+    if not isinstance(value, str):
+        raise RowError(f"{column!r} is {_shown(value)}, and should be text")
+    if not value.strip():
+        raise RowError(f"{column!r} is empty")
+    return value
+
+
+def _shown(value: Any) -> str:
+    return "missing" if value is None else f"{str(value)[:40]!r} ({type(value).__name__})"

@@ -1,0 +1,94 @@
+"""Classification of images: decoded, transformed and processed each time that a row is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+import numpy as np
+import torch
+
+from scalekit.data.encoders.encoder import Encoder, Row
+from scalekit.data.encoders.labels import Labels
+from scalekit.errors import RowError
+
+
+@final
+@dataclass(frozen=True)
+class Images(Encoder):
+    """Rows with ``image`` and ``label`` to ``pixel_values``, shape [3, height, width], and a class.
+
+    Args:
+        processor: the model's image processor, or None.
+        transform: of the image, such as torchvision's v2 transforms; its random draws depend on (seed, epoch, row) alone.
+        labels: the classes.
+    """
+
+    processor: Any
+    transform: Callable[[Any], Any] | None
+    labels: Labels
+    replaces: ClassVar[bool] = False
+    draws: ClassVar[bool] = True
+
+    @property
+    def features(self) -> Any:
+        from datasets import Features
+
+        return Features({})
+
+    def identity(self) -> tuple[Any, ...]:
+        return "images", self.labels.names
+
+    def encode(self, rows: list[Row]) -> list[Row]:
+        for row in rows:
+            _opened(row)
+            self.labels.number(row["label"])
+        return [{} for _ in rows]
+
+    def draw(self, row: Row) -> Row:
+        image = _opened(row)
+        if self.transform is not None:
+            image = self.transform(image)
+        if self.processor is not None:
+            pixels = self.processor(image, return_tensors="pt")["pixel_values"][0]
+        else:
+            pixels = image if isinstance(image, torch.Tensor) else _pixels(image)
+        return {"pixel_values": pixels, "labels": self.labels.number(row["label"])}
+
+    def collate(self, rows: list[Row]) -> dict[str, Any]:
+        shapes = {tuple(row["pixel_values"].shape) for row in rows}
+        if len(shapes) > 1:
+            raise RowError(f"images of several sizes {sorted(shapes)} make no batch: resize them in `transform`")
+        return {
+            "pixel_values": torch.stack([row["pixel_values"] for row in rows]),
+            "labels": torch.tensor([row["labels"] for row in rows]),
+        }
+
+
+def _opened(row: Row) -> Any:
+    """The image, whole, in colours.
+
+    Raises:
+        RowError: there is none, or it is cut short.
+    """
+    from io import BytesIO
+
+    from PIL import Image
+
+    value = row.get("image")
+    if value is None:
+        raise RowError("'image' is missing")
+    try:
+        if isinstance(value, str):
+            value = Image.open(value)
+        elif isinstance(value, dict):
+            value = Image.open(BytesIO(value["bytes"]) if value.get("bytes") else value["path"])
+        return value.convert("RGB")
+    except Exception as error:  # Pillow raises whatever its decoders do
+        raise RowError(f"its image cannot be read: {error}") from error
+
+
+def _pixels(image: Any) -> torch.Tensor:
+    """An image as numbers from 0 to 1, shape [3, height, width]."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255

@@ -1,0 +1,92 @@
+"""Masked language modelling: text, of which other tokens are hidden each time that it is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+import torch
+
+from scalekit.data.encoders.causal import tokenizer_identity
+from scalekit.data.encoders.encoder import Encoder, Row, text_of
+from scalekit.data.encoders.limit import Limit
+from scalekit.data.padding import Pad, pad_id
+from scalekit.errors import ConfigError
+from scalekit.loss import IGNORED
+
+HIDDEN_SHARE = 0.15
+"""Of the tokens (Devlin et al., "BERT", NAACL 2019, section 3.1)."""
+
+
+@final
+@dataclass(frozen=True)
+class Masked(Encoder):
+    """Rows with ``text`` to ``input_ids`` and ``labels``, with labels at the hidden tokens alone; at least one a row.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer with a mask token.
+        limit: the longest row.
+    """
+
+    tokenizer: Any
+    limit: Limit
+    draws: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.tokenizer.mask_token is None:
+            raise ConfigError(
+                f"a masked language model needs a mask token, which {self.tokenizer.name_or_path!r} lacks"
+            )
+
+    @property
+    def features(self) -> Any:
+        from datasets import Features, List, Value
+
+        return Features(
+            {
+                "input_ids": List(Value("int32")),
+                "special_tokens_mask": List(Value("int8")),
+                "lost": Value("int32"),
+            }
+        )
+
+    def identity(self) -> tuple[Any, ...]:
+        return "masked", *tokenizer_identity(self.tokenizer), self.limit
+
+    def encode(self, rows: list[Row]) -> list[Row]:
+        texts = [text_of(row, "text") for row in rows]
+        return [
+            {"input_ids": ids, "special_tokens_mask": special, "lost": lost}
+            for ids, special, lost in cut_between_specials(self.tokenizer, texts, None, self.limit)
+        ]
+
+    def draw(self, row: Row) -> Row:
+        from transformers import DataCollatorForLanguageModeling
+
+        mask = DataCollatorForLanguageModeling(self.tokenizer, mlm_probability=HIDDEN_SHARE).torch_mask_tokens
+        ids = torch.as_tensor(row["input_ids"])[None]
+        special = torch.as_tensor(row["special_tokens_mask"], dtype=torch.bool)[None]
+        while True:
+            hidden, labels = mask(ids.clone().long(), special)
+            if bool((labels != IGNORED).any()):
+                return {"input_ids": hidden[0], "labels": labels[0]}
+
+    def collate(self, rows: list[Row]) -> dict[str, Any]:
+        return Pad(pad_id(self.tokenizer, None))(rows)
+
+
+def cut_between_specials(
+    tokenizer: Any, texts: list[str], pairs: list[str] | None, limit: Limit
+) -> list[tuple[list[int], list[int], int]]:
+    """Tokens, which of them are special, and how many are lost; what the tokenizer puts at the ends stays there."""
+    options: dict[str, Any] = {"return_attention_mask": False, "return_special_tokens_mask": True, "verbose": False}
+    whole = tokenizer(texts, pairs, **options)
+    found = []
+    for place, (ids, special) in enumerate(zip(whole["input_ids"], whole["special_tokens_mask"], strict=True)):
+        _, lost = limit.cut(ids)
+        if lost:
+            pair = None if pairs is None else pairs[place]
+            kept = tokenizer(texts[place], pair, truncation=True, max_length=limit.cut_at, **options)
+            ids, special = kept["input_ids"], kept["special_tokens_mask"]
+        found.append((ids, special, lost))
+    return found

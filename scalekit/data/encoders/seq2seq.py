@@ -1,0 +1,48 @@
+"""Sequence-to-sequence language modelling: a prompt to the encoder, its completion from the decoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, final
+
+from scalekit.data.encoders.causal import tokenizer_identity
+from scalekit.data.encoders.encoder import Encoder, Row, text_of
+from scalekit.data.encoders.limit import Limit
+from scalekit.data.padding import Pad, pad_id
+
+
+@final
+@dataclass(frozen=True)
+class Seq2Seq(Encoder):
+    """Rows with ``prompt`` and ``completion`` to ``input_ids`` and ``labels``, each cut by itself.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+        limit: the longest prompt, and the longest completion.
+    """
+
+    tokenizer: Any
+    limit: Limit
+
+    @property
+    def features(self) -> Any:
+        from datasets import Features, List, Value
+
+        tokens = List(Value("int32"))
+        return Features({"input_ids": tokens, "labels": tokens, "lost": Value("int32")})
+
+    def identity(self) -> tuple[Any, ...]:
+        return "seq2seq", *tokenizer_identity(self.tokenizer), self.limit
+
+    def encode(self, rows: list[Row]) -> list[Row]:
+        prompts = self.tokenizer([text_of(row, "prompt") for row in rows], verbose=False)["input_ids"]
+        answers = self.tokenizer(text_target=[text_of(row, "completion") for row in rows], verbose=False)["input_ids"]
+        return [self._cut(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+
+    def collate(self, rows: list[Row]) -> dict[str, Any]:
+        return Pad(pad_id(self.tokenizer, None), own_labels=False)(rows)
+
+    def _cut(self, prompt: list[int], answer: list[int]) -> Row:
+        ids, lost = self.limit.cut(prompt)
+        labels, lost_too = self.limit.cut(answer)
+        return {"input_ids": ids, "labels": labels, "lost": lost + lost_too}

@@ -1,0 +1,108 @@
+"""Classification of sounds: decoded, resampled, transformed and processed each time that a row is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scalekit.data.encoders.encoder import Encoder, Row
+from scalekit.data.encoders.labels import Labels
+from scalekit.errors import DependencyError, RowError
+
+
+@final
+@dataclass(frozen=True)
+class Sounds(Encoder):
+    """Rows with ``audio`` and ``label`` to ``input_values``, shape [..., time], padded with 0 to the longest, and a class.
+
+    Args:
+        processor: the model's feature extractor, or None.
+        transform: of the wave, shape [samples], such as torchaudio's; its random draws depend on (seed, epoch, row) alone.
+        sampling_rate: in Hz, to which all are resampled; the processor's, or each sound's own, by default.
+        labels: the classes.
+    """
+
+    processor: Any
+    transform: Callable[[Any], Any] | None
+    sampling_rate: int | None
+    labels: Labels
+    replaces: ClassVar[bool] = False
+    draws: ClassVar[bool] = True
+
+    @property
+    def features(self) -> Any:
+        from datasets import Features
+
+        return Features({})
+
+    def identity(self) -> tuple[Any, ...]:
+        return "sounds", self.labels.names
+
+    def encode(self, rows: list[Row]) -> list[Row]:
+        for row in rows:
+            wave, _ = _heard(row)
+            if not bool(wave.abs().max() > 0):
+                raise RowError("its audio is silent: every sample is 0")
+            self.labels.number(row["label"])
+        return [{} for _ in rows]
+
+    def draw(self, row: Row) -> Row:
+        wave, rate = _heard(row)
+        wanted = self.sampling_rate or getattr(self.processor, "sampling_rate", None) or rate
+        if rate != wanted:
+            from torchaudio.functional import resample
+
+            wave = resample(wave, rate, wanted)
+        if self.transform is not None:
+            wave = self.transform(wave)
+        made: dict[str, Any] = {"input_values": wave}
+        if self.processor is not None:
+            made = {
+                name: values[0]
+                for name, values in self.processor(np.asarray(wave), sampling_rate=wanted, return_tensors="pt").items()
+            }
+        return {**made, "labels": self.labels.number(row["label"])}
+
+    def collate(self, rows: list[Row]) -> dict[str, Any]:
+        batch = {name: _padded([row[name] for row in rows]) for name in rows[0] if name != "labels"}
+        return {**batch, "labels": torch.tensor([row["labels"] for row in rows])}
+
+
+def _heard(row: Row) -> tuple[Tensor, int]:
+    """A sound's wave in one channel, shape [samples], and its sampling rate in Hz.
+
+    Raises:
+        RowError: there is none, or it cannot be decoded.
+        DependencyError: the decoder is missing.
+    """
+    from io import BytesIO
+
+    value = row.get("audio")
+    if isinstance(value, dict) and value.get("array") is not None:
+        return torch.as_tensor(np.asarray(value["array"]), dtype=torch.float32), int(value["sampling_rate"])
+    if not isinstance(value, dict) or not (value.get("bytes") or value.get("path")):
+        raise RowError("'audio' is missing")
+    try:
+        import soundfile
+    except ImportError as error:
+        raise DependencyError("soundfile", "audio", "decoding sounds") from error
+    try:
+        samples, rate = soundfile.read(
+            BytesIO(value["bytes"]) if value.get("bytes") else value["path"], dtype="float32", always_2d=True
+        )
+    except Exception as error:  # libsndfile's own, or the file system's
+        raise RowError(f"its audio cannot be read: {error}") from error
+    if not len(samples):
+        raise RowError("its audio has no samples")
+    return torch.from_numpy(samples).mean(dim=1), int(rate)
+
+
+def _padded(values: list[Tensor]) -> Tensor:
+    """Stacked, shape [batch, ..., longest]; shorter ones end with 0."""
+    longest = max(value.shape[-1] for value in values)
+    return torch.stack([torch.nn.functional.pad(value, (0, longest - value.shape[-1])) for value in values])

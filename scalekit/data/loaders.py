@@ -1,0 +1,97 @@
+"""A job's loaders: the one for training, of rows that have places or of a stream, and the one for rows held out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from scalekit.data.lanes import Lanes
+from scalekit.data.loader import Loader
+from scalekit.data.order import Order
+from scalekit.data.rows import Rows
+from scalekit.data.shards import shards
+from scalekit.data.stream import StreamLoader
+from scalekit.errors import ConfigError
+from scalekit.world import World, total
+
+Count = Callable[[Any, int], float]
+
+
+def order_of(rows: Rows, micro_batch_size: int, world: World) -> Order | Lanes:
+    """Which rows make which global batch, and which rank runs them.
+
+    Raises:
+        BatchSizeError: the global batch cannot be split.
+    """
+    job = rows.way.job
+    shared = {
+        "global_batch_size": job.global_batch_size,
+        "micro_batch_size": micro_batch_size,
+        "world_size": world.size,
+        "seed": job.seed,
+    }
+    shuffle = rows.way.source.shuffle
+    if rows.is_stream:
+        return Lanes(shards(rows.train).count, **shared, shuffle=shuffle, shuffle_rows=job.shuffle_rows)
+    return Order(len(rows.train), **shared, shuffle=shuffle)
+
+
+def training_loader(
+    rows: Rows, order: Order | Lanes, world: World, count: Count, pin_memory: bool, state: Mapping[str, Any]
+) -> Loader | StreamLoader:
+    """The loader for training.
+
+    Args:
+        rows: a job's.
+        order: of them.
+        world: the job's processes.
+        count: the items of a batch of so many rows.
+        pin_memory: whether batches are put where a GPU copies from without waiting.
+        state: what ScaleKit kept in the checkpoint that the job goes on from; empty for a new job.
+    """
+    way = rows.way
+    if isinstance(order, Order):
+        position = int(state.get("position", 0))
+        return Loader(rows.train, rows.collate, order, world.rank, count, way.workers, pin_memory, position)
+    return StreamLoader(
+        rows.train,
+        rows.encode or list,
+        rows.collate,
+        order,
+        world.rank,
+        count,
+        way.workers,
+        pin_memory,
+        state=state.get("stream"),
+        on_bad_row=way.job.on_bad_row,
+        capacity=way.job.sequence_length if rows.packed else None,
+        sum_over_ranks=lambda tensor: total(tensor, world),
+    )
+
+
+def validation_loader(rows: Rows, order: Order | Lanes, world: World, count: Count, pin_memory: bool) -> Loader | None:
+    """The loader for rows held out: each once, in their own order; None where there are none."""
+    if rows.validation is None:
+        return None
+    each = order.micro_batch_size
+    once = Order(len(rows.validation), each * world.size, each, world.size, order.seed, shuffle=False)
+    return Loader(
+        rows.validation, rows.way.collate, once, world.rank, count, rows.way.workers, pin_memory, advances=False
+    )
+
+
+def total_steps(rows: Rows, order: Order | Lanes) -> int:
+    """Optimizer steps of the whole job.
+
+    Raises:
+        ConfigError: none, or epochs of a stream, whose length is not known.
+    """
+    job = rows.way.job
+    if job.max_steps is not None:
+        return job.max_steps
+    if isinstance(order, Lanes):
+        raise ConfigError("a stream's length is not known, and so not how many steps an epoch has: give max_steps")
+    steps = -int(-(job.max_epochs or 0) * order.steps_per_epoch // 1)
+    if steps < 1:
+        raise ConfigError("the job has no steps: max_epochs must be above 0")
+    return steps

@@ -1,0 +1,53 @@
+"""Batches of unequal rows, padded to the longest."""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from scalekit.loss import IGNORED
+
+
+@final
+class Pad:
+    """Collates rows of token lists: pads on the right to the longest of the micro-batch.
+
+    ``input_ids`` are padded with the pad token, ``labels`` with -100, all else with 0; numbers are stacked.
+
+    Args:
+        pad_id: the pad token's id.
+        own_labels: whether rows without ``labels`` take their ``input_ids``, as language models learn.
+    """
+
+    def __init__(self, pad_id: int, own_labels: bool = True) -> None:
+        self._pad_id, self._own_labels = pad_id, own_labels
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        batch = {name: self._column(name, [row[name] for row in rows]) for name in rows[0]}
+        if "input_ids" in batch:
+            lengths = torch.tensor([len(row["input_ids"]) for row in rows])
+            inside = torch.arange(batch["input_ids"].shape[1]) < lengths[:, None]
+            batch.setdefault("attention_mask", inside.long())
+            if self._own_labels:
+                batch.setdefault("labels", batch["input_ids"].masked_fill(~inside, IGNORED))
+        return batch
+
+    def _column(self, name: str, values: list[Any]) -> Tensor:
+        parts = [torch.as_tensor(value) for value in values]
+        if parts[0].ndim == 0:
+            return torch.stack(parts)
+        fill = {"input_ids": self._pad_id, "labels": IGNORED}.get(name, 0)
+        return torch.nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=fill)
+
+
+def pad_id(tokenizer: Any, config: Any) -> int:
+    """The pad token's id: the tokenizer's, else the model's, else the end token's, else 0 (it is masked anyway)."""
+    candidates = (
+        getattr(tokenizer, "pad_token_id", None),
+        getattr(config, "pad_token_id", None),
+        getattr(tokenizer, "eos_token_id", None),
+        getattr(config, "eos_token_id", None),
+    )
+    return next((int(c) for c in candidates if isinstance(c, int)), 0)

@@ -1,0 +1,278 @@
+"""A job's rows, ready to be batched: read, encoded, mixed, and packed where that pays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import ConcatDataset
+
+from scalekit.data.encoders.encoder import Drawn, Encoder, Row, drawn_by_content
+from scalekit.data.encoders.limit import Limit
+from scalekit.data.mixture import Mixed
+from scalekit.data.packing import pack
+from scalekit.data.preparation import Prepared, prepare, token_lengths, undecoded
+from scalekit.data.shards import pack as pack_window
+from scalekit.data.sources import Part, Skipped, Source
+from scalekit.data.way import Collate, Way
+from scalekit.errors import DataError, EmptyDataError, RowError
+from scalekit.job import Job
+
+_LOOKED_AT = 256
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """How long the rows are before they are packed.
+
+    Attributes:
+        tokens: of each row, shape [rows].
+        cut_rows, lost_tokens: by `sequence_length`.
+    """
+
+    tokens: NDArray[np.int64]
+    cut_rows: int
+    lost_tokens: int
+
+    @property
+    def total(self) -> int:
+        """Tokens of all rows."""
+        return int(self.tokens.sum())
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A job's rows.
+
+    Attributes:
+        way: how they reach the model.
+        train: map-style, or a stream.
+        longest: gives the row of training data that costs most, as far as that is plain.
+        validation: rows held out, or None; they are never packed.
+        encode: rows of a stream as they are read; of other rows, which are encoded already, None.
+        packed: whether documents share rows.
+        documents: how many do; 0 where that is not known.
+        lengths: of the training rows, before packing; None where they are no tokens, or a stream.
+        remarks: for the log.
+        skipped: rows that are left out.
+    """
+
+    way: Way
+    train: Any
+    longest: Callable[[], Any]
+    validation: Any = None
+    encode: Callable[[list[Any]], list[Any]] | None = None
+    packed: bool = False
+    documents: int = 0
+    lengths: Lengths | None = None
+    remarks: tuple[str, ...] = ()
+    skipped: tuple[Skipped, ...] = field(default=())
+
+    @classmethod
+    def prepare(cls, job: Job, source: Source, model: Any) -> Rows:
+        """Finds the way of rows to their model, and prepares them for it.
+
+        Args:
+            job: its settings.
+            source: the rows as they come.
+            model: see `Way`.
+
+        Raises:
+            ScaleKitError: rows that cannot be used.
+        """
+        way = Way(job, source, model)
+        if source.parts[0].is_stream:
+            return _streamed(way)
+        return _encoded(way) if way.encoder is not None or way.is_ready else _as_they_are(way)
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether the training rows can only be read one after the other."""
+        return self.encode is not None
+
+    @property
+    def collate(self) -> Collate:
+        """What makes a batch of training rows."""
+        return self.way.packed_collate if self.packed else self.way.collate
+
+    def example(self) -> tuple[Any, Collate]:
+        """The row that costs most, a batch of which is what a step can cost at most, and what makes a batch of such rows."""
+        return self.longest(), self.collate
+
+    def summary(self) -> dict[str, Any]:
+        """What `data.json` holds."""
+        found: dict[str, Any] = {
+            "task": self.way.task,
+            "classes": None if self.way.classes is None else list(self.way.classes),
+            "rows": None if self.is_stream else len(self.train),
+            "packed_documents": self.documents or None,
+            "validation_rows": None if self.validation is None else len(self.validation),
+            "skipped_rows": len(self.skipped),
+        }
+        if self.lengths is not None:
+            found |= {"tokens": self.lengths.total, "longest": int(self.lengths.tokens.max())}
+            found |= {"cut_rows": self.lengths.cut_rows, "lost_tokens": self.lengths.lost_tokens}
+        return found
+
+
+def _encoded(way: Way) -> Rows:
+    """Rows that are encoded once, or checked once and drawn each time that they are read."""
+    train = [_prepared(way, part, way.encoder) for part in way.source.parts]
+    held_out = [_prepared(way, part, way.validation_encoder) for part in way.source.validation]
+    lengths = _lengths(train)
+    packed = lengths is not None and way.packs(lengths.tokens)
+    parts = [pack(each.rows, way.job.sequence_length or 0) if packed else each.rows for each in train]
+    skipped = (*way.source.skipped, *chain.from_iterable(each.skipped for each in (*train, *held_out)))
+    documents = sum(len(each.rows) for each in train) if packed else 0
+    return Rows(
+        way,
+        train=_drawn(way, _joined(way, parts), way.encoder),
+        longest=lambda: _longest(way, parts),
+        validation=_drawn(way, _one_after_another([each.rows for each in held_out]), way.validation_encoder),
+        packed=packed,
+        documents=documents,
+        lengths=lengths,
+        remarks=(
+            *way.remark,
+            *_skip_remark(skipped),
+            *_cut_remark(lengths, "data"),
+            *_cut_remark(_lengths(held_out), "validation data"),
+            *(_pack_remark(way, parts, documents) if packed else ()),
+        ),
+        skipped=skipped,
+    )
+
+
+def _as_they_are(way: Way) -> Rows:
+    """Rows that no task is known for: tensors, which the user's collator or torch's own batches."""
+    train = _joined(way, [_tensors(part.rows) for part in way.source.parts])
+    if not len(train):
+        raise EmptyDataError("the data has no rows")
+    held_out = _one_after_another([_tensors(part.rows) for part in way.source.validation])
+    return Rows(way, train, longest=lambda: train[0], validation=held_out, skipped=way.source.skipped)
+
+
+def _streamed(way: Way) -> Rows:
+    """A stream, which is encoded as it is read; rows held out are not, and are prepared like any others."""
+    if any(part.is_stream for part in way.source.validation):
+        raise DataError("rows held out are read again and again, and cannot be a stream: load them without streaming")
+    rows = undecoded(way.source.parts[0].rows)
+    encode = _encode_of(way)
+    first = list(islice(iter(rows), _LOOKED_AT))
+    usable = [made for row in first for made in _tried(encode, row)]
+    if not usable:
+        raise EmptyDataError(f"none of the first {len(first)} rows of the stream can be used")
+    lengths = np.array(
+        [len(row["input_ids"]) for row in usable if isinstance(row, dict) and "input_ids" in row], np.int64
+    )
+    packed = len(lengths) > 0 and way.packs(lengths)
+    if packed:
+        usable = pack_window(usable, way.job.sequence_length or 0)
+    held_out = [
+        _prepared(way, part, way.validation_encoder) if way.encoder is not None or way.is_ready else part
+        for part in way.source.validation
+    ]
+    return Rows(
+        way,
+        train=rows,
+        longest=lambda: max(usable, key=lambda row: len(row["input_ids"])) if len(lengths) else usable[0],
+        validation=_drawn(way, _one_after_another([each.rows for each in held_out]), way.validation_encoder),
+        encode=encode,
+        packed=packed,
+        remarks=(*way.remark, *((f"packing    in rows of {way.job.sequence_length} tokens",) if packed else ())),
+        skipped=way.source.skipped,
+    )
+
+
+def _encode_of(way: Way) -> Callable[[list[Any]], list[Any]]:
+    """What makes of a stream's rows what is batched."""
+    encoder, job = way.encoder, way.job
+
+    def encode(rows: list[Row]) -> list[Row]:
+        if encoder is None:
+            return rows
+        made = encoder.encode(rows)
+        kept = [{name: value for name, value in row.items() if name != "lost"} for row in made]
+        kept = kept if encoder.replaces else rows
+        return [drawn_by_content(encoder, row, job.seed) for row in kept] if encoder.draws else kept
+
+    return encode
+
+
+def _tried(encode: Callable[[list[Any]], list[Any]], row: Any) -> list[Any]:
+    try:
+        return encode([row])
+    except RowError:
+        return []  # the loader refuses it, or leaves it out, by its name
+
+
+def _prepared(way: Way, part: Part, encoder: Encoder | None) -> Prepared:
+    if encoder is not None:
+        return prepare(part.rows, encoder, part.name, part.name_row, skip=way.job.on_bad_row == "skip")
+    lengths, limit = token_lengths(part.rows), Limit.of(None, way.config)
+    for place in np.flatnonzero(lengths > (limit.positions or np.iinfo(np.int64).max))[:1].tolist():
+        raise RowError(
+            f"{part.name_row(place)}: it has {lengths[place]} tokens, and the model {limit.positions} positions: shorten "
+            "such rows"
+        )
+    return Prepared(part.rows, lengths)
+
+
+def _joined(way: Way, parts: Sequence[Any]) -> Any:
+    """The training rows of all parts, drawn by weight where they are a mixture."""
+    weights = [part.weight for part in way.source.parts if part.weight is not None]
+    return Mixed(parts, weights, way.job.seed) if len(weights) == len(parts) > 1 else _one_after_another(parts)
+
+
+def _one_after_another(parts: Sequence[Any]) -> Any:
+    return None if not parts else parts[0] if len(parts) == 1 else ConcatDataset(parts)
+
+
+def _drawn(way: Way, rows: Any, encoder: Encoder | None) -> Any:
+    is_drawn = rows is not None and encoder is not None and encoder.draws
+    return Drawn(rows, encoder, way.job.seed) if is_drawn and encoder is not None else rows
+
+
+def _longest(way: Way, parts: Sequence[Any]) -> Any:
+    rows = _drawn(way, ConcatDataset(parts), way.encoder)
+    lengths = np.concatenate([token_lengths(part) for part in parts])
+    return rows[int(lengths.argmax()) if len(lengths) else 0]
+
+
+def _tensors(rows: Any) -> Any:
+    """Hugging Face rows as tensors, which torch's own collator stacks, unless the user has formatted them."""
+    return rows.with_format("torch") if hasattr(rows, "with_format") and not rows._format_type else rows
+
+
+def _lengths(parts: Sequence[Prepared]) -> Lengths | None:
+    lengths = np.concatenate([each.lengths for each in parts]) if parts else np.zeros(0, np.int64)
+    if not len(lengths):
+        return None
+    return Lengths(lengths, sum(each.cut for each in parts), sum(each.lost_tokens for each in parts))
+
+
+def _skip_remark(skipped: Sequence[Skipped]) -> tuple[str, ...]:
+    return (f"skipped    {len(skipped):,} rows that cannot be used: skipped_rows.jsonl lists them",) if skipped else ()
+
+
+def _cut_remark(known: Lengths | None, name: str) -> tuple[str, ...]:
+    if known is None or not known.cut_rows:
+        return ()
+    share = known.lost_tokens / (known.total + known.lost_tokens)
+    return (
+        f"cut        {known.cut_rows:,} of {len(known.tokens):,} rows of the {name} to sequence_length: {known.lost_tokens:,} "
+        f"tokens ({share:.1%}) are lost",
+    )
+
+
+def _pack_remark(way: Way, parts: Sequence[Any], documents: int) -> tuple[str, ...]:
+    made, capacity = sum(len(part) for part in parts), way.job.sequence_length or 0
+    useful = sum(int(token_lengths(part).sum()) for part in parts) / (made * capacity)
+    return (
+        f"packing    {documents:,} documents in {made:,} rows of {capacity} tokens, {useful:.1%} of them useful; a sample of a "
+        "batch is such a row",
+    )

@@ -1,0 +1,234 @@
+"""The way of a job's rows to its model: the task that they are for, what encodes them, what batches them, and whether they are
+packed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+from torch.utils.data import default_collate
+
+from scalekit import models
+from scalekit.data import encoders
+from scalekit.data.encoders.encoder import Encoder
+from scalekit.data.isolation import can_pack
+from scalekit.data.packing import Pack
+from scalekit.data.padding import Pad, pad_id
+from scalekit.data.permutation import shuffled
+from scalekit.data.preparation import cores
+from scalekit.data.sources import Source
+from scalekit.errors import ConfigError
+from scalekit.job import Job
+from scalekit.weights import build
+from scalekit.world import World
+
+Collate = Callable[[list[Any]], Any]
+
+_LEAST_PADDING = 0.1
+"""From which share of padding in a batch on packing pays."""
+
+_LOOKED_AT = 4096
+_USUAL_MICRO_BATCH = 8
+_MOST_READERS = 4
+_PROCESSORS = {"image-classification": "AutoImageProcessor", "audio-classification": "AutoFeatureExtractor"}
+
+
+@dataclass(frozen=True)
+class Way:
+    """What is decided for rows, by what they look like, their model and their job.
+
+    Args:
+        job: its settings.
+        source: the rows as they come.
+        model: the model that will be trained, or one without weights; a Hugging Face configuration; or None.
+    """
+
+    job: Job
+    source: Source
+    model: Any
+
+    @cached_property
+    def config(self) -> Any:
+        """The Hugging Face model's; None for other models."""
+        return getattr(self.model, "config", None) if isinstance(self.model, nn.Module) else self.model
+
+    @cached_property
+    def columns(self) -> list[str]:
+        """Of the training rows; none where rows are no mappings."""
+        rows = self.source.parts[0].rows
+        known = getattr(rows, "column_names", None)
+        if known is None and self.source.parts[0].is_stream:
+            known = next((list(row) for row in islice(iter(rows), 1) if isinstance(row, dict)), None)
+        return list(known or ())
+
+    @cached_property
+    def task(self) -> str | None:
+        """Which the rows are for; None where they are taken as they are, or are tokens already.
+
+        Raises:
+            ColumnError: they have not what the task needs.
+        """
+        if self._is_own or not self.columns or "input_ids" in self.columns:
+            return None
+        # Of a LightningModule nothing is known: it takes its rows as they are.
+        task = self.job.task or (None if self.model is None else encoders.look(self.columns, self.config))
+        if task is None and self.config is not None:
+            task = "causal-lm"  # what is missing for it is then said
+        if task is not None:
+            for part in (*self.source.parts, *self.source.validation):
+                encoders.check_columns(list(getattr(part.rows, "column_names", None) or self.columns), task, part.name)
+        return task
+
+    @cached_property
+    def is_ready(self) -> bool:
+        """Whether the rows are tokens already, for a Hugging Face model."""
+        return self.config is not None and not self._is_own and "input_ids" in self.columns
+
+    @property
+    def _is_own(self) -> bool:
+        """Whether the user batches or formats the rows."""
+        return self.source.collate is not None or bool(getattr(self.source.parts[0].rows, "_format_type", None))
+
+    @property
+    def remark(self) -> tuple[str, ...]:
+        """That the rows' look has decided their task."""
+        if self.task is None or self.job.task is not None:
+            return ()
+        return (f"task       {self.task}, by the columns {', '.join(self.columns)}",)
+
+    # -- encoding ---------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def encoder(self) -> Encoder | None:
+        """Of training rows; None where they are taken as they are."""
+        return self._encoder(self.job.transform)
+
+    @cached_property
+    def validation_encoder(self) -> Encoder | None:
+        """Of rows held out."""
+        return self._encoder(self.job.validation_transform)
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """The names of the classes, where the task has some."""
+        return getattr(getattr(self.encoder, "labels", None), "names", None)
+
+    def _encoder(self, transform: Any) -> Encoder | None:
+        if self.task is None:
+            return None
+        wanted = encoders.Wanted(
+            processor=lambda: self._named_processor,
+            config=self.config,
+            loss_on=self.job.loss_on,
+            sequence_length=self.job.sequence_length,
+            transform=transform,
+            sampling_rate=self.job.sampling_rate,
+            classes=None if isinstance(self.job.model, str) else getattr(self.config, "num_labels", None),
+        )
+        return encoders.encoder(self.task, wanted, [part.rows for part in self.source.parts])
+
+    @property
+    def processor(self) -> Any:
+        """To save beside the model; None where there is none."""
+        if self.task is not None:
+            return self._named_processor
+        return None if isinstance(self.job.processor, str) else self.job.processor
+
+    @cached_property
+    def _named_processor(self) -> Any:
+        return processor_for(self.task or "causal-lm", self.job.processor, self.job.model)
+
+    # -- batching ---------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def collate(self) -> Collate:
+        """What makes a batch of rows that are not packed."""
+        if self.source.collate is not None:
+            return self.source.collate
+        if self.encoder is not None:
+            return self.encoder.collate
+        if self.is_ready:
+            return Pad(pad_id(self.processor, self.config), own_labels="start_positions" not in self.columns)
+        return default_collate
+
+    @property
+    def packed_collate(self) -> Collate:
+        """What makes a batch of packed rows."""
+        attention = str(getattr(self.config, "_attn_implementation", "") or "")
+        return Pack(pad_id(self.processor, self.config), flat=attention.startswith("flash"))
+
+    @property
+    def workers(self) -> int:
+        """Processes that read rows, for each rank."""
+        if self.job.workers != "auto":
+            return int(self.job.workers)
+        if self.source.workers is not None:
+            return self.source.workers
+        # Tokens take no time to read; what is decoded does, beside the steps where cores are left for it.
+        if self.encoder is None or (self.encoder.replaces and not self.source.parts[0].is_stream):
+            return 0
+        return max(min(_MOST_READERS, cores() // World.from_environment().local_size - 1), 0)
+
+    def packs(self, lengths: NDArray[np.int64]) -> bool:
+        """Whether documents share rows.
+
+        Args:
+            lengths: of the documents in tokens, or of some of them, shape [documents].
+
+        Raises:
+            ConfigError: the job says so, and it cannot be.
+        """
+        reason = self._why_not_packed(lengths)
+        if reason is not None and self.job.packing is True:
+            raise ConfigError(f"packing=True cannot be: {reason}")
+        return reason is None
+
+    def _why_not_packed(self, lengths: NDArray[np.int64]) -> str | None:
+        if self.job.packing is False:
+            return "the job says so"
+        if not (self.task == "causal-lm" or (self.is_ready and self.job.packing is True)):
+            return "documents are packed for causal language models alone"
+        if self.job.sequence_length is None:
+            return "sequence_length, the length of a packed row, is not given"
+        if self.job.packing == "auto" and padding_share(lengths, self.job.seed) < _LEAST_PADDING:
+            return "it would save next to nothing"
+        if isinstance(self.model, nn.Module):
+            return can_pack(self.model)
+        resolved = models.resolve(self.job.model, self.task, self.job.trust_remote_code)
+        return can_pack(build(resolved.source, here=False))
+
+
+def processor_for(task: str, given: Any, model: Any) -> Any:
+    """The processor that was given, or the one that stands beside the model; None for images and sounds without one.
+
+    Raises:
+        ConfigError: text without a tokenizer.
+    """
+    if given is not None and not isinstance(given, str):
+        return given
+    import transformers
+
+    name = given or (model if isinstance(model, str) else getattr(model, "name_or_path", ""))
+    kind = _PROCESSORS.get(task, "AutoTokenizer")
+    if kind != "AutoTokenizer" and not name:
+        return None
+    try:
+        return getattr(transformers, kind).from_pretrained(name)
+    except Exception as error:
+        what = kind.removeprefix("Auto")
+        raise ConfigError(f"{task} needs a {what}, and none was found for {name!r}: give `processor=`") from error
+
+
+def padding_share(lengths: NDArray[np.int64], seed: int) -> float:
+    """Of padding in micro-batches of the usual size, were the rows not packed."""
+    count = min(len(lengths), _LOOKED_AT) // _USUAL_MICRO_BATCH * _USUAL_MICRO_BATCH
+    if not count:
+        return 0.0
+    drawn = lengths[shuffled(np.arange(count), len(lengths), seed, 0)].reshape(-1, _USUAL_MICRO_BATCH)
+    return float(1 - drawn.sum() / (drawn.max(axis=1).sum() * _USUAL_MICRO_BATCH))

@@ -1,0 +1,32 @@
+"""Packed documents must not see each other: the user's own model shows it, as it is placed, before its first step."""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from scalekit.data.isolation import check_isolation
+
+
+@final
+class LeakCheck(Callback):
+    """Runs `check_isolation` on every rank, under the job's own engine, precision and attention."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        engine: Any = trainer.strategy
+        model: Any = pl_module.model
+
+        def forward(batch: dict[str, Any]) -> Tensor:
+            inputs = {name: value for name, value in batch.items() if name != "labels"}
+            logits: Tensor = engine.run(lambda: model(**engine.batch_to_device(inputs)).logits)
+            return logits.float()
+
+        was_training = model.training
+        model.eval()  # dropout would make all documents differ
+        try:
+            vocabulary = model.config.get_text_config().vocab_size
+            check_isolation(forward, vocabulary, engine.root_device, exact=engine.precision == "32-true")
+        finally:
+            model.train(was_training)

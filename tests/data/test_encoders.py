@@ -1,0 +1,242 @@
+"""Rows of each task to what a model takes: where the loss is, what is cut, what is refused."""
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from scalekit.data.encoders.causal import Causal
+from scalekit.data.encoders.classes import SequenceClasses, TokenClasses
+from scalekit.data.encoders.encoder import Drawn
+from scalekit.data.encoders.images import Images
+from scalekit.data.encoders.labels import Labels
+from scalekit.data.encoders.limit import Limit
+from scalekit.data.encoders.masked import Masked
+from scalekit.data.encoders.seq2seq import Seq2Seq
+from scalekit.data.encoders.sounds import Sounds
+from scalekit.data.encoders.spans import Spans
+from scalekit.data.padding import Pad
+from scalekit.errors import ConfigError, NoLabelError, RowError
+from scalekit.loss import IGNORED
+from tests.tiny import make_tokenizer, make_word_tokenizer
+
+TOKENIZER = make_tokenizer()
+WORDS = make_word_tokenizer()
+THREE = Labels(("a", "b", "c"))
+
+
+def causal(loss_on: str = "all", cut_at: int | None = None, positions: int | None = None) -> Causal:
+    return Causal(TOKENIZER, loss_on, Limit(cut_at, positions))
+
+
+def one(encoder: Any, row: dict) -> dict:
+    (encoded,) = encoder.encode([row])
+    return encoded
+
+
+def learned(encoded: dict) -> str:
+    """The text whose tokens carry loss."""
+    return TOKENIZER.decode([label for label in encoded["labels"] if label != IGNORED])
+
+
+def test_text_ends_and_is_learned_whole() -> None:
+    encoded = one(causal(), {"text": "abc"})
+    assert TOKENIZER.decode(encoded["input_ids"]) == "abc#"
+    assert encoded["labels"] == encoded["input_ids"]
+
+
+def test_completions_alone() -> None:
+    row = {"prompt": "what?", "completion": "yes"}
+    assert learned(one(causal("completions"), row)) == "yes#"
+    assert learned(one(causal(), row)) == "what?yes#"
+
+
+def test_a_prompt_of_turns_and_its_completion() -> None:
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    row = {"prompt": turns, "completion": [{"role": "assistant", "content": "dd"}]}
+    assert learned(one(causal("completions"), row)) == "dd#"
+
+
+def test_answers_alone_over_several_turns() -> None:
+    turns = [("system", "be"), ("user", "a"), ("assistant", "bb"), ("user", "c"), ("assistant", "")]
+    row = {"messages": [{"role": role, "content": content} for role, content in turns]}
+    encoded = one(causal("completions"), row)
+    assert TOKENIZER.decode(encoded["input_ids"]) == "<s>be#<u>a#<a>bb#<u>c#<a>#"
+    assert learned(encoded) == "bb##"
+    assert learned(one(causal(), row)) == "<s>be#<u>a#<a>bb#<u>c#<a>#"
+
+
+def test_rows_of_several_kinds_in_one_batch_keep_their_places() -> None:
+    rows = [
+        {"messages": [{"role": "user", "content": "a"}], "text": None},
+        {"messages": None, "text": "bc"},
+    ]
+    assert [TOKENIZER.decode(row["input_ids"]) for row in causal().encode(rows)] == ["<u>a#", "bc#"]
+
+
+def test_cutting_is_counted() -> None:
+    assert one(causal(cut_at=3), {"text": "abcdef"}) == {"input_ids": [1, 2, 3], "labels": [1, 2, 3], "lost": 4}
+    assert one(causal(cut_at=3), {"text": "ab"})["lost"] == 0
+
+
+def test_truncation_inside_an_answer_keeps_its_beginning() -> None:
+    row = {"prompt": "ab", "completion": "cdef"}
+    assert learned(one(causal("completions", cut_at=4), row)) == "cd"
+    with pytest.raises(NoLabelError, match="cut off"):
+        one(causal("completions", cut_at=2), row)
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"text": " "}, "'text' is empty"),
+        ({"text": None}, "'text' is missing"),
+        ({"text": 3}, r"'text' is '3' \(int\), and should be text"),
+        ({"messages": []}, "'messages' should be a list of turns"),
+        ({"prompt": "a", "completion": None}, "should both be text"),
+        ({"text": "abcdefgh"}, "it has 9 tokens, and the model 8 positions: sequence_length=8"),
+    ],
+)
+def test_rows_that_cannot_be_used(row: dict, said: str) -> None:
+    with pytest.raises(RowError, match=said):
+        causal(positions=8).encode([row])
+
+
+def test_a_length_past_the_models_positions() -> None:
+    with pytest.raises(ConfigError, match="sequence_length=9 is past the model's 8 positions"):
+        Limit(9, 8)
+
+
+def test_sequence_to_sequence() -> None:
+    encoded = one(Seq2Seq(TOKENIZER, Limit(3)), {"prompt": "abcd", "completion": "ef"})
+    assert TOKENIZER.decode(encoded["input_ids"]) == "abc"
+    assert TOKENIZER.decode(encoded["labels"]) == "ef"
+    assert encoded["lost"] == 1
+
+
+def test_a_class_for_a_row_keeps_the_ends_that_the_tokenizer_puts() -> None:
+    encoder = SequenceClasses(WORDS, THREE, Limit(4))
+    encoded = one(encoder, {"text": "a b c d e", "label": "b"})
+    assert WORDS.convert_ids_to_tokens(encoded["input_ids"]) == ["[CLS]", "a", "b", "[SEP]"]
+    assert (encoded["labels"], encoded["lost"]) == (1, 3)
+    pair = one(SequenceClasses(WORDS, THREE, Limit()), {"text": "a", "text_pair": "b", "label": 2})
+    assert WORDS.convert_ids_to_tokens(pair["input_ids"]) == ["[CLS]", "a", "[SEP]", "b", "[SEP]"]
+    with pytest.raises(RowError, match="the label 3 is out of range: there are 3 classes"):
+        one(encoder, {"text": "a", "label": 3})
+
+
+def test_a_class_for_each_words_first_token() -> None:
+    encoded = one(TokenClasses(WORDS, THREE, Limit()), {"tokens": ["a", "bc"], "tags": ["c", "a"]})
+    assert WORDS.convert_ids_to_tokens(encoded["input_ids"]) == ["[CLS]", "a", "b", "##c", "[SEP]"]
+    assert encoded["labels"] == [IGNORED, 2, 0, IGNORED, IGNORED]
+    with pytest.raises(RowError, match="it has 2 words in 'tokens' and 1 classes in 'tags'"):
+        one(TokenClasses(WORDS, THREE, Limit()), {"tokens": ["a", "b"], "tags": ["c"]})
+
+
+def test_answers_by_spans() -> None:
+    row = {"question": "a", "context": "b c d e", "answers": {"text": ["c d"], "answer_start": [2]}}
+    encoded = one(Spans(WORDS, Limit()), row)
+    assert WORDS.convert_ids_to_tokens(encoded["input_ids"])[encoded["start_positions"]] == "c"
+    assert WORDS.convert_ids_to_tokens(encoded["input_ids"])[encoded["end_positions"]] == "d"
+    with pytest.raises(NoLabelError, match="cut off"):
+        one(Spans(WORDS, Limit(6)), row)
+    with pytest.raises(RowError, match="does not stand in its context"):
+        one(Spans(WORDS, Limit()), {**row, "answers": {"text": ["c d"], "answer_start": [3]}})
+    unanswered = one(Spans(WORDS, Limit()), {**row, "answers": {"text": [], "answer_start": []}})
+    assert (unanswered["start_positions"], unanswered["end_positions"]) == (0, 0)
+
+
+def test_what_is_hidden_depends_on_seed_epoch_and_row_alone() -> None:
+    encoder = Masked(WORDS, Limit())
+    rows = encoder.encode([{"text": "a b c d e a b c d e"}] * 3)
+    drawn = Drawn(rows, encoder, seed=1)
+    before = torch.random.get_rng_state()
+    first = [drawn[i] for i in range(3)]
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert all((row["labels"] != IGNORED).any() for row in first)
+    assert all(row["labels"][0] == IGNORED for row in first)  # the ends are never hidden
+    again = Drawn(rows, encoder, seed=1)[2]
+    assert torch.equal(first[2]["input_ids"], again["input_ids"])
+    hidden = {tuple(Drawn(rows, encoder, s, e)[i]["labels"].tolist()) for s in (1, 2) for e in (0, 1) for i in range(3)}
+    assert len(hidden) > 6
+
+
+def test_images_and_their_augmentation() -> None:
+    from PIL import Image
+    from torchvision.transforms import v2
+
+    image = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
+    plain = Images(None, None, THREE)
+    drawn = plain.draw({"image": image, "label": "c"})
+    assert drawn["pixel_values"].shape == (3, 8, 8)
+    assert drawn["pixel_values"].max() == 63 / 255
+    assert drawn["labels"] == 2
+    rows = Drawn([{"image": image, "label": 0}] * 4, Images(None, v2.RandomCrop(4), THREE), seed=3)
+    crops = [rows[i]["pixel_values"] for i in (0, 1, 2, 3, 0)]
+    assert torch.equal(crops[0], crops[4])
+    assert len({tuple(crop.flatten().tolist()) for crop in crops}) > 1
+    assert not torch.equal(rows.at_epoch(1)[0]["pixel_values"], crops[0]) or not torch.equal(
+        rows.at_epoch(2)[0]["pixel_values"], crops[0]
+    )
+
+
+def test_an_image_cut_short_is_refused() -> None:
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(file, "PNG")
+    cut = {"bytes": file.getvalue()[:2000], "path": None}
+    with pytest.raises(RowError, match="its image cannot be read"):
+        Images(None, None, THREE).encode([{"image": cut, "label": 0}])
+    with pytest.raises(RowError, match="'image' is missing"):
+        Images(None, None, THREE).encode([{"image": None, "label": 0}])
+
+
+def wav(samples: np.ndarray, rate: int = 8000) -> dict:
+    import soundfile
+
+    file = io.BytesIO()
+    soundfile.write(file, samples, rate, format="WAV")
+    return {"bytes": file.getvalue(), "path": None}
+
+
+def test_sounds_are_resampled_transformed_and_padded() -> None:
+    tone = np.sin(np.arange(800) / 5).astype(np.float32)
+    encoder = Sounds(None, None, 16_000, THREE)
+    rows = [{"audio": wav(tone), "label": 0}, {"audio": wav(tone[:400]), "label": 2}]
+    encoder.encode(rows)
+    batch = encoder.collate([encoder.draw(row) for row in rows])
+    assert batch["input_values"].shape == (2, 1600)
+    assert batch["input_values"][1, 800:].abs().max() == 0
+    assert batch["labels"].tolist() == [0, 2]
+    frames = Sounds(None, lambda wave: wave.reshape(8, -1), None, THREE)
+    assert frames.collate([frames.draw(row) for row in rows])["input_values"].shape == (2, 8, 100)
+
+
+@pytest.mark.parametrize(
+    ("audio", "said"),
+    [
+        (lambda: wav(np.zeros(100)), "its audio is silent"),
+        (lambda: wav(np.zeros(0)), "its audio has no samples"),
+        (lambda: {"bytes": wav(np.ones(100))["bytes"][:30], "path": None}, "its audio cannot be read"),
+        (lambda: None, "'audio' is missing"),
+    ],
+)
+def test_sounds_that_cannot_be_used(audio: Any, said: str) -> None:
+    with pytest.raises(RowError, match=said):
+        Sounds(None, None, None, THREE).encode([{"audio": audio(), "label": 0}])
+
+
+def test_padding_to_the_longest() -> None:
+    batch = Pad(pad_id=7)([{"input_ids": [1, 2, 3], "labels": [IGNORED, 2, 3]}, {"input_ids": [4], "labels": [4]}])
+    assert batch["input_ids"].tolist() == [[1, 2, 3], [4, 7, 7]]
+    assert batch["labels"].tolist() == [[IGNORED, 2, 3], [4, IGNORED, IGNORED]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+
+
+def test_rows_without_labels_learn_what_they_hold() -> None:
+    batch = Pad(pad_id=7)([{"input_ids": [1, 7]}, {"input_ids": [4]}])
+    assert batch["labels"].tolist() == [[1, 7], [4, IGNORED]]
+    assert torch.equal(Pad(0)([{"input_ids": [1], "labels": 2}])["labels"], torch.tensor([2]))
