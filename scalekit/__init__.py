@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from scalekit.data.mixture import Mixture
     from scalekit.errors import ScaleKitError
     from scalekit.module import ScaleModule
     from scalekit.public import plan, strategy
@@ -21,12 +22,13 @@ _HOME = {
     "fit": "scalekit.training",
     "Run": "scalekit.training",
     "ScaleModule": "scalekit.module",
+    "Mixture": "scalekit.data.mixture",
     "ScaleKitError": "scalekit.errors",
     "plan": "scalekit.public",
     "strategy": "scalekit.public",
 }
 
-__all__ = ["Run", "ScaleKitError", "ScaleModule", "__version__", "fit", "plan", "strategy"]
+__all__ = ["Mixture", "Run", "ScaleKitError", "ScaleModule", "__version__", "fit", "plan", "strategy"]
 
 
 def __getattr__(name: str) -> Any:

@@ -112,12 +112,10 @@ def _fit(parsed: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _prepare(parsed: argparse.Namespace, rest: list[str]) -> int:
+    from scalekit.data.inspection import known
     from scalekit.training import prepare
 
-    rows = prepare(_job(parsed, rest))
-    for name, value in rows.summary().items():
-        print(f"{name:17} {value}")
-    print("\n".join(rows.remarks))
+    print("\n".join(known(prepare(_job(parsed, rest)))))
     return 0
 
 

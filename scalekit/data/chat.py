@@ -28,13 +28,7 @@ _COMMENT = re.compile(r"\{#.*?#\}", re.DOTALL)
 _CALLS = {"generation": "call scalekit_generated()", "endgeneration": "endcall"}
 _MACRO = f"{{% macro scalekit_generated() %}}{_OPEN}tag{_STOP}{{{{ caller() }}}}{_CLOSE}tag{_STOP}{{% endmacro %}}"
 # What is marked; the next where a template does not write the same text with those marks.
-_LEVELS = (
-    ("other", "said", "called", "empty"),
-    ("other", "said", "called"),
-    ("other", "said"),
-    ("said",),
-    (),
-)
+_LEVELS = (("other", "said", "called", "empty"), ("said", "called"), ())
 
 
 @dataclass(frozen=True)

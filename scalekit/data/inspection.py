@@ -28,10 +28,7 @@ def inspection(rows: Rows, count: int, colours: bool, seed: int = 0) -> Iterator
         colours: a document a colour, and tokens without loss faint; otherwise tokens with loss stand in [brackets].
         seed: of the job.
     """
-    for name, value in rows.summary().items():
-        if value not in (None, 0):
-            yield f"{name:17} {', '.join(value) if isinstance(value, list) else value}"
-    yield from rows.remarks
+    yield from known(rows)
     if rows.lengths is not None:
         yield from _lengths(rows, seed)
     for place in range(min(count, len(rows.train))):
@@ -40,6 +37,14 @@ def inspection(rows: Rows, count: int, colours: bool, seed: int = 0) -> Iterator
     if colours and rows.lengths is not None:
         yield ""
         yield f"faint: no loss; a colour a document{'' if rows.packed else ', here one a row'}"
+
+
+def known(rows: Rows) -> Iterator[str]:
+    """Lines of what is known of the data as a whole."""
+    for name, value in rows.summary().items():
+        if value not in (None, 0):
+            yield f"{name:17} {', '.join(value) if isinstance(value, list) else value}"
+    yield from rows.remarks
 
 
 def plot(rows: Rows, path: str) -> None:

@@ -13,6 +13,8 @@ from torch import Tensor
 from scalekit.data.packing import Pack
 from scalekit.errors import LeakError
 
+Forward = Callable[[dict[str, Any]], Tensor]
+
 LIMIT = 1e-5
 """The leak ratio that is none. What stands beside a document changes not a bit of it, for the shapes stay as they are."""
 
@@ -47,7 +49,7 @@ def can_pack(model: Any) -> str | None:
 
 
 def check_isolation(
-    forward: Callable[[dict[str, Any]], Tensor],
+    forward: Forward,
     vocabulary: int,
     device: torch.device | str,
     exact: bool,
@@ -71,12 +73,8 @@ def check_isolation(
         LeakError: they depend on it, or cannot be told to be independent.
     """
     one, other, document = _draw(vocabulary)
-    behind = [_row(one, document), _row(other, document)]
-    joined = [_row(one + document), _row(other + document)]
-    in_front = [_row(document, one), _row(document, other)]
-    logits = _logits(forward, behind + joined + in_front, device, flat)
-    behind_one, behind_other, joined_to_one, joined_to_other = logits[:4, -_AFTER:]
-    before_one, before_other = logits[4:, :_AFTER]
+    before_one, behind_one, joined_to_one = _beside(one, document, forward, device, flat)
+    before_other, behind_other, joined_to_other = _beside(other, document, forward, device, flat)
     (alone,) = _logits(forward, [_row(document)], device, flat)
 
     whole = joined_to_one - joined_to_other
@@ -100,8 +98,17 @@ def _row(*documents: list[int]) -> dict[str, list[int]]:
     return {"input_ids": tokens, "labels": tokens, "document_lengths": [len(document) for document in documents]}
 
 
+def _beside(
+    other: list[int], document: list[int], forward: Forward, device: torch.device | str, flat: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A document's logits before another, behind it, and as its continuation; the first, where nothing comes before."""
+    rows = [_row(document, other), _row(other, document), _row(other + document)]
+    before, behind, joined = _logits(forward, rows, device, flat)
+    return before[:_AFTER], behind[-_AFTER:], joined[-_AFTER:]
+
+
 def _logits(
-    forward: Callable[[dict[str, Any]], Tensor],
+    forward: Forward,
     rows: list[dict[str, list[int]]],
     device: torch.device | str,
     flat: bool,

@@ -122,8 +122,9 @@ def report(kind: str, found: dict[str, list[dict[str, float]]]) -> None:
 
 
 def packing(number: int) -> None:
-    from scalekit.data.packing import pack
     from transformers import AutoTokenizer
+
+    from scalekit.data.packing import pack
 
     rows = by_scalekit(rows_of("chat", number), AutoTokenizer.from_pretrained(MODEL), 1)
     started = time.perf_counter()

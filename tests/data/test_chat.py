@@ -68,6 +68,9 @@ def family(name: str) -> Any:
     return make_tokenizer(template, bos, eos, tuple(special))
 
 
+TOKENIZERS = {name: family(name) for name in FAMILIES}
+
+
 def learned(tokenizer: Any, messages: list[dict[str, Any]], tools: Any = None) -> list[str]:
     rendered = render(tokenizer, messages, tools)
     assert rendered.text == render(tokenizer, messages, tools, mark=False).text
@@ -195,14 +198,14 @@ LEARNED: dict[str, dict[str, list[str]]] = {
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_turns_are_learned_from_the_prompt_to_the_token_that_ends_them(name: str) -> None:
-    tokenizer = family(name)
+    tokenizer = TOKENIZERS[name]
     found = {case: learned(tokenizer, CONVERSATIONS[case]) for case in LEARNED[name]}
     assert found == LEARNED[name]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_tokens_that_start_within_a_turn_carry_loss(name: str) -> None:
-    tokenizer = family(name)
+    tokenizer = TOKENIZERS[name]
     expected = {case: "".join(turns) for case, turns in LEARNED[name].items()}
     if name == "solar":  # the prompt's last line break and the first of the turn are one token, which starts too early
         expected["empty"] = "\n\n"
@@ -364,18 +367,34 @@ def test_special_tokens_within_what_is_said() -> None:
     ]
 
 
-def test_content_that_the_template_asks_about() -> None:
-    """A mark before <tool_response> would make a question of what is none, so these must do without."""
+def test_questions_that_the_template_asks_about() -> None:
+    """A mark before <tool_response> would make a question of what is none, so questions must do without."""
     messages = [
         say("user", "q1"),
-        say("assistant", "a1", reasoning_content="t1"),
-        say("user", "<tool_response>r1</tool_response>"),
-        say("assistant", "a2", reasoning_content="t2"),
+        say("assistant", "", reasoning_content="t", tool_calls=[call("Rome")]),
+        say("user", "<tool_response>sunny</tool_response>"),
+        say("assistant", "a1", reasoning_content="t"),
+        say("user", "q2"),
+        say("assistant", "", reasoning_content="t", tool_calls=[call("Rome")]),
+        say("user", "<tool_response>sunny</tool_response>"),
+        say("assistant", "a2", reasoning_content="t"),
     ]
-    assert learned(family("qwen3"), messages) == [
-        "<think>\nt1\n</think>\n\na1<|im_end|>",
-        "<think>\nt2\n</think>\n\na2<|im_end|>",
+    called = '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call><|im_end|>'
+    thought = "<think>\nt\n</think>\n\n"
+    assert learned(family("qwen3"), messages) == [called, "a1<|im_end|>", thought + called, thought + "a2<|im_end|>"]
+
+
+def test_answers_that_the_template_asks_about() -> None:
+    template = (
+        "{% for m in messages %}<{{ m.role }}>"
+        "{{ '<think></think>' if m.role == 'assistant' and not m.content.startswith('<think>') }}{{ m.content }}</s>"
+        "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    messages = [
+        *[say("user", "q1"), say("assistant", "<think>t1</think>a1")],
+        *[say("user", "q2"), say("assistant", "a2")],
     ]
+    assert learned(make_tokenizer(template), messages) == ["<think>t1</think>a1</s>", "<think></think>a2</s>"]
 
 
 def test_questions_that_the_template_compares() -> None:
@@ -503,7 +522,7 @@ def test_all_that_the_assistant_says_is_learned_and_nothing_that_others_say(
     for i, question in enumerate(questions):
         answer = data.draw(ANSWERS)
         messages += [say("user", question.format(i)), say("assistant", answer.format(i, i))]
-    rendered = render(tokenizers[name], messages)
+    rendered = render(TOKENIZERS[name], messages)
     inside = "".join(rendered.text[start:end] for start, end in rendered.spans)
     ends, starts = [0, *(b for _, b in rendered.spans)], [*(a for a, _ in rendered.spans), len(rendered.text)]
     outside = "".join(rendered.text[end:start] for end, start in zip(ends, starts, strict=True))
@@ -512,9 +531,6 @@ def test_all_that_the_assistant_says_is_learned_and_nothing_that_others_say(
         assert f"u{i}" not in inside
         assert f"a{i}" not in outside
     assert "same" not in inside
-
-
-tokenizers = {name: family(name) for name in FAMILIES}
 
 
 def test_a_refusal_of_the_template_is_the_rows_fault() -> None:

@@ -1,6 +1,6 @@
 """Packed documents are to a model what they are alone; a model that mixes them is refused."""
 
-from functools import cache
+from functools import cache, partial
 
 import pytest
 import torch
@@ -135,10 +135,35 @@ def test_rounding_is_no_leak(name):
     check(build(name, "sdpa", **CONFIGS[name]).bfloat16(), exact=False)
 
 
+def test_rounding_may_differ_with_the_place_in_a_row():
+    model = model_of("Llama", "sdpa")
+
+    def forward(batch):
+        places = torch.arange(batch["input_ids"].shape[1])
+        return model(**batch).logits * (1 + 1e-3 * (places > 8)[:, None])
+
+    check_isolation(forward, VOCABULARY, "cpu", exact=False)
+    with pytest.raises(LeakError, match="are not those of the document alone"):
+        check_isolation(forward, VOCABULARY, "cpu", exact=True)
+
+
+def test_rounding_is_measured_where_nothing_can_leak():
+    model = model_of("Llama", "sdpa")
+
+    def forward(batch, change):
+        width = batch["input_ids"].shape[1]
+        return model(**batch).logits * (1 + change * (width > 9))
+
+    check_isolation(partial(forward, change=0.1), VOCABULARY, "cpu", exact=False)
+    with pytest.raises(LeakError, match="cannot be told"):
+        check_isolation(partial(forward, change=0.5), VOCABULARY, "cpu", exact=False)
+
+
 def test_a_cache_or_a_mask_hides_the_documents_and_is_refused():
     model = model_of("Llama", "sdpa")
-    with pytest.raises(LeakError, match=r"change with the document before it \(leak ratio 1, .* Set packing=False"):
-        check(model, use_cache=True)
+    for flat in (False, True):
+        with pytest.raises(LeakError, match=r"change with the document before it \(leak ratio .* Set packing=False"):
+            check(model, flat=flat, use_cache=True)
     with pytest.raises(LeakError, match="change with the document before it"):
         check_isolation(
             lambda batch: model(**batch, attention_mask=torch.ones_like(batch["input_ids"])).logits,

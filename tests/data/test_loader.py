@@ -2,12 +2,16 @@
 
 import time
 import tracemalloc
+from functools import cache
 
+import datasets
+import numpy as np
 import pytest
 from torch.utils.data import Dataset
 
 from scalekit.data.loader import Loader
 from scalekit.data.order import Order
+from scalekit.data.packing import pack
 from scalekit.tracking.metrics import data_warning
 
 
@@ -34,11 +38,33 @@ def rows_of(loader: Loader) -> list[int]:
 
 
 @pytest.mark.parametrize("length", [1, 7, 100, 10_007])
-@pytest.mark.parametrize("workers", [0, 1, 3])
+@pytest.mark.parametrize("workers", [0, 1, 2, 3])
 def test_each_row_once_an_epoch(length: int, workers: int) -> None:
-    order = Order(length, 24, 4, 2, seed=1)
-    found = [rows_of(Loader(Numbers(length), list, order, rank, lambda b, n: n, workers=workers)) for rank in range(2)]
-    assert sorted(found[0] + found[1]) == list(range(length))
+    order = Order(length, 120, 5, 8, seed=1)
+    found = [rows_of(Loader(Numbers(length), list, order, rank, lambda b, n: n, workers=workers)) for rank in range(8)]
+    assert sorted(row for rows in found for row in rows) == list(range(length))
+
+
+@pytest.mark.parametrize("length", [1, 7, 100, 10_007])
+@pytest.mark.parametrize("world_size", range(1, 9))
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_each_document_once_in_an_epoch_of_packed_rows(length: int, world_size: int, accumulation: int) -> None:
+    packed = packed_documents(length)
+    order = Order(len(packed), 2 * world_size * accumulation, 2, world_size, seed=1)
+    loaders = [Loader(packed, list, order, rank, lambda b, n: n) for rank in range(world_size)]
+    found = []
+    for loader in loaders:
+        for batch in loader:
+            if loader.consume().items:
+                found += [document for row in batch for document in row["documents"]]
+    assert sorted(found) == list(range(length))
+
+
+@cache
+def packed_documents(length: int) -> list[dict]:
+    lengths = np.random.default_rng(0).integers(2, 30, length)
+    tokens = datasets.Dataset.from_dict({"input_ids": [[1] * n for n in lengths], "labels": [[1] * n for n in lengths]})
+    return pack(tokens, 64).to_list()
 
 
 def test_an_epoch_of_a_billion_rows_starts_at_once_and_in_the_middle() -> None:

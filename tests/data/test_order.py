@@ -6,8 +6,8 @@ from scalekit.data.order import Order
 from scalekit.errors import BatchSizeError, EmptyDataError
 
 
-@pytest.mark.parametrize("length", [1, 7, 100])
-@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+@pytest.mark.parametrize("length", [1, 7, 100, 10_007])
+@pytest.mark.parametrize("world_size", range(1, 9))
 @pytest.mark.parametrize("accumulation", [1, 3])
 def test_each_row_once_an_epoch(length: int, world_size: int, accumulation: int) -> None:
     order = Order(length, 2 * world_size * accumulation, 2, world_size, seed=5)

@@ -83,7 +83,7 @@ def test_bad_rows_are_skipped_and_listed_and_still_refused_later() -> None:
 
 
 def test_nothing_but_bad_rows() -> None:
-    with pytest.raises(EmptyDataError, match="no row of the data can be used: rows.jsonl, row 0: 'text' is empty"):
+    with pytest.raises(EmptyDataError, match=r"no row of the data can be used: rows\.jsonl, row 0: 'text' is empty"):
         encoded([{"text": " "}] * 3, skip=True)
 
 

@@ -290,7 +290,9 @@ def test_a_shuffled_block_is_of_the_size_given() -> None:
     found = [ids(batch) for _, batch in take(loader_of(stream(60, 1), Lanes(1, 10, 10, 1, seed=1, shuffle_rows=20)))]
     blocks = [first + second for first, second in zip(found[::2], found[1::2], strict=True)]
     assert [sorted(block) for block in blocks] == [list(range(i, i + 20)) for i in (0, 20, 40)]
-    assert all(block != sorted(block) for block in blocks)
+    orders = {tuple(i % 20 for i in block) for block in blocks}
+    assert len(orders) == 3
+    assert tuple(range(20)) not in orders
 
 
 # -- sharing out --------------------------------------------------------------------------------------------------------
@@ -511,7 +513,7 @@ def test_a_global_batch_of_bad_rows_alone_is_no_step() -> None:
     runs = ranks_of(stream(10, 1), order, encode=encode, on_bad_row="skip", passes=2)
     assert sorted({micro.step for run in runs for micro, _ in run}) == [1, 2, 3, 4, 5, 6]
     assert flat(runs) == sorted([*range(4, 10), *range(4, 10)])
-    with pytest.raises(EmptyDataError, match="no row of the stream can be used: row 0 of the stream: too small"):
+    with pytest.raises(EmptyDataError, match=r"no row of the stream can be used: row \d of the stream: too small"):
         ranks_of(stream(4, 1), order, encode=encode, on_bad_row="skip")
 
 
@@ -631,9 +633,9 @@ def test_what_was_read_ahead_is_not_consumed() -> None:
     order = Lanes(3, 6, 2, 1, seed=5)
     loader = loader_of(stream(60, 3), order)
     batches = iter(loader)
-    for _ in range(4):
+    for _ in range(5):
         next(batches)
-    for _ in range(3):
+    for _ in range(4):
         loader.consume()
     assert (loader.position, loader.state()["step"]) == (6, 1)
     again = take(loader)  # a new pass goes on from what was consumed

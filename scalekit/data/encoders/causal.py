@@ -97,8 +97,8 @@ class Causal(Encoder):
         rendered = chat.render(self.tokenizer, turns, tools or None, mark=not everywhere)
         spans = rendered.spans
         if learned_from and not everywhere:
-            asked = sum(turn.get("role") == "assistant" for turn in turns[:learned_from])
-            spans = spans[asked:]
+            asked = chat.render(self.tokenizer, turns[:learned_from], tools or None)
+            spans = spans[len(asked.spans) :]
         return _Text(rendered.text, None if everywhere else spans, special=False)
 
     def _labelled(self, text: _Text, ids: list[int], offsets: Any) -> Row:
