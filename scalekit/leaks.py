@@ -12,7 +12,14 @@ from scalekit.data.isolation import check_isolation
 
 @final
 class LeakCheck(Callback):
-    """Runs `check_isolation` on every rank, under the job's own engine, precision and attention."""
+    """Runs `check_isolation` on every rank, under the job's own engine, precision and attention.
+
+    Args:
+        flat: whether packed rows are laid one after another.
+    """
+
+    def __init__(self, flat: bool) -> None:
+        self._flat = flat
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         engine: Any = trainer.strategy
@@ -27,6 +34,6 @@ class LeakCheck(Callback):
         model.eval()  # dropout would make all documents differ
         try:
             vocabulary = model.config.get_text_config().vocab_size
-            check_isolation(forward, vocabulary, engine.root_device, exact=engine.precision == "32-true")
+            check_isolation(forward, vocabulary, engine.root_device, engine.precision == "32-true", self._flat)
         finally:
             model.train(was_training)

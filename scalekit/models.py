@@ -117,6 +117,8 @@ def _from_name(name: str, task: str | None, trust_remote_code: bool, classes: Se
         if torch.empty(0).is_meta:
             built = cls.from_config(config, **options) if options else cls(config)
         else:
+            # A head for other classes than those it was saved with starts anew.
+            options |= {"ignore_mismatched_sizes": True} if classes is not None else {}
             built = cls.from_pretrained(name, config=config, dtype=torch.float32, **options)
         return built  # type: ignore[no-any-return]
 

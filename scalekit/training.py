@@ -256,7 +256,7 @@ def run(job: Job) -> Run:
                 metrics,
                 Evaluation(total_steps, job.evaluate_every, folder.step),
                 *([Samples(job.generate, rows.way.processor, folder.path, folder.step)] if job.generate else []),
-                *([LeakCheck()] if rows.packed else []),
+                *([LeakCheck(rows.way.is_flat)] if rows.packed else []),
                 Checkpoints(folder.checkpoints, total_steps, job.checkpoint_every, folder.step, metrics.restart_clock),
                 Progress(metrics, total_steps, folder.step),
             ],

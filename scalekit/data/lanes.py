@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import zip_longest
 from typing import Any, NamedTuple, TypeVar
 
@@ -57,6 +58,8 @@ class Lanes:
         seed: of the permutations, together with the epoch.
         shuffle: whether there are any.
         shuffle_rows: rows of a block; so many are in memory for each lane that is read.
+        most_lanes: there may be. A lane keeps a file open, and in memory what is read of it at once, which is a whole row
+            group of a Parquet file; more ranks than lanes read the same rows.
     """
 
     shards: int
@@ -66,20 +69,23 @@ class Lanes:
     seed: int = 0
     shuffle: bool = True
     shuffle_rows: int = 1000
+    most_lanes: int = 64
 
     def __post_init__(self) -> None:
         if self.shards < 1:
             raise EmptyDataError("the stream has no shards")
-        if self.shuffle_rows < 1:
-            raise ConfigError(f"shuffle_rows={self.shuffle_rows} must be at least 1")
+        for name in ("shuffle_rows", "most_lanes"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
         round_size = self.micro_batch_size * self.world_size
         if self.global_batch_size < 1 or self.global_batch_size % round_size:
             raise BatchSizeError.unsplittable(self.global_batch_size, self.micro_batch_size, self.world_size)
 
-    @property
+    @cached_property
     def count(self) -> int:
-        """Lanes."""
-        return math.gcd(self.shards, self.global_batch_size)
+        """Lanes: the most that divide shards and global batch."""
+        both = math.gcd(self.shards, self.global_batch_size)
+        return next(count for count in range(min(both, self.most_lanes), 0, -1) if both % count == 0)
 
     @property
     def per_lane(self) -> int:

@@ -148,7 +148,7 @@ def pack(tokens: Any, capacity: int) -> Any:
         capacity: of a row, in tokens.
 
     Raises:
-        ColumnError: no ``input_ids``.
+        ColumnError: no ``input_ids``, or ``labels`` that are no lists.
         ConfigError: a document is longer than a row.
         RowError: a document is empty, padded, or not as long as its labels.
         EmptyDataError: no documents.
@@ -210,9 +210,11 @@ def _write(tokens: Any, capacity: int, fingerprint: str, **sink: Any) -> None:
 def _survey(tokens: Any) -> tuple[Numbers, list[str]]:
     """The documents' lengths, and the columns that are packed."""
     lists = [name for name, feature in tokens.features.items() if _is_list_of_numbers(feature)]
-    if "input_ids" not in lists:
+    wanted = [name for name in ("input_ids", "labels") if name == "input_ids" or name in tokens.column_names]
+    if not set(wanted) <= set(lists):
         raise ColumnError(
-            f"only tokens can be packed: lists of numbers in a column 'input_ids'. There are: {', '.join(tokens.column_names)}"
+            f"only tokens can be packed: lists of numbers in the columns {', '.join(wanted)}. "
+            f"There are: {', '.join(tokens.column_names)}"
         )
     if not len(tokens):
         raise EmptyDataError("there are no documents to pack")

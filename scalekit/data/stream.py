@@ -141,9 +141,10 @@ class StreamLoader:
         elif copies == 1:
             said = f"{found} are shared out over {ranks} ranks, and each reads {order.count // ranks} side by side"
         else:
+            mend = f"as many shards as a multiple of {ranks}" if order.shards % ranks else f"most_lanes={ranks}"
             said = (
-                f"{found} cannot be shared by {ranks} ranks: every row is read by {copies} of them and taken by one; with as "
-                f"many shards as a multiple of {ranks} it would be read once"
+                f"{found} cannot be shared by {ranks} ranks: every row is read by {copies} of them and taken by one; with "
+                f"{mend} it would be read once"
             )
         again = order.copies(max(self._workers, 1)) // copies
         return said + (
@@ -185,7 +186,7 @@ class StreamLoader:
 
     def _order_settings(self) -> dict[str, Any]:
         """What the order of rows depends on."""
-        names = ("shards", "global_batch_size", "seed", "shuffle", "shuffle_rows")
+        names = ("shards", "global_batch_size", "seed", "shuffle", "shuffle_rows", "most_lanes")
         return {**{name: getattr(self.order, name) for name in names}, "capacity": self._rows.capacity}
 
     def _restored(self, state: Mapping[str, Any]) -> _State:

@@ -129,7 +129,8 @@ class Way:
             sequence_length=self.job.sequence_length,
             transform=transform,
             sampling_rate=self.job.sampling_rate,
-            classes=None if isinstance(self.job.model, str) else getattr(self.config, "num_labels", None),
+            classes=tuple((getattr(self.config, "id2label", None) or {}).values()),
+            is_built=not isinstance(self.job.model, str),
         )
         return encoders.encoder(self.task, wanted, [part.rows for part in self.source.parts])
 
@@ -160,8 +161,12 @@ class Way:
     @property
     def packed_collate(self) -> Collate:
         """What makes a batch of packed rows."""
-        attention = str(getattr(self.config, "_attn_implementation", "") or "")
-        return Pack(pad_id(self.processor, self.config), flat=attention.startswith("flash"))
+        return Pack(pad_id(self.processor, self.config), flat=self.is_flat)
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether packed rows are laid one after another, as flash attention wants them."""
+        return str(getattr(self.config, "_attn_implementation", "") or "").startswith("flash")
 
     @property
     def workers(self) -> int:

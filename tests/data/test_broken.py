@@ -207,6 +207,20 @@ def test_objects_of_different_keys_are_no_fault() -> None:
     assert list(only(read(write("chats.jsonl", lines(*messages)))).rows) == messages
 
 
+def test_what_few_objects_have_is_not_compared() -> None:
+    calls: list[Any] = [{"tool": {"arguments": {f"x{i}": i}}} for i in range(10)]
+    calls += [{"tool": {"arguments": {"v": value}}} for value in (1, "a", [1, "a"])]
+    assert list(only(read(write("rows.jsonl", lines(*calls)))).rows) == calls
+    write("rows.jsonl", lines(*calls, b"{\n"))
+    assert [each.where for each in read("rows.jsonl", on_bad_row="skip").skipped] == ["rows.jsonl, line 14"]
+
+
+def test_a_column_that_only_rows_after_the_first_thousand_have_is_judged_by_its_first() -> None:
+    write("rows.jsonl", lines(*ROWS * 101, {"text": "a", "id": 1}, {"text": "b", "id": "x"}, {"text": "c", "id": 2}))
+    with pytest.raises(RowError, match=r"^rows.jsonl, line 1012: the column 'id' is text here \('x'\), and a number"):
+        read("rows.jsonl")
+
+
 def test_a_message_may_be_a_text_or_a_list_of_parts() -> None:
     parts = {"messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]}
     rows = with_row(CHAT, 4, parts)

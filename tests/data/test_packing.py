@@ -131,6 +131,8 @@ def test_tokens_of_any_type_without_labels_learn_what_they_hold(kind):
 def test_what_cannot_be_packed_is_refused():
     with pytest.raises(ColumnError, match="There are: text"):
         pack(Dataset.from_dict({"text": ["a"]}), 8)
+    with pytest.raises(ColumnError, match="lists of numbers in the columns input_ids, labels"):
+        pack(Dataset.from_dict({"input_ids": [[1, 2]], "labels": [1]}), 8)
     with pytest.raises(RowError, match="document 1 has 2 tokens and 1 labels"):
         pack(Dataset.from_dict({"input_ids": [[1], [2, 3]], "labels": [[1], [2]]}), 8)
     with pytest.raises(RowError, match="document 1 has no tokens"):

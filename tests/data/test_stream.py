@@ -137,6 +137,7 @@ def flat(runs: list[Run]) -> list[int]:
 
 @given(
     shard_count=st.integers(1, 60),
+    most_lanes=st.integers(1, 64),
     micro=st.integers(1, 4),
     accumulation=st.integers(1, 6),
     world_size=st.integers(1, 8),
@@ -145,9 +146,10 @@ def flat(runs: list[Run]) -> list[int]:
 )
 @settings(max_examples=300, deadline=None)
 def test_every_row_of_a_global_batch_is_in_one_micro_batch_of_a_rank_and_worker_that_reads_its_lane(
-    shard_count: int, micro: int, accumulation: int, world_size: int, workers: int, data: Any
+    shard_count: int, most_lanes: int, micro: int, accumulation: int, world_size: int, workers: int, data: Any
 ) -> None:
-    order = Lanes(shard_count, micro * accumulation * world_size, micro, world_size)
+    order = Lanes(shard_count, micro * accumulation * world_size, micro, world_size, most_lanes=most_lanes)
+    assert order.count <= most_lanes
     counts = data.draw(st.lists(st.integers(0, order.per_lane), min_size=order.count, max_size=order.count))
     rows = {lane: [(lane, turn) for turn in range(count)] for lane, count in enumerate(counts)}
     everywhere = order.deal(rows, range(order.accumulation * world_size))
@@ -160,7 +162,14 @@ def test_every_row_of_a_global_batch_is_in_one_micro_batch_of_a_rank_and_worker_
         assert order.deal({lane: rows[lane] for lane in lanes}, own) == [everywhere[index] for index in own]
     read = [lane for rank in range(world_size) for lane in order.read_by(rank)]
     assert sorted(read) == sorted([*range(order.count)] * order.copies())
-    assert (order.copies() == 1) == (shard_count % world_size == 0)
+    assert (order.copies() == 1) == (order.count % world_size == 0)
+    if shard_count <= most_lanes or world_size == most_lanes:
+        assert (order.copies() == 1) == (shard_count % world_size == 0)
+
+
+@pytest.mark.parametrize(("shard_count", "batch", "lanes"), [(1024, 4096, 64), (96, 960, 48), (7, 8, 1), (24, 36, 12)])
+def test_there_are_not_more_lanes_than_files_that_may_be_open(shard_count: int, batch: int, lanes: int) -> None:
+    assert Lanes(shard_count, batch, 1, 1).count == lanes
 
 
 @given(shard_count=st.integers(1, 60), batch=st.integers(1, 60), epoch=st.integers(0, 3))
@@ -314,8 +323,8 @@ def test_ranks_that_divide_the_shards_read_their_own_alone() -> None:
 
 
 def test_it_says_how_the_stream_is_shared_out_and_why() -> None:
-    def said(count: int, world_size: int, workers: int = 0, rows: Any = None) -> str:
-        order = Lanes(count, 24, 1, world_size)
+    def said(count: int, world_size: int, workers: int = 0, rows: Any = None, most_lanes: int = 64) -> str:
+        order = Lanes(count, 24, 1, world_size, most_lanes=most_lanes)
         summed = None if world_size == 1 else lambda tensor: tensor
         return loader_of(rows or stream(99, count), order, workers=workers, sum_over_ranks=summed).describe()
 
@@ -325,6 +334,7 @@ def test_it_says_how_the_stream_is_shared_out_and_why() -> None:
         "shards as a multiple of 2 it would be read once"
     )
     assert "every row is read by 2 of them" in said(4, 8)
+    assert said(24, 24, most_lanes=12).endswith("taken by one; with most_lanes=24 it would be read once")
     assert said(3, 1) == "the stream's 3 shards, 3 read side by side"
     assert said(1, 1, workers=4).endswith("; of a rank's workers, 4 read the same rows and share their encoding")
     assert "workers" not in said(8, 2, workers=4)

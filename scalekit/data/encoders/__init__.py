@@ -33,7 +33,7 @@ _TELLING = (
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a job says of its rows; see `scalekit.fit`."""
+    """What a job and its model say of their rows; see `scalekit.fit`, and `labels.labels_of` for the last two."""
 
     processor: Callable[[], Any]
     config: Any
@@ -41,7 +41,8 @@ class Wanted:
     sequence_length: int | None
     transform: Any
     sampling_rate: int | None
-    classes: int | None
+    classes: tuple[str, ...]
+    is_built: bool
 
 
 def look(columns: Sequence[str], config: Any) -> str | None:
@@ -101,7 +102,8 @@ def encoder(task: str, wanted: Wanted, parts: Sequence[Any]) -> Encoder:
         if task == "masked-lm":
             return masked.Masked(tokenizer, limit)
         return seq2seq.Seq2Seq(tokenizer, limit) if task == "seq2seq-lm" else spans.Spans(tokenizer, limit)
-    labels = labels_of(list(parts), "tags" if task == "token-classification" else "label", wanted.classes)
+    column = "tags" if task == "token-classification" else "label"
+    labels = labels_of(list(parts), column, wanted.classes, wanted.is_built)
     if task == "sequence-classification":
         return classes.SequenceClasses(wanted.processor(), labels, limit)
     if task == "token-classification":

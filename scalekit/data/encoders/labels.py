@@ -42,15 +42,17 @@ class Labels:
         return found
 
 
-def labels_of(parts: list[Any], column: str, known: int | None = None) -> Labels:
+def labels_of(parts: list[Any], column: str, saved: tuple[str, ...], is_built: bool) -> Labels:
     """The classes in a column, over several data sets.
 
-    Names come from the data set's `ClassLabel` where it has one; other text is sorted; numbers count from 0.
+    Names come from the data set's `ClassLabel` where it has one; other text is sorted; numbers count from 0. Where the model
+    tells the same classes apart already, they keep its numbers.
 
     Args:
         parts: Hugging Face data sets.
         column: with a label a row, or a list of them.
-        known: how many classes the model has, where it is built already: numbers beyond are out of range.
+        saved: the names that the model has for its classes.
+        is_built: whether the model has its head already, so that its classes are all that there can be.
 
     Raises:
         ColumnError: labels that are neither text nor whole numbers; a stream that does not name its classes.
@@ -59,13 +61,13 @@ def labels_of(parts: list[Any], column: str, known: int | None = None) -> Labels
         feature = _innermost((part.features or {}).get(column))
         if getattr(feature, "names", None):
             return Labels(tuple(feature.names))
-    if known is not None:
-        return Labels(tuple(str(number) for number in range(known)))
+    if is_built and saved:
+        return Labels(saved)
     if any(not hasattr(part, "data") for part in parts):
         raise ColumnError(f"a stream does not say which classes {column!r} has: cast the column to datasets.ClassLabel")
     values = {value for part in parts for value in _distinct(part, column) if value is not None}
     if values and all(isinstance(value, str) for value in values):
-        return Labels(tuple(sorted(values)))
+        return Labels(saved if values == set(saved) else tuple(sorted(values)))
     if values and all(isinstance(value, int) and not isinstance(value, bool) for value in values):
         return Labels(tuple(str(number) for number in range(min(max(values) + 1, _MOST_CLASSES))))
     raise ColumnError(f"the column {column!r} holds no classes: give text, whole numbers from 0, or a ClassLabel")
