@@ -69,15 +69,63 @@ IMAGE = datasets.Image(decode=False)
 SOUND = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
 CLASSES = {"loss": nn.CrossEntropyLoss()}
 CASES: dict[str, Case] = {
-    "empty": (None, lambda p: lines(p / "r.jsonl", TEXTS, 5, b'{"text": " "}'), errors.RowError, r"r\.jsonl, .*'text' is empty", {}),
-    "utf-8": (None, lambda p: lines(p / "r.jsonl", TEXTS, 5, b'{"text": "a\xff"}'), errors.DataError, r"r\.jsonl, .*line 6.*UTF-8", {}),
-    "mixed": (None, lambda p: lines(p / "r.jsonl", TEXTS, 5, b'{"text": 7}'), errors.DataError, r"r\.jsonl, .*line 6", {}),
-    "no JSON": (None, lambda p: lines(p / "r.jsonl", TEXTS, 5, b'{"text": '), errors.DataError, r"r\.jsonl, .*line 6", {}),
-    "positions": (parity.gpt2, lambda p: [*TEXTS, {"text": "abc" * 20}], errors.RowError, r"row 12: it has 61 tokens, and the model 32 positions", {}),
-    "image": (seen, lambda p: labelled("image", IMAGE, [png(i == 4) for i in range(8)]), errors.RowError, r"row 4: its image cannot be read", CLASSES),
-    "sound": (heard, lambda p: labelled("audio", SOUND, [wav(i == 4) for i in range(8)]), errors.RowError, r"row 4: its audio is silent", CLASSES),
-    "label": (told, lambda p: labelled("text", None, ["ab"] * 8, [0, 1, 2, 0, 5, 0, 0, 0]), errors.RowError, r"row 4: the label 5 is out of range: there are 3 classes", {}),
-}  # fmt: skip
+    "empty": (
+        None,
+        lambda p: lines(p / "r.jsonl", TEXTS, 5, b'{"text": " "}'),
+        errors.RowError,
+        r"r\.jsonl, .*'text' is empty",
+        {},
+    ),
+    "utf-8": (
+        None,
+        lambda p: lines(p / "r.jsonl", TEXTS, 5, b'{"text": "a\xff"}'),
+        errors.DataError,
+        r"r\.jsonl, .*line 6.*UTF-8",
+        {},
+    ),
+    "mixed": (
+        None,
+        lambda p: lines(p / "r.jsonl", TEXTS, 5, b'{"text": 7}'),
+        errors.DataError,
+        r"r\.jsonl, .*line 6",
+        {},
+    ),
+    "no JSON": (
+        None,
+        lambda p: lines(p / "r.jsonl", TEXTS, 5, b'{"text": '),
+        errors.DataError,
+        r"r\.jsonl, .*line 6",
+        {},
+    ),
+    "positions": (
+        parity.gpt2,
+        lambda p: [*TEXTS, {"text": "abc" * 20}],
+        errors.RowError,
+        r"row 12: it has 61 tokens, and the model 32 positions",
+        {},
+    ),
+    "image": (
+        seen,
+        lambda p: labelled("image", IMAGE, [png(i == 4) for i in range(8)]),
+        errors.RowError,
+        r"row 4: its image cannot be read",
+        CLASSES,
+    ),
+    "sound": (
+        heard,
+        lambda p: labelled("audio", SOUND, [wav(i == 4) for i in range(8)]),
+        errors.RowError,
+        r"row 4: its audio is silent",
+        CLASSES,
+    ),
+    "label": (
+        told,
+        lambda p: labelled("text", None, ["ab"] * 8, [0, 1, 2, 0, 5, 0, 0, 0]),
+        errors.RowError,
+        r"row 4: the label 5 is out of range: there are 3 classes",
+        {},
+    ),
+}
 
 
 def fit(case: Case, folder: Path, **settings: Any) -> scalekit.Run:
@@ -125,7 +173,7 @@ def test_a_parquet_file_cut_short_is_refused(tmp_path: Path, on_bad_row: str) ->
 
 
 def test_a_missing_column_is_named(tmp_path: Path) -> None:
-    with pytest.raises(errors.ColumnError, match="has no column that causal-lm can be trained on. It has: words"):
+    with pytest.raises(errors.ColumnError, match=r"has no column that causal-lm can be trained on\. It has: words"):
         fit((None, lambda _: [{"words": "a"}], errors.DataError, "", {}), tmp_path)
 
 
