@@ -18,7 +18,7 @@ from scalekit import models
 from scalekit.data import encoders
 from scalekit.data.encoders.encoder import Encoder
 from scalekit.data.isolation import can_pack
-from scalekit.data.packing import Pack
+from scalekit.data.packing import Pack, fill
 from scalekit.data.padding import Pad, pad_id
 from scalekit.data.permutation import shuffled
 from scalekit.data.preparation import cores
@@ -30,8 +30,8 @@ from scalekit.world import World
 
 Collate = Callable[[list[Any]], Any]
 
-_LEAST_PADDING = 0.1
-"""From which share of padding in a batch on packing pays."""
+_LEAST_SAVED = 0.1
+"""Of a batch, from which share of padding saved on packing pays."""
 
 _LOOKED_AT = 4096
 _USUAL_MICRO_BATCH = 8
@@ -201,7 +201,8 @@ class Way:
             return "documents are packed for causal language models alone"
         if self.job.sequence_length is None:
             return "sequence_length, the length of a packed row, is not given"
-        if self.job.packing == "auto" and padding_share(lengths, self.job.seed) < _LEAST_PADDING:
+        left = 1 - fill(lengths, self.job.sequence_length)
+        if self.job.packing == "auto" and padding_share(lengths, self.job.seed) - left < _LEAST_SAVED:
             return "it would save next to nothing"
         if isinstance(self.model, nn.Module):
             return can_pack(self.model)

@@ -18,7 +18,14 @@ from tests import tiny
 from tests.distributed.processes import torchrun
 from tests.distributed.workers.data_job import BATCH, CAPACITY, HELD_OUT, SENTENCES, STEPS
 
-CASES = [("single", 1), ("ddp", 2), ("fsdp2", 2), ("zero2", 2), ("zero3", 2), ("ddp", 4)]
+MOST = [("zero2", 2), ("ddp", 4)]
+CASES = [
+    ("single", 1),
+    ("ddp", 2),
+    ("fsdp2", 2),
+    ("zero3", 2),
+    *(pytest.param(each, marks=pytest.mark.long) for each in MOST),
+]
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +80,7 @@ def evaluated(model: torch.nn.Module) -> dict[str, float]:
     return {"loss": loss, "items": items, "perplexity": math.exp(loss), "token_accuracy": right / items}
 
 
-@pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]}-{case[1]}")
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: "-".join(map(str, case)))
 def found(request: pytest.FixtureRequest, model: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     strategy, ranks = request.param
     folder = tmp_path_factory.mktemp(strategy)

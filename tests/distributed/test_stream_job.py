@@ -13,7 +13,8 @@ from tests.distributed.processes import torchrun
 from tests.distributed.workers.stream_job import STEPS
 
 SAME = ("step", "loss", "items", "samples", "grad_norm")
-CASES = [("ddp", 2), ("zero2", 2), ("fsdp2", 3)]
+CASES = [("ddp", 2), ("fsdp2", 3)]
+LONG = pytest.param("zero2", 2, marks=pytest.mark.long)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def numbers(history: list[dict[str, Any]]) -> list[float]:
     return [record[name] for record in history for name in SAME]
 
 
-@pytest.mark.parametrize(("strategy", "ranks"), CASES)
+@pytest.mark.parametrize(("strategy", "ranks"), [*CASES, LONG])
 @pytest.mark.parametrize("name", ["plain", "packed"])
 def test_the_same_numbers_on_any_ranks(runs: Any, strategy: str, ranks: int, name: str) -> None:
     found, alone = runs(strategy, ranks)[name], runs("single", 1)[name]
@@ -57,7 +58,7 @@ def test_the_same_numbers_on_any_ranks(runs: Any, strategy: str, ranks: int, nam
     )
 
 
-@pytest.mark.parametrize(("strategy", "ranks"), [("single", 1), *CASES])
+@pytest.mark.parametrize(("strategy", "ranks"), [("single", 1), *CASES, LONG])
 @pytest.mark.parametrize("name", ["plain", "packed"])
 def test_from_a_checkpoint_on_come_the_rows_that_would_have_come(
     runs: Any, strategy: str, ranks: int, name: str
