@@ -40,9 +40,9 @@ class Scores:
         self._accuracy_name: str | None = None
         self._tells_perplexity = given is None and task in _LANGUAGE
 
-    def update(self, output: Mapping[str, Any]) -> None:
+    def update(self, output: Any) -> None:
         """Counts a micro-batch, as `ScaleModule.validation_step` returns it."""
-        outputs, targets = output.get("outputs"), output.get("targets")
+        outputs, targets = output["outputs"], output["targets"]
         if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor):
             return
         for metric in self._given.values():

@@ -149,8 +149,8 @@ def fit(
         shuffle_rows: of each lane of a stream, whose order is shuffled within as many rows at a time.
         on_bad_row: ``"refuse"`` ends a job before it starts whose data has a row that cannot be used; ``"skip"`` leaves such
             rows out, and lists them in the run's folder.
-        metrics: what is found on the rows held out beside the loss: names of torchmetrics' metrics, which take the model's
-            outputs and the labels; by default accuracy for classes, and perplexity and token accuracy for language models.
+        metrics: what is found on the rows held out beside the loss: torchmetrics' metrics by names of yours, which take the
+            model's outputs and the labels; by default accuracy for classes, and perplexity and token accuracy for language models.
         generate: samples that are made with each evaluation: ``prompts`` (texts, or conversations) and ``max_new_tokens``,
             64 by default.
         strategy: a name in ``strategies/``, the path of a strategy file, or ``"auto"``.
@@ -233,7 +233,8 @@ def run(job: Job) -> Run:
     engine.initial_weights = folder.checkpoint
     engine.job_state["layout"] = plan.layout()
     loggers = _loggers(job, folder, plan, engine)
-    engine.scores = Scores(job.metrics, job.task or rows.way.task, classifies=_classifies(job))
+    if isinstance(module, ScaleModule):
+        engine.scores = Scores(job.metrics, job.task or rows.way.task, classifies=_classifies(job))
     metrics = Metrics(folder.path, folder.step, plan.flops_share, order.global_batch_size)
     with _quiet_lightning():
         pl.seed_everything(job.seed, verbose=False)
@@ -322,7 +323,18 @@ def _check_own_module(job: Job) -> None:
     """
     if not isinstance(job.model, pl.LightningModule):
         return
-    own = ("task", "loss", "count", "optimizer", "optimizer_options", "learning_rate", "schedule", "warmup_steps")
+    own = (
+        "task",
+        "loss",
+        "count",
+        "metrics",
+        "generate",
+        "optimizer",
+        "optimizer_options",
+        "learning_rate",
+        "schedule",
+        "warmup_steps",
+    )
     given = [
         name for name in (*own, "weight_decay") if getattr(job, name) != getattr(Job(None, None, max_steps=1), name)
     ]

@@ -62,9 +62,12 @@ def prepare(rows: Any, encoder: Encoder, name: str, name_row: Callable[[int], st
         RowError: such a row; it is named.
         EmptyDataError: none is left.
     """
+    from datasets.fingerprint import Hasher
+
     rows = undecoded(rows)
-    with _one_at_a_time() as folder:
-        kept = _encoded(rows, encoder, name, name_row, skip, folder)
+    fingerprint = Hasher.hash((rows._fingerprint, encoder.identity(), _VERSION))
+    with _one_at_a_time(fingerprint) as path:
+        kept = _encoded(rows, encoder, name, name_row, skip, path)
     skipped = _problems(kept, name_row)
     if skipped and not skip:
         raise RowError(_refusal(skipped[0].where, skipped[0].why))
@@ -116,22 +119,20 @@ def cores() -> int:
 
 
 @contextmanager
-def _one_at_a_time() -> Iterator[Path]:
-    """Lets a node's first process prepare and the others take what it kept."""
+def _one_at_a_time(fingerprint: str) -> Iterator[Path]:
+    """Where the rows are kept, while a node's first process prepares them and the others wait to take what it kept."""
     import datasets
 
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "scalekit"
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "prepare.lock"):
-        yield folder
+    with FileLock(folder / f"{fingerprint}.lock"):
+        yield folder / f"{fingerprint}.arrow"
 
 
-def _encoded(rows: Any, encoder: Encoder, name: str, name_row: Callable[[int], str], skip: bool, folder: Path) -> Any:
+def _encoded(rows: Any, encoder: Encoder, name: str, name_row: Callable[[int], str], skip: bool, path: Path) -> Any:
     from datasets import Features, Value
-    from datasets.fingerprint import Hasher
 
-    fingerprint = Hasher.hash((rows._fingerprint, encoder.identity(), _VERSION))
-    processes = _kept_by(folder, fingerprint) or _processes(rows, encoder)
+    processes = _kept_by(path) or _processes(rows, encoder)
     try:
         return rows.map(
             _encode_batch,
@@ -142,19 +143,19 @@ def _encoded(rows: Any, encoder: Encoder, name: str, name_row: Callable[[int], s
             remove_columns=rows.column_names,
             features=Features({**encoder.features, "problem": Value("string")}),
             num_proc=processes if processes > 1 else None,
-            cache_file_name=str(folder / f"{fingerprint}.arrow"),
-            new_fingerprint=fingerprint,
+            cache_file_name=str(path),
+            new_fingerprint=path.stem,
             desc=f"Preparing the {name}",
         )
     except _BadRowError as error:
         raise error.named(name_row) from None
 
 
-def _kept_by(folder: Path, fingerprint: str) -> int:
+def _kept_by(path: Path) -> int:
     """How many processes have made what is kept, each a file; 0 where nothing is."""
-    if (folder / f"{fingerprint}.arrow").exists():
+    if path.exists():
         return 1
-    files = sorted(folder.glob(f"{fingerprint}_*_of_*.arrow"))
+    files = sorted(path.parent.glob(f"{path.stem}_*_of_*.arrow"))
     number = int(files[0].stem.rpartition("_")[2]) if files else 0
     return number if len(files) == number else 0
 

@@ -66,7 +66,7 @@ class Engine(LightningStrategy):
         self.initial_weights: Path | None = None
         self.job_state: dict[str, Any] = {}
         self.last_step: StepRecord | None = None
-        self.scores: Scores | None = None
+        self.scores: Scores | None = None  # of a `ScaleModule`
         self._ledger: Ledger | None = None
         self._micro: MicroBatch | None = None
 
@@ -137,9 +137,10 @@ class Engine(LightningStrategy):
         if micro is not None and micro.items and isinstance(loss, Tensor):
             self._evaluated[0] += loss.detach().double() * micro.items
             self._evaluated[1] += micro.items
-            if self.scores is not None and isinstance(output, Mapping):
+            if self.scores is not None:
                 self.scores.update(output)
-        return {"loss": loss} if isinstance(loss, Tensor) else output  # Lightning would keep logits until the next one
+        # Lightning would keep logits through the next micro-batch; what a user's own module returns is the user's.
+        return output if self.scores is None else loss
 
     def run(self, function: Callable[[], T]) -> T:
         """Runs the model outside of Lightning's steps, with what precision and shards need around it. Every rank calls it."""
