@@ -3,7 +3,7 @@ PYTHON := .venv/bin/python
 SCALEKIT := .venv/bin/scalekit
 QUESTION := What is your favorite book?
 
-.PHONY: install demo test test-all lint format benchmark benchmark-plan constraints clean
+.PHONY: install demo test test-all lint format benchmark benchmark-plan benchmark-data constraints clean
 
 install: .venv/.installed
 
@@ -42,6 +42,11 @@ benchmark-plan: install
 	PYTHONPATH=. $(PYTHON) tests/benchmarks/plan_speed.py
 	PYTHONPATH=. $(PYTHON) tests/benchmarks/plan_accuracy.py
 	PYTHONPATH=. $(PYTHON) tests/benchmarks/plan_ranking.py
+
+benchmark-data: install
+	uv pip install --quiet --target build/trl --no-deps trl==1.16.0
+	$(PYTHON) examples/prepare_finetune.py
+	PYTHONPATH=.:build/trl $(PYTHON) tests/benchmarks/data.py
 
 # Pins every dependency with its hashes. torch stays below 2.15: torchaudio is built for CUDA 13.0, as torch up to 2.14 is.
 constraints:

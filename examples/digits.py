@@ -32,11 +32,11 @@ def train(strategy: str = "ddp") -> scalekit.Run:
         strategy=strategy,
         global_batch_size=32,
         micro_batch_size=16,
-        max_steps=120,
+        max_steps=100,
         learning_rate=1e-3,
         warmup_steps=10,
         weight_decay=0.05,
-        evaluate_every=40,
+        evaluate_every=50,
         seed=1,
         output_dir="runs/digits",
     )

@@ -150,7 +150,8 @@ def fit(
         on_bad_row: ``"refuse"`` ends a job before it starts whose data has a row that cannot be used; ``"skip"`` leaves such
             rows out, and lists them in the run's folder.
         metrics: what is found on the rows held out beside the loss: torchmetrics' metrics by names of yours, which take the
-            model's outputs and the labels; by default accuracy for classes, and perplexity and token accuracy for language models.
+            model's outputs and the labels; by default accuracy for classes, and perplexity and token accuracy for language
+            models.
         generate: samples that are made with each evaluation: ``prompts`` (texts, or conversations) and ``max_new_tokens``,
             64 by default.
         strategy: a name in ``strategies/``, the path of a strategy file, or ``"auto"``.

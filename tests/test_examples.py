@@ -1,9 +1,13 @@
 """The examples run as they are, and do what they say."""
 
+import json
 import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import datasets
 import pytest
 import torch
 import yaml
@@ -12,6 +16,24 @@ from scalekit.job import Job, read_yaml
 from tests.distributed.processes import run
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+LAUNCH = [sys.executable, "-m", "scalekit", "launch", "--nproc", "2", "--"]
+
+Prepared = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    """What `prepare_NAME.py` writes, as `build/NAME`; it runs once."""
+    place = tmp_path_factory.mktemp("prepared")
+
+    def folder(name: str) -> Path:
+        if not (place / "build" / name).is_dir():
+            with pytest.MonkeyPatch.context() as patch:
+                patch.chdir(place)
+                run([sys.executable, str(EXAMPLES / f"prepare_{name}.py")], 180)
+        return place / "build" / name
+
+    return folder
 
 
 def test_regression_ends_in_the_weights_of_the_plain_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,15 +46,73 @@ def test_regression_ends_in_the_weights_of_the_plain_loop(tmp_path: Path, monkey
 
 def test_regression_on_two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    output = run(
-        [sys.executable, "-m", "scalekit", "launch", "--nproc", "2", "--", str(EXAMPLES / "regression.py")], 180
-    )
+    output = run([*LAUNCH, str(EXAMPLES / "regression.py")], 180)
     lines = [line.split("y =")[1] for line in output.splitlines() if line.startswith("by ")]
     assert len(lines) == 4
     assert len(set(lines)) == 1
 
 
-def test_the_finetuning_job_is_a_job() -> None:
+@pytest.mark.parametrize("name", ["finetune", "topics", "digits_vit", "phonemes"])
+def test_a_job_file_is_a_job(name: str) -> None:
+    job = Job.from_mapping(read_yaml(EXAMPLES / f"{name}.yaml"))
+    assert yaml.safe_load(yaml.safe_dump(job.resolved())) == job.resolved()
+
+
+def test_the_finetuning_job_shards_and_logs() -> None:
     job = Job.from_mapping(read_yaml(EXAMPLES / "finetune.yaml"))
     assert (job.strategy, job.precision, job.logger) == ("zero2", "bf16-mixed", "wandb")
-    assert yaml.safe_load(yaml.safe_dump(job.resolved())) == job.resolved()
+
+
+@pytest.mark.parametrize(
+    ("name", "held_out"),
+    [
+        ("topics", lambda rows: [row["text"].splitlines()[0].lower() for row in rows]),
+        ("phonemes", lambda rows: [row["prompt"] for row in rows]),
+    ],
+)
+def test_no_text_held_out_is_trained_on(prepared: Prepared, name: str, held_out: Callable[[Any], list[str]]) -> None:
+    train, validation = (_lines(prepared(name) / f"{part}.jsonl") for part in ("train", "validation"))
+    assert not set(held_out(train)) & set(held_out(validation))
+    assert len(set(held_out(validation))) == len(validation)
+
+
+def test_no_voice_held_out_is_trained_on(prepared: Prepared) -> None:
+    sounds = datasets.load_from_disk(str(prepared("speech") / "sounds"))
+    train, validation = (
+        {voice.partition("+")[2] for voice in sounds[part]["voice"]} for part in ("train", "validation")
+    )
+    assert train
+    assert validation
+    assert not train & validation
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "zero2"])
+@pytest.mark.parametrize(
+    ("program", "folder"),
+    [
+        ("topics.yaml", "topics"),
+        ("digits.py", "digits"),
+        ("digits_vit.yaml", "digits"),
+        ("speech.py", "speech"),
+        ("phonemes.yaml", "phonemes"),
+    ],
+)
+def test_an_example_learns_what_its_baseline_cannot(
+    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, folder: str, strategy: str
+) -> None:
+    (tmp_path / "build").symlink_to(prepared(folder).parent)
+    monkeypatch.chdir(tmp_path)
+    path = str(EXAMPLES / program)
+    run([*LAUNCH, *(["fit", path, "--strategy", strategy] if path.endswith(".yaml") else [path, strategy])], 400)
+
+    (evaluations,) = (tmp_path / "runs").glob("*/evaluations.jsonl")
+    result = _lines(evaluations)[-1]
+    baseline = json.loads((prepared(folder) / "baseline.json").read_text())
+    if "loss" in baseline:
+        assert result["loss"] < 0.5 * baseline["loss"]
+    else:
+        assert 1 - result["accuracy"] < 0.7 * (1 - baseline["accuracy"])
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -36,7 +36,7 @@ def shuffled(places: NDArray[np.int64], length: int, seed: int, epoch: int) -> N
     return rows.astype(np.int64)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=64)
 def _keys(seed: int, epoch: int) -> Numbers:
     return np.random.SeedSequence([seed, epoch]).generate_state(ROUNDS, np.uint64).astype(np.uint64)
 

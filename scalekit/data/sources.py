@@ -2,38 +2,21 @@
 
 from __future__ import annotations
 
-import glob
 import math
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from scalekit.data import broken
-from scalekit.data.broken import Fault, File
+from scalekit.data import opening, origins
 from scalekit.data.mixture import Mixture
-from scalekit.data.permutation import shuffled
+from scalekit.data.opening import Loaded
 from scalekit.errors import ConfigError, DataError, EmptyDataError, UnknownNameError
 
 ON_BAD_ROW = ("refuse", "skip")
 
-_BUILDERS = {
-    ".json": "json",
-    ".jsonl": "json",
-    ".ndjson": "json",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-    ".txt": "text",
-    ".tar": "webdataset",
-}
 _HELD_OUT = ("validation", "valid", "val", "dev", "test")
 _KEYS = ("path", "name", "split", "revision", "streaming", "weight")
 
@@ -49,10 +32,6 @@ class Skipped:
 
     where: str
     why: str
-
-
-def _row_name(i: int) -> str:
-    return f"row {i}"
 
 
 @dataclass(frozen=True)
@@ -71,7 +50,7 @@ class Part:
     rows: Any
     weight: float | None = None
     name: str = "data"
-    name_row: Callable[[int], str] = _row_name
+    name_row: Callable[[int], str] = origins.in_list
 
     @property
     def is_stream(self) -> bool:
@@ -212,8 +191,8 @@ class _Opened:
         import datasets
 
         rows = datasets.concatenate_datasets([self.splits[name].rows.select(places) for name, places in slices])
-        origins = tuple((self.splits[name].name_row, places) for name, places in slices)
-        return Part(rows, None, self.name, _InSlices(origins))
+        name_row = origins.InSlices(tuple((self.splits[name].name_row, places) for name, places in slices))
+        return Part(rows, None, self.name, name_row)
 
     def _slices(self, split: str) -> list[tuple[str, range]]:
         """What a text such as ``"train[:90%]+extra"`` stands for."""
@@ -263,103 +242,12 @@ def _hold_out(part: Part, share: float, seed: int) -> tuple[Part, Part]:
     if is_dataset:
         halves: Mapping[str, Any] = part.rows.train_test_split(test_size=share, seed=seed)
     else:
-        halves = {half: Subset(part.rows, places) for half, places in _draw(length, share, seed).items()}
+        halves = {half: Subset(part.rows, places) for half, places in origins.draw(length, share, seed).items()}
     rest, held = (
-        replace(part, rows=halves[half], name_row=_InHalf(part.name_row, length, share, seed, half, is_dataset))
+        replace(part, rows=halves[half], name_row=origins.InHalf(part.name_row, length, share, seed, half, is_dataset))
         for half in ("train", "test")
     )
     return rest, held
-
-
-def _draw(length: int, share: float, seed: int) -> dict[str, list[int]]:
-    """Places that are trained on and held out, each in the order of the rows."""
-    places = shuffled(np.arange(length), length, seed, 0)
-    count = math.ceil(share * length)
-    return {"train": np.sort(places[count:]).tolist(), "test": np.sort(places[:count]).tolist()}
-
-
-# Where a row came from.
-
-
-@dataclass(frozen=True)
-class _InFiles:
-    files: tuple[File, ...]
-
-    def __call__(self, i: int) -> str:
-        return broken.place(self.files, i)
-
-
-@dataclass(frozen=True)
-class _InData:
-    name: str
-
-    def __call__(self, i: int) -> str:
-        return f"{self.name}, row {i}"
-
-
-@dataclass(frozen=True)
-class _InRows:
-    """Rows that say themselves which file they are from: an image's or a recording's, or a member of a tar file."""
-
-    rows: Any
-    column: str
-    name: str
-
-    def __call__(self, i: int) -> str:
-        if self.column == "__key__":
-            row = self.rows.select_columns(["__url__", "__key__"])[i]
-            return f"{row['__url__']}, {row['__key__']}"
-        feature = self.rows.features[self.column]
-        bare = self.rows.select_columns([self.column]).cast_column(self.column, type(feature)(decode=False))
-        return str((bare[i][self.column] or {}).get("path") or f"{self.name}, row {i}")
-
-
-@dataclass(frozen=True)
-class _InSlices:
-    slices: tuple[tuple[Callable[[int], str], range], ...]
-
-    def __call__(self, i: int) -> str:
-        for name_row, places in self.slices:
-            if i < len(places):
-                return name_row(places[i])
-            i -= len(places)
-        return f"row {i}"
-
-
-@dataclass(frozen=True)
-class _InRest:
-    """Rows of a list of which some were left out."""
-
-    kept: tuple[int, ...]
-
-    def __call__(self, i: int) -> str:
-        return f"row {self.kept[i]}"
-
-
-@dataclass(frozen=True)
-class _InHalf:
-    """Rows of which a share was held out: the draw is repeated where a row is asked for."""
-
-    name_row: Callable[[int], str]
-    length: int
-    share: float
-    seed: int
-    half: str
-    is_dataset: bool
-
-    def __call__(self, i: int) -> str:
-        return self.name_row(_rows_of_half(self.length, self.share, self.seed, self.half, self.is_dataset)[i])
-
-
-@lru_cache(maxsize=4)
-def _rows_of_half(length: int, share: float, seed: int, half: str, is_dataset: bool) -> Sequence[int]:
-    import datasets
-
-    if not is_dataset:
-        return _draw(length, share, seed)[half]
-    numbers = datasets.Dataset.from_dict({"row": range(length)})
-    rows: list[int] = numbers.train_test_split(test_size=share, seed=seed)[half]["row"][:]
-    return rows
 
 
 # Each kind of data.
@@ -407,7 +295,7 @@ def _open(data: Any, skip: bool) -> _Opened:
     from torch.utils.data import DataLoader, Dataset
 
     if isinstance(data, (str, Path)):
-        return _from_name(str(data), skip)
+        return _from_mapping({"path": data}, skip)
     if isinstance(data, (datasets.DatasetDict, datasets.IterableDatasetDict)):
         return _Opened({str(name): Part(rows) for name, rows in data.items()})
     if isinstance(data, Mapping):
@@ -419,7 +307,7 @@ def _open(data: Any, skip: bool) -> _Opened:
     if hasattr(data, "train_dataloader"):
         return _from_datamodule(data)
     if isinstance(data, list) and all(isinstance(row, dict) for row in data):
-        return _from_list(data, skip)
+        return _from_loaded(opening.from_list(data, skip))
     if _is_stream(data) or (isinstance(data, (Dataset, datasets.Dataset, Sequence)) and hasattr(data, "__len__")):
         return _Opened({"train": Part(data)})
     raise DataError(
@@ -444,175 +332,14 @@ def _from_mapping(data: Mapping[str, Any], skip: bool) -> _Opened:
     if "weight" in data:
         raise ConfigError("a weight says something only in a mixture: write {mixture: [{path: ..., weight: ...}, ...]}")
     options = {key: data[key] for key in ("name", "revision") if data.get(key) is not None}
-    opened = _from_name(str(data["path"]), skip, bool(data.get("streaming")), options)
-    return replace(opened, split=str(data.get("split") or "train"))
+    name = str(data["path"])
+    loaded = opening.from_name(name, options, bool(data.get("streaming")), skip)
+    return replace(_from_loaded(loaded), name=name, split=str(data.get("split") or "train"))
 
 
-def _from_name(name: str, skip: bool, streaming: bool = False, options: Mapping[str, Any] | None = None) -> _Opened:
-    path = Path(name)
-    if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
-        return _from_disk(name, streaming)
-    files = _files(name)
-    if files:
-        builder = _BUILDERS[files[0].suffix]
-        options = {**(options or {}), "data_files": {"train": [glob.escape(str(file)) for file in files]}}
-        options |= {"sep": "\t"} if files[0].suffix == ".tsv" else {}
-        return _load(name, builder, options, streaming, skip)
-    looks_local = path.suffix in _BUILDERS or name.startswith((".", "/")) or name.count("/") > 1
-    if looks_local and not path.is_dir():
-        raise DataError(f"there is no file or folder {name}")
-    return _load(name, name, dict(options or {}), streaming, skip)
-
-
-def _from_disk(name: str, streaming: bool) -> _Opened:
-    import datasets
-
-    loaded = datasets.load_from_disk(name)
-    splits = loaded if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
-    rows = {split: each.to_iterable_dataset() if streaming else each for split, each in splits.items()}
-    return _Opened({split: Part(each, name_row=_InData(name)) for split, each in rows.items()}, name=name)
-
-
-def _files(name: str) -> list[Path]:
-    """The files that a name or a pattern stands for; none for a folder or a hub id."""
-    is_pattern = re.search(r"[*?\[]", name) is not None and not Path(name).exists()
-    paths = [Path(each) for each in sorted(glob.glob(name, recursive=True))] if is_pattern else [Path(name)]
-    files = [path for path in paths if path.is_file()]
-    missing = [path for path in paths if not path.exists()]
-    if is_pattern and missing:
-        raise DataError(
-            f"there is no file {missing[0]}, although its name stands there: bring it back, or take the name away"
-        )
-    if is_pattern and not files:
-        raise DataError(f"no file is named like {name}")
-    endings = sorted({path.suffix for path in files})
-    if len(endings) > 1:
-        raise DataError(f"the files {name} are of several kinds: {', '.join(endings)}. Name those of one")
-    if endings and endings[0] not in _BUILDERS:
-        raise DataError(f"{files[0]} is no data file that can be read; known endings: {', '.join(_BUILDERS)}")
-    return files
-
-
-def _load(name: str, builder: str, options: Mapping[str, Any], streaming: bool, skip: bool) -> _Opened:
-    """Loads with `datasets`. Bad rows of local files are named; on `skip` they are left out, round by round."""
-    import datasets
-
-    skipped: list[Skipped] = []
-    try:
-        maker = datasets.load_dataset_builder(builder, **options)
-    except Exception as error:
-        raise _not_loaded(name, error, [], []) from error
-    files = _local_files(name, maker)
-    while True:
-        flat = list(chain.from_iterable(files.values()))
-        batch = getattr(maker.config, "chunksize", 0)
-        try:
-            loaded = _splits(maker, streaming)
-        except Exception as error:
-            faults = broken.causes(flat, batch, skip) if flat else []
-            if not faults:
-                raise _not_loaded(name, error, flat, skipped) from error
-        else:
-            faults = broken.changed(files, loaded, batch, skip) if flat and not streaming else []
-            if not faults:
-                break
-        skipped += _skip(faults, skip)
-        files = {split: [broken.cleaned(file, faults) for file in each] for split, each in files.items()}
-        maker = _maker(files)
-    parts = {
-        split: Part(rows, name_row=_origin(name, maker.name, rows, files.get(split))) for split, rows in loaded.items()
-    }
-    return _Opened(parts, name=name, skipped=tuple(skipped))
-
-
-def _splits(maker: Any, streaming: bool) -> dict[str, Any]:
-    if streaming:
-        return {str(split): rows for split, rows in maker.as_streaming_dataset().items()}
-    maker.download_and_prepare()
-    return {str(split): rows for split, rows in maker.as_dataset().items()}
-
-
-def _maker(files: Mapping[str, Sequence[File]]) -> Any:
-    """The builder of files, by split."""
-    import datasets
-
-    first = next(chain.from_iterable(files.values()))
-    separator = {"sep": first.separator} if first.builder == "csv" else {}
-    paths = {split: [glob.escape(str(file.readable)) for file in each] for split, each in files.items()}
-    return datasets.load_dataset_builder(first.builder, data_files=paths, **separator)
-
-
-def _local_files(name: str, maker: Any) -> dict[str, list[File]]:
-    """The files that a builder reads, of each split; none where they are elsewhere, or of another kind."""
-    splits = {str(split): [Path(path) for path in paths] for split, paths in (maker.config.data_files or {}).items()}
-    separator = getattr(maker.config, "sep", ",")
-    for path in chain.from_iterable(splits.values()):
-        if not path.is_file() or _BUILDERS.get(path.suffix) != maker.name:
-            return {}
-    return {
-        split: [File(path, _shown(name, path), maker.name, separator) for path in paths]
-        for split, paths in splits.items()
-    }
-
-
-def _shown(name: str, path: Path) -> str:
-    """A file as the user would write it."""
-    return str(path) if Path(name).is_absolute() else os.path.relpath(path)
-
-
-def _origin(name: str, builder: str, rows: Any, files: Sequence[File] | None) -> Callable[[int], str]:
-    """Where rows of a split came from."""
-    import datasets
-
-    media = (datasets.Image, datasets.Audio, datasets.Video)
-    if isinstance(rows, datasets.Dataset) and builder in ("webdataset", "imagefolder", "audiofolder", "videofolder"):
-        columns = [column for column, feature in rows.features.items() if isinstance(feature, media)]
-        columns = ["__key__"] if builder == "webdataset" else columns
-        if columns:
-            return _InRows(rows, columns[0], name)
-    return _InFiles(tuple(files)) if files and builder != "webdataset" else _InData(name)
-
-
-def _skip(faults: Sequence[Fault], skip: bool) -> list[Skipped]:
-    """What is left out; the first fault is raised that cannot be, or all."""
-    for fault in faults:
-        if not (skip and fault.stop):
-            raise fault.error()
-    return [Skipped(fault.where, fault.why) for fault in faults]
-
-
-def _not_loaded(name: str, error: Exception, files: Sequence[File], skipped: Sequence[Skipped]) -> DataError:
-    if skipped:
-        first = skipped[0]
-        return EmptyDataError(f"{name} has no rows but bad ones, the first being {first.where}: {first.why}")
-    if files and all(file.path.stat().st_size == 0 for file in files):
-        return EmptyDataError(f"{name} has no rows: the file is empty")
-    if files or Path(name).exists():
-        return DataError(f"{name} cannot be read: {error.__cause__ or error}")
-    return DataError(f"the data {name!r} is neither a folder here nor a data set that the hub gives: {error}")
-
-
-def _from_list(data: list[dict[str, Any]], skip: bool) -> _Opened:
-    import datasets
-
-    columns = dict.fromkeys(column for row in data for column in row)
-    try:
-        rows = datasets.Dataset.from_dict({column: [row.get(column) for row in data] for column in columns})
-    except Exception as error:
-        faults = list(broken.unreadable(data))
-        if not faults:
-            raise DataError(f"the rows do not make a table: {error}") from error
-    else:
-        # A text beside bytes would become bytes.
-        mixed = any(getattr(feature, "dtype", "") == "binary" for feature in rows.features.values())
-        faults = list(broken.unreadable(data)) if mixed else []
-        if not faults:
-            return _Opened({"train": Part(rows)})
-    skipped = tuple(_skip(faults, skip))
-    bad = {fault.start for fault in faults}
-    kept = tuple(i for i in range(len(data)) if i not in bad)
-    part = _from_list([data[i] for i in kept], skip=False).splits["train"]
-    return _Opened({"train": replace(part, name_row=_InRest(kept))}, skipped=skipped)
+def _from_loaded(loaded: Loaded) -> _Opened:
+    splits = {split: Part(rows, name_row=name_row) for split, (rows, name_row) in loaded.splits.items()}
+    return _Opened(splits, skipped=tuple(Skipped(fault.where, fault.why) for fault in loaded.left_out))
 
 
 def _from_loader(loader: Any) -> _Opened:
@@ -630,16 +357,13 @@ def _from_loader(loader: Any) -> _Opened:
 
 
 def _from_datamodule(module: Any) -> _Opened:
+    from lightning.pytorch import LightningDataModule
+
     module.prepare_data()
     module.setup("fit")
     opened = _from_loader(module.train_dataloader())
-    held_out = module.val_dataloader() if _overrides(module, "val_dataloader") else None
+    overridden = getattr(type(module), "val_dataloader", None) is not LightningDataModule.val_dataloader
+    held_out = module.val_dataloader() if overridden else None
     if held_out is None:
         return opened
     return replace(opened, splits=opened.splits | {"validation": _from_loader(held_out).splits["train"]})
-
-
-def _overrides(module: Any, name: str) -> bool:
-    from lightning.pytorch import LightningDataModule
-
-    return getattr(type(module), name, None) is not getattr(LightningDataModule, name)

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from scalekit.data import broken
+from scalekit.data.broken import json_files
 from scalekit.data.sources import Part, Skipped, Source, read
 from scalekit.errors import DataError, EmptyDataError, RowError
 
@@ -139,7 +140,7 @@ def test_what_was_left_out_is_known_the_next_time(monkeypatch: pytest.MonkeyPatc
     def again(*_: Any) -> Any:
         raise AssertionError("searched again")
 
-    monkeypatch.setattr(broken, "_json_faults", again)
+    monkeypatch.setattr(json_files, "faults", again)
     second = read("rows.jsonl", on_bad_row="skip")
     assert (second.skipped, texts(only(second))) == (first.skipped, texts(only(first)))
 

@@ -45,8 +45,9 @@ def test_packed_rows_show_their_documents(job: str, capsys: pytest.CaptureFixtur
 
 
 def test_tokens_are_coloured_for_people(job: str) -> None:
-    program = f"import sys; sys.stdout.isatty = lambda: True; from scalekit.cli import main; main(['inspect', {job!r}, '--rows', '40'])"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    program = "import sys; sys.stdout.isatty = lambda: True; from scalekit.cli import main; main(sys.argv[1:])"
+    command = [sys.executable, "-c", program, "inspect", job, "--rows", "40"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "\x1b[2;36ma\x1b[0m" in done.stdout  # a prompt, faint
     assert "\x1b[1;33mc\x1b[0m" in done.stdout  # the second document's completion
 

@@ -1,11 +1,11 @@
-"""Kinds of values, which rows have to share: whether they are told by rows or by an Arrow schema."""
+"""The kinds of values that rows hold, by the rows themselves or by an Arrow schema, and which row is unlike the others."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
-from itertools import chain, islice
+from itertools import chain
 from numbers import Number
 from typing import Any, final
 
@@ -23,13 +23,14 @@ _KINDS: dict[type, str] = {
     list: "a list",
     tuple: "a list",
     dict: "an object",
+    type(None): "null",
 }
 
 Where = tuple[str, ...]
 
 
 @final
-class _Kinds:
+class Kinds:
     """What rows hold: the kind of value that most of the first ones have, for each column and what lies within.
 
     A key that few objects have is no field but free form, such as the arguments of a tool: what it holds is not compared.
@@ -53,7 +54,7 @@ class _Kinds:
         self._encoded = encoded
 
     def fault(self, row: dict[str, Any]) -> str:
-        """Why a row does not fit the others."""
+        """Why a row does not fit the others, if it does not."""
         for where, kind, value in walk(row):
             wanted = self.expected.setdefault(where, kind) if len(where) == 1 else self.expected.get(where, kind)
             # A message is a text in one row and a list of parts in another, and `Json` keeps both.
@@ -62,7 +63,7 @@ class _Kinds:
         return ""
 
     def conversion(self, row: dict[str, Any]) -> str:
-        """Which text `Json` takes for what it spells."""
+        """Which text `Json` takes for what it spells, if it does."""
         for where, kind, value in walk(row):
             if kind == "text" and where in self._encoded and is_json(value):
                 return (
@@ -76,38 +77,42 @@ def walk(value: Any, where: Where = ()) -> Iterator[tuple[Where, str, Any]]:
     """The kinds of all values in a row; of a list's plain values one of each type."""
     if isinstance(value, dict):
         for key, each in value.items():
-            yield from kind((*where, key), each)
+            yield from _within((*where, key), each)
     elif isinstance(value, (list, tuple)):
         plain = {type(each): each for each in value if not isinstance(each, (dict, list, tuple))}
         for each in chain(plain.values(), (each for each in value if isinstance(each, (dict, list, tuple)))):
-            yield from kind((*where, ITEM), each)
+            yield from _within((*where, ITEM), each)
 
 
-def kind(where: Where, value: Any) -> Iterator[tuple[Where, str, Any]]:
+def _within(where: Where, value: Any) -> Iterator[tuple[Where, str, Any]]:
     if value is not None:
-        yield where, _KINDS.get(type(value)) or _rare_kind(value), value
+        yield where, kind_of(value), value
         yield from walk(value, where)
 
 
-def _rare_kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """What a value is, in words."""
     if isinstance(value, np.ndarray):
         return "a list"
     if isinstance(value, np.bool_):
         return "true or false"
-    return "a number" if isinstance(value, Number) else type(value).__name__
+    return _KINDS.get(type(value)) or ("a number" if isinstance(value, Number) else type(value).__name__)
 
 
 def spelled(where: Where) -> str:
+    """A place in a row, for messages."""
     path = "".join(step if step == ITEM else f".{step}" for step in where).removeprefix(".")
     return f"the column {path!r}" if len(where) == 1 else repr(path)
 
 
 def short(value: Any) -> str:
+    """A value, for messages."""
     text = repr(value)
     return text if len(text) <= 40 else text[:37] + "..."
 
 
 def is_json(text: str) -> bool:
+    """Whether a text is a piece of JSON."""
     try:
         json.loads(text)
     except ValueError:
@@ -116,6 +121,7 @@ def is_json(text: str) -> bool:
 
 
 def schema_kinds(fields: Iterable[Any], where: Where = ()) -> Iterator[tuple[Where, str]]:
+    """The kinds of all fields of a schema, as `walk` gives those of a row."""
     from pyarrow import types
 
     for field in fields:
