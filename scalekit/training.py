@@ -28,6 +28,7 @@ from scalekit.data.lanes import Lanes
 from scalekit.data.loaders import order_of, training_loader, validation_loader
 from scalekit.data.loaders import total_steps as steps_of
 from scalekit.data.order import Order
+from scalekit.data.preparation import cores
 from scalekit.data.rows import Rows
 from scalekit.data.stream import StreamLoader
 from scalekit.decision import Decision, decide
@@ -276,7 +277,8 @@ def run(job: Job) -> Run:
     if isinstance(training, StreamLoader) and job.on_bad_row == "skip":
         _write_skipped(folder.path, rows, training, world)
     compared = compare(plan, metrics.history[folder.step :], trainer, folder.path)
-    for closing in (compared, data_warning(metrics.history[folder.step :])):
+    spare = cores() - world.local_size * (1 + rows.way.workers)
+    for closing in (compared, data_warning(metrics.history[folder.step :], spare)):
         if closing is not None:
             _say(world, closing)
     for each in loggers:

@@ -107,10 +107,15 @@ def broadcast(module: nn.Module, device: torch.device, buffers_only: bool = Fals
         if id(tensor) in sent or (buffers_only and isinstance(tensor, nn.Parameter)):
             continue
         sent.add(id(tensor))
-        data = tensor.data.to(device).contiguous()
-        torch.distributed.broadcast(data, src=0)
-        if data.data_ptr() != tensor.data_ptr():
-            tensor.data.copy_(data)
+        send(tensor, device)
+
+
+def send(tensor: Tensor, device: torch.device) -> None:
+    """Sends rank 0's tensor to all ranks by way of `device`."""
+    data = tensor.data.to(device).contiguous()
+    torch.distributed.broadcast(data, src=0)
+    if data.data_ptr() != tensor.data_ptr():
+        tensor.data.copy_(data)
 
 
 def blocks(module: nn.Module) -> list[nn.Module]:

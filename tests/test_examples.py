@@ -86,15 +86,27 @@ def test_no_voice_held_out_is_trained_on(prepared: Prepared) -> None:
     assert not train & validation
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "zero2"])
+def _run(program: str, strategy: str, seconds: float = 400) -> list[dict[str, Any]]:
+    """An example's evaluations, on two processes, in the working directory."""
+    path = str(EXAMPLES / program)
+    run([*LAUNCH, *(["fit", path, "--strategy", strategy] if path.endswith(".yaml") else [path, strategy])], seconds)
+    (evaluations,) = Path("runs").glob("*/evaluations.jsonl")
+    return _lines(evaluations)
+
+
 @pytest.mark.parametrize(
-    ("program", "folder"),
+    ("program", "folder", "strategy"),
     [
-        ("topics.yaml", "topics"),
-        ("digits.py", "digits"),
-        ("digits_vit.yaml", "digits"),
-        ("speech.py", "speech"),
-        ("phonemes.yaml", "phonemes"),
+        ("topics.yaml", "topics", "zero2"),
+        ("digits.py", "digits", "ddp"),
+        ("digits_vit.yaml", "digits", "zero2"),
+        ("speech.py", "speech", "ddp"),
+        ("phonemes.yaml", "phonemes", "zero2"),
+        pytest.param("topics.yaml", "topics", "ddp", marks=pytest.mark.long),
+        pytest.param("digits.py", "digits", "zero2", marks=pytest.mark.long),
+        pytest.param("digits_vit.yaml", "digits", "ddp", marks=pytest.mark.long),
+        pytest.param("speech.py", "speech", "zero2", marks=pytest.mark.long),
+        pytest.param("phonemes.yaml", "phonemes", "ddp", marks=pytest.mark.long),
     ],
 )
 def test_an_example_learns_what_its_baseline_cannot(
@@ -102,16 +114,24 @@ def test_an_example_learns_what_its_baseline_cannot(
 ) -> None:
     (tmp_path / "build").symlink_to(prepared(folder).parent)
     monkeypatch.chdir(tmp_path)
-    path = str(EXAMPLES / program)
-    run([*LAUNCH, *(["fit", path, "--strategy", strategy] if path.endswith(".yaml") else [path, strategy])], 400)
-
-    (evaluations,) = (tmp_path / "runs").glob("*/evaluations.jsonl")
-    result = _lines(evaluations)[-1]
+    result = _run(program, strategy)[-1]
     baseline = json.loads((prepared(folder) / "baseline.json").read_text())
     if "loss" in baseline:
         assert result["loss"] < 0.5 * baseline["loss"]
     else:
         assert 1 - result["accuracy"] < 0.7 * (1 - baseline["accuracy"])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("strategy", ["ddp", "zero2"])
+def test_finetuning_learns_what_the_model_did_not_know(
+    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: str
+) -> None:
+    (tmp_path / "build").symlink_to(prepared("finetune").parent)
+    monkeypatch.chdir(tmp_path)
+    before, after = _run("finetune.yaml", strategy)
+    assert before["step"] == 0
+    assert after["loss"] < 0.6 * before["loss"]
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -34,6 +34,7 @@ class Checkpoints(Callback):
         step = trainer.global_step
         due = step == self._total or (self._every is not None and step % self._every == 0)
         if due and step != self._seen_step:
+            trainer.strategy.settle()  # type: ignore[attr-defined]
             trainer.save_checkpoint(self._folder / checkpoint_name(step))
             self._on_saved()
         self._seen_step = step

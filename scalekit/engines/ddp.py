@@ -16,8 +16,10 @@ class DDPEngine(Engine, DDPStrategy):
     """Carries out `ddp`."""
 
     def __init__(self, spec: Strategy, precision: str, device: str) -> None:
-        # Initial weights are sent by `setup`, buffers that no state dict names among them; DDP need not send them again.
-        super().__init__(spec, precision, device, init_sync=False, gradient_as_bucket_view=True)
+        # Initial weights are sent by `setup`, buffers that no state dict names among them; `Buffers` keeps the latter the same.
+        super().__init__(
+            spec, precision, device, init_sync=False, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
 
     def setup(self, trainer: Any) -> None:
         load_weights(self._module, self.initial_weights)

@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 
 from scalekit import strategies
 from scalekit.dtypes import Dtypes, promised
+from scalekit.engines.buffers import Buffers
 from scalekit.engines.precision import plugin
 from scalekit.errors import CheckpointError, NonFiniteError
 from scalekit.loss import Ledger, MicroBatch, StepLoss
@@ -69,6 +70,7 @@ class Engine(LightningStrategy):
         self.scores: Scores | None = None  # of a `ScaleModule`
         self._ledger: Ledger | None = None
         self._micro: MicroBatch | None = None
+        self._buffers: Buffers | None = None  # of more than one rank
 
     # -- initial weights --------------------------------------------------------------------------------------------
 
@@ -125,10 +127,26 @@ class Engine(LightningStrategy):
             gradient_norm=None if norm is None else float(norm),
         )
         self._check_norm()
+        if self._buffers is not None:
+            self._buffers.after_step()
         if self._module.automatic_optimization:
             # Lightning would keep them through the next forward pass, beside its activations.
             optimizer.zero_grad()
         return result
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        if self._world_size > 1:
+            self._buffers = Buffers(self._module, self.root_device, self._gather)
+
+    def settle(self) -> None:
+        """Every rank calls it before the model is saved; evaluations do by themselves."""
+        if self._buffers is not None:
+            self._buffers.settle()
+
+    def on_validation_start(self) -> None:
+        super().on_validation_start()
+        self.settle()
 
     def validation_step(self, *args: Any, **kwargs: Any) -> Any:
         micro = self._consume(self._module.trainer.val_dataloaders)

@@ -111,15 +111,23 @@ class Metrics(Callback):
             logger.log_metrics(numbers, step=record["step"])
 
 
-def data_warning(history: list[Record]) -> str | None:
-    """What to say where steps wait for their rows; None where they hardly do. The first step starts the readers."""
+def data_warning(history: list[Record], spare_cores: int) -> str | None:
+    """What to say where steps wait for their rows; None where they hardly do.
+
+    Args:
+        history: of the run; its first step starts the readers.
+        spare_cores: that no rank and no reader has yet.
+    """
     seconds = sum(record["step_seconds"] for record in history[1:])
     share = sum(record.get("data_seconds", 0.0) for record in history[1:]) / seconds if seconds else 0.0
     if share <= LONGEST_DATA_SHARE:
         return None
-    return (
-        f"data       {share:.0%} of the time went by waiting for rows: more `workers` would read them beside the steps"
+    mend = (
+        "more `workers` would read them beside the steps"
+        if spare_cores > 0
+        else "every core has a rank or a reader, so only cheaper transforms or more cores would help"
     )
+    return f"data       {share:.0%} of the time went by waiting for rows: {mend}"
 
 
 def peak_memory_bytes(device: torch.device) -> int:

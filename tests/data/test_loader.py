@@ -97,6 +97,7 @@ def test_it_knows_how_long_it_has_waited_and_what_the_steps_took_is_not_in_it(mo
 @pytest.mark.parametrize(("waited", "warned"), [(0.04, False), (0.1, True)])
 def test_steps_that_wait_for_rows_are_warned_of(waited: float, warned: bool) -> None:
     history = [{"step_seconds": 9.0, "data_seconds": 9.0}] + [{"step_seconds": 1.0, "data_seconds": waited}] * 5
-    said = data_warning(history)
-    assert (said is not None) == warned
-    assert said is None or "10% of the time" in said
+    free, full = data_warning(history, spare_cores=2), data_warning(history, spare_cores=0)
+    assert (free is not None) == (full is not None) == warned
+    assert free is None or ("10% of the time" in free and "`workers`" in free)
+    assert full is None or ("10% of the time" in full and "`workers`" not in full)

@@ -58,6 +58,12 @@ def test_frozen_parameters_stay_and_buffers_are_rank_0s(results: dict) -> None:
     assert found["losses"][0] != found["losses"][1]
 
 
+def test_every_rank_evaluates_the_model_that_is_saved(results: dict) -> None:
+    found = results["changing"]
+    assert all(held == found["held"][0] for held in found["held"])
+    assert found["evaluated"] == pytest.approx(found["expected"], rel=1e-6)
+
+
 def test_a_strategy_works_in_a_trainer_of_ones_own(results: dict) -> None:
     assert results["own_trainer"]["steps"] == results["own_trainer"]["expected"]
 

@@ -153,6 +153,55 @@ def frozen_and_buffers(strategy: str, folder: Path) -> dict[str, Any]:
     return {"before": before, "after": after, "buffers": hidden, "losses": [h["loss"] for h in run.history]}
 
 
+class Normed(nn.Module):
+    """A batch norm, and a buffer of its own that each forward pass in training changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Linear(16, 2)
+        self.register_buffer("seen", torch.zeros(6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.seen.mul_(0.9).add_(x.mean(0))
+        return self.last(self.norm(self.first(x) + self.seen.sum()))
+
+
+def changing_buffers(strategy: str, folder: Path) -> dict[str, Any]:
+    """What ranks hold after training, and what the model that is saved makes of the rows held out."""
+    rows, final = parity.number_rows(), Final()
+    model = Normed()
+    run = scalekit.fit(
+        model,
+        rows[:16],
+        validation=rows[16:],
+        loss=nn.MSELoss(),
+        strategy=strategy,
+        precision="32-true",
+        global_batch_size=8,
+        micro_batch_size=4,
+        max_steps=3,
+        evaluate_every=2,
+        learning_rate=0.1,
+        callbacks=[final],
+        output_dir=str(folder / "buffers"),
+    )
+    held: list[Any] = [None] * WORLD_SIZE
+    own = {name: buffer.tolist() for name, buffer in model.named_buffers()}
+    torch.distributed.all_gather_object(held, own)
+    if RANK:
+        return {}
+    saved = Normed().eval()
+    saved.load_state_dict({name.removeprefix("model."): value for name, value in final.state.items()})
+    x, y = (torch.tensor([row[column] for row in rows[16:]]) for column in ("x", "y"))
+    return {
+        "held": held,
+        "evaluated": run.evaluations[-1]["loss"],
+        "expected": nn.functional.mse_loss(saved(x), y).item(),
+        "losses": [record["loss"] for record in run.history],
+    }
+
+
 class ByHand(pl.LightningModule):
     """A LightningModule that steps its optimizer by hand."""
 
@@ -262,6 +311,7 @@ if __name__ == "__main__":
         "dropped": nothing_dropped(strategy, folder),
         "resumed": resumed(strategy, folder),
         "frozen": frozen_and_buffers(strategy, folder),
+        "changing": changing_buffers(strategy, folder),
         "own_trainer": own_trainer(strategy),
         "by_hand": by_hand(strategy, folder) if strategy == "ddp" else None,
         "types": {p: types(strategy, p, folder) for p in ("32-true", "bf16-mixed", "bf16-true")},

@@ -1,0 +1,75 @@
+"""Buffers that training changes: no gradient keeps them the same on every rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scalekit import weights
+
+_RUNNING = ("running_mean", "running_var")  # of torch's normalisations, and of those made after them
+
+
+class Buffers:
+    """Keeps a module's buffers the same on every rank, under every engine.
+
+    DistributedDataParallel sends rank 0's before each forward pass, which forgets what the others saw; DeepSpeed and FSDP2 let
+    each rank's drift, so that ranks evaluate models that differ, and one of them is saved. Here a buffer that steps change
+    becomes rank 0's after each; running means and variances become their mean over ranks before an evaluation or a checkpoint.
+
+    Args:
+        module: as it is trained.
+        device: that tensors are sent by.
+        gather: everybody's value, on every rank.
+    """
+
+    def __init__(self, module: nn.Module, device: torch.device, gather: Callable[[Any], list[Any]]) -> None:
+        buffers = {
+            id(b): (owner, name, b) for owner, name, b in weights.tensors(module) if not isinstance(b, nn.Parameter)
+        }
+        self._running = [(owner, name) for owner, name, _ in buffers.values() if name in _RUNNING]
+        self._others = [(owner, name) for owner, name, _ in buffers.values() if name not in _RUNNING]
+        self._untouched: list[tuple[int, int]] | None = [_version(place) for place in self._others]
+        self._device, self._gather = device, gather
+
+    def after_step(self) -> None:
+        """Called by every rank; the first step shows which buffers steps change."""
+        if self._untouched is not None:
+            changed = [i for i, before in enumerate(self._untouched) if _version(self._others[i]) != before]
+            anywhere = sorted({i for part in self._gather(changed) for i in part})
+            self._others, self._untouched = [self._others[i] for i in anywhere], None
+        for place in self._others:
+            weights.send(_tensor(place), self._device)
+
+    def settle(self) -> None:
+        """Called by every rank before the model is evaluated or saved."""
+        if not self._running:
+            return
+        tensors = [_tensor(place) for place in self._running]
+        # Doubles, in which the mean of what is the same everywhere is the same to the last bit.
+        sums = torch.cat([tensor.to(self._device, torch.float64).flatten() for tensor in tensors])
+        torch.distributed.all_reduce(sums)
+        means = torch.split(sums / torch.distributed.get_world_size(), [tensor.numel() for tensor in tensors])
+        for tensor, mean in zip(tensors, means, strict=True):
+            tensor.copy_(mean.view_as(tensor))
+
+
+def normalises_batches(module: nn.Module) -> bool:
+    """Whether what a model makes of a sample depends on the other samples of its micro-batch, as batch normalisation's does."""
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    return any(isinstance(part, kinds) and part.training for part in module.modules())
+
+
+def _tensor(place: weights.Place) -> Tensor:
+    owner, name = place
+    tensor = owner._buffers[name]
+    return torch.empty(0) if tensor is None else tensor
+
+
+def _version(place: weights.Place) -> tuple[int, int]:
+    """Another one after each change, in place or not."""
+    tensor = _tensor(place)
+    return id(tensor), tensor._version
