@@ -6,6 +6,7 @@ process makes it while the others wait on a file lock, which has no time-out; it
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ from scalekit.errors import EmptyDataError, RowError, ScaleKitError
 _VERSION = 1
 _BATCH = 1000
 _SAMPLE = 200
-_SECONDS_A_PROCESS = 3.0
+_SECONDS_A_PROCESS = 2.0
 """Of work, below which a process of its own does not pay: the tokenizer's own threads share it then."""
 
 
@@ -130,18 +131,16 @@ def _one_at_a_time(fingerprint: str) -> Iterator[Path]:
 
 
 def _encoded(rows: Any, encoder: Encoder, name: str, name_row: Callable[[int], str], skip: bool, path: Path) -> Any:
-    from datasets import Features, Value
-
     processes = _kept_by(path) or _processes(rows, encoder)
     try:
         return rows.map(
-            _encode_batch,
+            _encode_batch_uncollected,
             fn_kwargs={"encoder": encoder, "skip": skip},
             with_indices=True,
             batched=True,
             batch_size=_BATCH,
             remove_columns=rows.column_names,
-            features=Features({**encoder.features, "problem": Value("string")}),
+            features=_kept_features(encoder),
             num_proc=processes if processes > 1 else None,
             cache_file_name=str(path),
             new_fingerprint=path.stem,
@@ -149,6 +148,12 @@ def _encoded(rows: Any, encoder: Encoder, name: str, name_row: Callable[[int], s
         )
     except _BadRowError as error:
         raise error.named(name_row) from None
+
+
+def _kept_features(encoder: Encoder) -> Any:
+    from datasets import Features, Value
+
+    return Features({**encoder.features, "problem": Value("string")})
 
 
 def _kept_by(path: Path) -> int:
@@ -169,6 +174,17 @@ def _processes(rows: Any, encoder: Encoder) -> int:
     return max(min(cores(), int(seconds / _SECONDS_A_PROCESS)), 1)
 
 
+def _encode_batch_uncollected(*args: Any, **options: Any) -> Any:
+    """`_encode_batch` while Python looks for no cycles: among millions of new lists that takes longer than the work."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        return _encode_batch(*args, **options)
+    finally:
+        if collects:
+            gc.enable()
+
+
 class _BadRowError(Exception):
     """Carries a row's number, and what is wrong with it, out of the process that found it."""
 
@@ -181,9 +197,9 @@ class _BadRowError(Exception):
         return kind(_refusal(name_row(place), str(error)))
 
 
-def _encode_batch(
-    columns: dict[str, list[Any]], places: list[int], encoder: Encoder, skip: bool
-) -> dict[str, list[Any]]:
+def _encode_batch(columns: dict[str, list[Any]], places: list[int], encoder: Encoder, skip: bool) -> Any:
+    import pyarrow as pa
+
     rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     problems: list[str | None] = [None] * len(rows)
     try:
@@ -192,7 +208,7 @@ def _encode_batch(
         encoded = [_encode_one(encoder, row, place, skip) for row, place in zip(rows, places, strict=True)]
         problems = [row.pop("problem", None) for row in encoded]
     made: dict[str, list[Any]] = {name: [row.get(name) for row in encoded] for name in encoder.features}
-    return {**made, "problem": problems}
+    return pa.table({**made, "problem": problems}, _kept_features(encoder).arrow_schema)
 
 
 def _encode_one(encoder: Encoder, row: Row, place: int, skip: bool) -> Row:

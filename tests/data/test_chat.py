@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from scalekit.data.chat import labels, render
+from scalekit.data.chat import labels, render, texts
 from scalekit.errors import DataError, RowError
 from scalekit.loss import IGNORED
 
@@ -73,7 +73,7 @@ TOKENIZERS = {name: family(name) for name in FAMILIES}
 
 def learned(tokenizer: Any, messages: list[dict[str, Any]], tools: Any = None) -> list[str]:
     rendered = render(tokenizer, messages, tools)
-    assert rendered.text == render(tokenizer, messages, tools, mark=False).text
+    assert [rendered.text] == texts(tokenizer, [messages], tools)
     return [rendered.text[start:end] for start, end in rendered.spans]
 
 
@@ -505,7 +505,7 @@ def test_renderings_are_few_however_long_the_conversation(name: str, messages: A
     tokenizer = Counting(family(name))
     render(tokenizer, messages)
     assert tokenizer.renderings == renderings
-    render(tokenizer, messages, mark=False)
+    texts(tokenizer, [messages])
     assert tokenizer.renderings == renderings + 1
 
 
@@ -537,7 +537,7 @@ def test_a_refusal_of_the_template_is_the_rows_fault() -> None:
     with pytest.raises(RowError, match="refuses the conversation: System role not supported"):
         render(family("gemma"), CONVERSATIONS["system"])
     with pytest.raises(RowError, match="Conversation roles must alternate"):
-        render(family("llama2"), [say("user", "q1"), say("user", "q2")], mark=False)
+        texts(family("llama2"), [[say("user", "q1"), say("user", "q2")]])
     with pytest.raises(RowError, match="cannot render the conversation"):
         render(family("phi3"), [say("user", ["q1"])])
     with pytest.raises(RowError, match="without messages"):

@@ -20,7 +20,7 @@ from scalekit.data.encoders.spans import Spans
 from scalekit.data.padding import Pad
 from scalekit.errors import ConfigError, NoLabelError, RowError
 from scalekit.loss import IGNORED
-from tests.tiny import make_tokenizer, make_word_tokenizer
+from tests.tiny import conversations, make_tokenizer, make_word_tokenizer
 
 TOKENIZER = make_tokenizer()
 WORDS = make_word_tokenizer()
@@ -45,6 +45,35 @@ def test_text_ends_and_is_learned_whole() -> None:
     encoded = one(causal(), {"text": "abc"})
     assert TOKENIZER.decode(encoded["input_ids"]) == "abc#"
     assert encoded["labels"] == encoded["input_ids"]
+
+
+@pytest.mark.parametrize("loss_on", ["all", "completions"])
+def test_many_at_once_are_each_as_it_is_alone(loss_on: str) -> None:
+    rows = [{"text": "a" * (1 + i % 7)} for i in range(300)] if loss_on == "all" else []
+    rows += conversations(600)
+    encoder = causal(loss_on, cut_at=40)
+    assert encoder.encode(rows) == [one(encoder, row) for row in rows]
+
+
+def test_a_tokenizer_that_cuts_and_pads_by_itself_does_not() -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.backend_tokenizer.enable_truncation(3)
+    tokenizer.backend_tokenizer.enable_padding(length=9)
+    encoder = Causal(tokenizer, "all", Limit())
+    assert one(encoder, {"text": "abcdef"}) == one(causal(), {"text": "abcdef"})
+
+
+class Shouting(type(TOKENIZER)):
+    """Its own way to read a text, which its backend does not know."""
+
+    def _encode_plus(self, text: Any, *args: Any, **options: Any) -> Any:
+        return super()._encode_plus([each.upper() for each in text], *args, **options)
+
+
+def test_a_tokenizer_with_a_way_of_its_own_is_asked_itself() -> None:
+    shouting = Shouting(tokenizer_object=TOKENIZER.backend_tokenizer, eos_token="#", pad_token="#")
+    encoded = Causal(shouting, "all", Limit()).encode([{"text": "abc"}, {"text": "de"}])
+    assert [shouting.decode(row["input_ids"]) for row in encoded] == ["ABC#", "DE#"]
 
 
 def test_completions_alone() -> None:

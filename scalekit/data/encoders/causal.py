@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, final
 
 from scalekit.data import chat
 from scalekit.data.encoders.encoder import Encoder, Row, text_of
 from scalekit.data.encoders.limit import Limit
+from scalekit.data.encoders.tokens import tokenize
 from scalekit.data.padding import Pad, pad_id
 from scalekit.errors import NoLabelError, RowError
 from scalekit.loss import IGNORED
 
 LOSS_ON = ("all", "completions")
+_SLICE = 250
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,31 @@ class _Text:
     text: str
     spans: list[chat.Span] | None
     special: bool
+
+
+@dataclass(frozen=True)
+class _Chat:
+    """A row that is a conversation: its turns, the tools, and how many turns only ask."""
+
+    turns: list[dict[str, Any]]
+    tools: Any
+    asks: int = 0
+
+    @classmethod
+    def of(cls, row: Row) -> _Chat | None:
+        """None for a row that is none."""
+        if row.get("messages") is not None:
+            return cls(_turns(row["messages"]), row.get("tools") or None)
+        if isinstance(row.get("prompt"), list):
+            return cls(_turns([*row["prompt"], *row["completion"]]), row.get("tools") or None, asks=len(row["prompt"]))
+        return None
+
+
+def _turns(messages: Any) -> list[dict[str, Any]]:
+    if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
+        raise RowError("'messages' should be a list of turns with 'role' and 'content', and is empty or something else")
+    # Arrow gives each turn the keys of all.
+    return [{key: value for key, value in turn.items() if value is not None} for turn in messages]
 
 
 @final
@@ -50,34 +78,40 @@ class Causal(Encoder):
         return "causal", *tokenizer_identity(self.tokenizer), self.loss_on, self.limit
 
     def encode(self, rows: list[Row]) -> list[Row]:
-        texts = [self._rendered(row) for row in rows]
-        everywhere = self.loss_on == "all"
-        encoded: list[Row] = [{}] * len(rows)
+        if len(rows) <= _SLICE:
+            return self._tokenized(self._rendered(rows))
+        # The tokenizer lets go of Python's lock, so the next rows are rendered meanwhile.
+        with ThreadPoolExecutor(1) as tokenizing:
+            slices = [rows[start : start + _SLICE] for start in range(0, len(rows), _SLICE)]
+            made = [tokenizing.submit(self._tokenized, self._rendered(each)) for each in slices]
+        return [row for each in made for row in each.result()]
+
+    def _tokenized(self, texts: list[_Text]) -> list[Row]:
+        everywhere, end = self.loss_on == "all", self.tokenizer.eos_token_id
+        encoded: list[Row] = [{}] * len(texts)
         for special in (True, False):
             places = [place for place, text in enumerate(texts) if text.special == special]
             if not places:
                 continue
-            tokens = self.tokenizer(
-                [texts[place].text for place in places],
-                add_special_tokens=special,
-                return_attention_mask=False,
-                return_offsets_mapping=not everywhere,
-                verbose=False,
-            )
-            offsets = [None] * len(places) if everywhere else tokens["offset_mapping"]
-            for place, ids, where in zip(places, tokens["input_ids"], offsets, strict=True):
-                encoded[place] = self._labelled(texts[place], ids, where)
+            found = tokenize(self.tokenizer, [texts[place].text for place in places], special, offsets=not everywhere)
+            for place, (ids, offsets) in zip(places, found, strict=True):
+                encoded[place] = self._labelled(texts[place], ids, offsets, end)
         return encoded
 
     def collate(self, rows: list[Row]) -> dict[str, Any]:
         return Pad(pad_id(self.tokenizer, None))(rows)
 
-    def _rendered(self, row: Row) -> _Text:
+    def _rendered(self, rows: list[Row]) -> list[_Text]:
+        chats = [_Chat.of(row) for row in rows]
+        turns = [each.turns for each in chats if each is not None and each.tools is None]
+        if self.loss_on == "all" and len(turns) == len(rows):
+            return [_Text(text, None, special=False) for text in chat.texts(self.tokenizer, turns)]
+        return [
+            self._written(row) if found is None else self._said(found) for row, found in zip(rows, chats, strict=True)
+        ]
+
+    def _written(self, row: Row) -> _Text:
         everywhere = self.loss_on == "all"
-        if row.get("messages") is not None:
-            return self._conversation(row["messages"], row.get("tools"))
-        if isinstance(row.get("prompt"), list):
-            return self._conversation([*row["prompt"], *row["completion"]], row.get("tools"), len(row["prompt"]))
         if "prompt" in row:
             prompt, text = row["prompt"] or "", row["completion"]
             if not isinstance(text, str) or not isinstance(prompt, str):
@@ -85,24 +119,15 @@ class Causal(Encoder):
             return _Text(prompt + text, None if everywhere else [(len(prompt), len(prompt + text))], special=True)
         return _Text(text_of(row, "text"), None if everywhere else [], special=True)
 
-    def _conversation(self, messages: Any, tools: Any, learned_from: int = 0) -> _Text:
-        """A conversation; loss on the assistant's turns, from one on."""
-        if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
-            raise RowError(
-                "'messages' should be a list of turns with 'role' and 'content', and is empty or something else"
-            )
-        # Arrow gives each turn the keys of all.
-        turns = [{key: value for key, value in turn.items() if value is not None} for turn in messages]
-        everywhere = self.loss_on == "all"
-        rendered = chat.render(self.tokenizer, turns, tools or None, mark=not everywhere)
-        spans = rendered.spans
-        if learned_from and not everywhere:
-            asked = chat.render(self.tokenizer, turns[:learned_from], tools or None)
-            spans = spans[len(asked.spans) :]
-        return _Text(rendered.text, None if everywhere else spans, special=False)
+    def _said(self, found: _Chat) -> _Text:
+        """A conversation; loss on the assistant's turns that do not only ask."""
+        if self.loss_on == "all":
+            return _Text(chat.texts(self.tokenizer, [found.turns], found.tools)[0], None, special=False)
+        rendered = chat.render(self.tokenizer, found.turns, found.tools)
+        asked = chat.render(self.tokenizer, found.turns[: found.asks], found.tools).spans if found.asks else []
+        return _Text(rendered.text, rendered.spans[len(asked) :], special=False)
 
-    def _labelled(self, text: _Text, ids: list[int], offsets: Any) -> Row:
-        end = self.tokenizer.eos_token_id
+    def _labelled(self, text: _Text, ids: list[int], offsets: Any, end: int | None) -> Row:
         if text.special and end is not None and (not ids or ids[-1] != end):
             ids = [*ids, end]
         if text.spans is None:
