@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import uuid
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -41,11 +38,13 @@ from scalekit.module import OptimizerSettings, ScaleModule
 from scalekit.optim import OPTIMIZERS, SCHEDULES
 from scalekit.planning.plan import Plan
 from scalekit.probe import settle
+from scalekit.quiet import let_rank_zero_speak, quiet_lightning, say
 from scalekit.recompute import recompute_blocks
 from scalekit.scores import Scores
 from scalekit.strategies import Strategy
 from scalekit.tracking.comparison import compare
 from scalekit.tracking.evaluation import Evaluation
+from scalekit.tracking.loggers import finish, loggers_of
 from scalekit.tracking.metrics import Metrics, data_warning
 from scalekit.tracking.progress import Progress
 from scalekit.tracking.samples import Samples
@@ -196,7 +195,7 @@ def run(job: Job) -> Run:
     world.check(job.devices, job.num_nodes)
     _check_names(job)
     _check_own_module(job)
-    _let_rank_zero_speak(world)
+    let_rank_zero_speak(world)
     device = device_type()
     precision = dtypes.resolve(job.precision, device)
     # What is wrong with a strategy that was named shows before data is read.
@@ -204,7 +203,7 @@ def run(job: Job) -> Run:
 
     rows = prepare(job)
     for remark in rows.remarks:
-        _say(world, remark)
+        say(world, remark)
     model = (
         None
         if isinstance(job.model, pl.LightningModule)
@@ -217,7 +216,7 @@ def run(job: Job) -> Run:
         partial(decide, job, known, rows.example, precision, world),
         rows.example,
         world,
-        partial(_say, world),
+        partial(say, world),
     )
     engine = named or engines.engine(decision.strategy, precision, device, world)
     order = order_of(rows, decision.micro_batch_size, world)
@@ -226,7 +225,7 @@ def run(job: Job) -> Run:
     plan = _plan(decision, engine, device, order, total_steps, module)
 
     folder = first(lambda: runs.claim(job, known.name, plan), world)
-    _say(world, f"{plan}\nrun        {folder.path}" + (f", resumed at step {folder.step}" if folder.step else ""))
+    say(world, f"{plan}\nrun        {folder.path}" + (f", resumed at step {folder.step}" if folder.step else ""))
 
     if world.rank == 0:
         runs.write_data(folder.path, rows.summary())
@@ -234,11 +233,12 @@ def run(job: Job) -> Run:
 
     engine.initial_weights = folder.checkpoint
     engine.job_state["layout"] = plan.layout()
-    loggers = _loggers(job, folder, plan, engine)
+    run_id = engine.job_state["wandb_run_id"] = (folder.state or {}).get("wandb_run_id") or uuid.uuid4().hex[:8]
+    loggers = loggers_of(job, plan, folder.path, run_id)
     if isinstance(module, ScaleModule):
         engine.scores = Scores(job.metrics, job.task or rows.way.task, classifies=_classifies(job))
     metrics = Metrics(folder.path, folder.step, plan.flops_share, order.global_batch_size)
-    with _quiet_lightning():
+    with quiet_lightning():
         pl.seed_everything(job.seed, verbose=False)
         trainer = pl.Trainer(
             strategy=engine,
@@ -272,7 +272,7 @@ def run(job: Job) -> Run:
         batching = (rows, order, world, _count(module), device == "cuda")
         training = training_loader(*batching, folder.state or {})
         if isinstance(training, StreamLoader):
-            _say(world, f"stream     {training.describe()}")
+            say(world, f"stream     {training.describe()}")
         trainer.fit(module, training, validation_loader(*batching), ckpt_path=folder.checkpoint)
     if isinstance(training, StreamLoader) and job.on_bad_row == "skip":
         _write_skipped(folder.path, rows, training, world)
@@ -280,9 +280,9 @@ def run(job: Job) -> Run:
     spare = cores() - world.local_size * (1 + rows.way.workers)
     for closing in (compared, data_warning(metrics.history[folder.step :], spare)):
         if closing is not None:
-            _say(world, closing)
+            say(world, closing)
     for each in loggers:
-        _finish(each, trainer)
+        finish(each, trainer)
     return Run(folder.path, plan, metrics.history, metrics.evaluations, latest(folder.checkpoints), module)
 
 
@@ -398,62 +398,3 @@ def _plan(
         predicted=decision.predicted,
         reasons=decision.reasons,
     )
-
-
-def _loggers(job: Job, folder: runs.RunFolder, plan: Plan, engine: Engine) -> list[Any]:
-    given = list(job.logger) if isinstance(job.logger, (list, tuple)) else [job.logger]
-    loggers: list[Any] = []
-    for each in given:
-        if each == "wandb":
-            from scalekit.tracking.wandb import wandb_logger
-
-            run_id = (folder.state or {}).get("wandb_run_id") or uuid.uuid4().hex[:8]
-            engine.job_state["wandb_run_id"] = run_id
-            config = {"job": job.resolved(), "plan": plan.as_dict()}
-            loggers.append(wandb_logger(folder.path, folder.path.name, config, run_id))
-        elif isinstance(each, str):
-            raise ConfigError(f"logger={each!r} is unknown; give 'wandb', or a Lightning logger")
-        elif each:
-            loggers.append(each)
-    return loggers
-
-
-def _finish(logger: Any, trainer: pl.Trainer) -> None:
-    """Ends a W&B run, which otherwise stays open until the process ends."""
-    if trainer.is_global_zero and hasattr(logger.experiment, "finish"):
-        logger.experiment.finish()
-
-
-@contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Lightning tells of devices and tips at every start; the plan has said what matters."""
-    lightning = logging.getLogger("lightning.pytorch")
-    level = lightning.level
-    lightning.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            # Neither is the user's to act on: torch's and Lightning's own use of each other's older names, and a
-            # `validation_step` without rows held out.
-            warnings.filterwarnings("ignore", category=FutureWarning, module=r"(torch|lightning)\.")
-            warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
-            warnings.filterwarnings("ignore", message=r"You defined a `validation_step` but have no")
-            yield
-    finally:
-        lightning.setLevel(level)
-
-
-def _let_rank_zero_speak(world: World) -> None:
-    """Silences the other ranks' progress bars and remarks; their errors are still heard."""
-    if world.rank == 0:
-        return
-    import datasets
-    from transformers.utils import logging as transformers_logging
-
-    datasets.disable_progress_bars()
-    transformers_logging.disable_progress_bar()
-    logging.getLogger("scalekit").setLevel(logging.ERROR)
-
-
-def _say(world: World, message: str) -> None:
-    if world.rank == 0:
-        print(message, flush=True)
