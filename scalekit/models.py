@@ -21,6 +21,7 @@ TASKS = {
     "question-answering": "AutoModelForQuestionAnswering",
     "image-classification": "AutoModelForImageClassification",
     "audio-classification": "AutoModelForAudioClassification",
+    "image-text-to-text": "AutoModelForImageTextToText",
 }
 
 

@@ -13,7 +13,7 @@ from torchmetrics import MeanMetric, Metric
 from scalekit.errors import ConfigError
 from scalekit.loss import IGNORED
 
-_LANGUAGE = ("causal-lm", "masked-lm", "seq2seq-lm")
+_LANGUAGE = ("causal-lm", "masked-lm", "seq2seq-lm", "image-text-to-text")
 
 
 @final

@@ -95,7 +95,7 @@ def _histogram(lengths: NDArray[np.int64]) -> Iterator[str]:
 
 
 def _row(rows: Rows, place: int, colours: bool) -> Iterator[str]:
-    row = rows.train[place]
+    row = _seen(rows, place)
     if not isinstance(row, dict) or "input_ids" not in row or not hasattr(rows.way.processor, "decode"):
         yield f"row {place}: {_shown(row)}"
         return
@@ -111,6 +111,14 @@ def _row(rows: Rows, place: int, colours: bool) -> Iterator[str]:
     yield "".join(
         _coloured(rows.way.processor, ids, learned, lengths) if colours else _marked(rows.way.processor, ids, learned)
     )
+
+
+def _seen(rows: Rows, place: int) -> Any:
+    """A row; where tokens are made with the batch, as a batch of it has it."""
+    row = rows.train[place]
+    if rows.way.task != "image-text-to-text":
+        return row
+    return {name: value[0] for name, value in rows.collate([row]).items()}
 
 
 def _coloured(tokenizer: Any, ids: list[int], learned: list[bool], lengths: list[int]) -> Iterator[str]:

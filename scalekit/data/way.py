@@ -36,7 +36,11 @@ _LEAST_SAVED = 0.1
 _LOOKED_AT = 4096
 _USUAL_MICRO_BATCH = 8
 _MOST_READERS = 4
-_PROCESSORS = {"image-classification": "AutoImageProcessor", "audio-classification": "AutoFeatureExtractor"}
+_PROCESSORS = {
+    "image-classification": "AutoImageProcessor",
+    "audio-classification": "AutoFeatureExtractor",
+    "image-text-to-text": "AutoProcessor",
+}
 
 
 @dataclass(frozen=True)

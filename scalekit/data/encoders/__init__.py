@@ -19,12 +19,14 @@ LOOKS: dict[str, tuple[tuple[str, ...], ...]] = {
     "question-answering": (("question", "context", "answers"),),
     "image-classification": (("image", "label"),),
     "audio-classification": (("audio", "label"),),
+    "image-text-to-text": (("image", "text"),),
 }
 """The columns by which each task's rows are known."""
 
 _MODALITIES = ("image-classification", "audio-classification")
 _TELLING = (
     *_MODALITIES,
+    "image-text-to-text",
     "token-classification",
     "question-answering",
     "sequence-classification",
@@ -91,7 +93,7 @@ def encoder(task: str, wanted: Wanted, parts: Sequence[Any]) -> Encoder:
     Raises:
         ScaleKitError: no tokenizer, or columns without classes.
     """
-    from scalekit.data.encoders import causal, classes, images, masked, seq2seq, sounds, spans
+    from scalekit.data.encoders import causal, classes, image_texts, images, masked, seq2seq, sounds, spans
     from scalekit.data.encoders.labels import labels_of
 
     limit = Limit.of(wanted.sequence_length, wanted.config)
@@ -102,6 +104,8 @@ def encoder(task: str, wanted: Wanted, parts: Sequence[Any]) -> Encoder:
         if task == "masked-lm":
             return masked.Masked(tokenizer, limit)
         return seq2seq.Seq2Seq(tokenizer, limit) if task == "seq2seq-lm" else spans.Spans(tokenizer, limit)
+    if task == "image-text-to-text":
+        return image_texts.ImageTexts(wanted.processor(), wanted.config, wanted.transform, limit)
     column = "tags" if task == "token-classification" else "label"
     labels = labels_of(list(parts), column, wanted.classes, wanted.is_built)
     if task == "sequence-classification":

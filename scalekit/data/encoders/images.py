@@ -42,12 +42,12 @@ class Images(Encoder):
 
     def encode(self, rows: list[Row]) -> list[Row]:
         for row in rows:
-            _opened(row)
+            opened(row)
             self.labels.number(row["label"])
         return [{} for _ in rows]
 
     def draw(self, row: Row) -> Row:
-        image = _opened(row)
+        image = opened(row)
         if self.transform is not None:
             image = self.transform(image)
         if self.processor is not None:
@@ -66,7 +66,7 @@ class Images(Encoder):
         }
 
 
-def _opened(row: Row) -> Any:
+def opened(row: Row) -> Any:
     """The image, whole, in colours.
 
     Raises:
