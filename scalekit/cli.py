@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from scalekit.job import Job
 
 _ERROR_CODE = 2
-_OTHER_RANKS_WAIT_SECONDS = 2.0
+_OTHER_RANKS_WAIT_SECONDS = 5.0
 _SLOW_SECONDS = 2.0
 
 

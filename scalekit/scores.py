@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Any, final
 
 import torch
+import torchmetrics
 from torch import Tensor
 from torchmetrics import MeanMetric, Metric
 
@@ -21,7 +23,7 @@ class Scores:
     """Scores over all ranks' rows, each counted once, however uneven they are.
 
     Args:
-        given: names of metrics of the user's, which take the model's outputs and the targets; or None for the usual ones.
+        given: as `metrics_of` takes them; or None for the usual ones.
         task: of the rows, or None.
         classifies: whether the targets are classes, or tokens.
 
@@ -30,12 +32,7 @@ class Scores:
     """
 
     def __init__(self, given: Mapping[str, Any] | None, task: str | None, classifies: bool) -> None:
-        for name, metric in (given or {}).items():
-            if not isinstance(metric, Metric):
-                raise ConfigError(
-                    f"metrics: {name!r} is a {type(metric).__name__}, and should be a torchmetrics Metric"
-                )
-        self._given = dict(given or {})
+        self._given = metrics_of(given)
         self._accuracy = MeanMetric().set_dtype(torch.float64) if given is None and classifies else None
         self._accuracy_name: str | None = None
         self._tells_perplexity = given is None and task in _LANGUAGE
@@ -76,3 +73,37 @@ class Scores:
             else:
                 raise ConfigError(f"metrics: {name!r} gives {type(value).__name__} of several values: average them")
         return found
+
+
+def metrics_of(given: Mapping[str, Any] | None) -> dict[str, Metric]:
+    """The metrics of a job, which take the model's outputs and the targets.
+
+    Args:
+        given: by names of the user's: torchmetrics' metrics, or their classes with their arguments, as
+            ``{"class": "F1Score", "task": "multiclass", "num_classes": 3}``.
+
+    Raises:
+        ConfigError: something among them is no metric.
+    """
+    return {name: _metric(name, each) for name, each in (given or {}).items()}
+
+
+def _metric(name: str, given: Any) -> Metric:
+    if isinstance(given, Metric):
+        return given
+    if not isinstance(given, Mapping) or not isinstance(given.get("class"), str):
+        raise ConfigError(
+            f"metrics: {name!r} is a {type(given).__name__}, and should be a torchmetrics Metric, or a mapping with its "
+            "'class' and its arguments"
+        )
+    kind = getattr(torchmetrics, given["class"], None)
+    if kind is None:
+        near = get_close_matches(given["class"], torchmetrics.__all__, n=3, cutoff=0.3)
+        raise ConfigError(f"metrics: torchmetrics has no {given['class']!r}. Near it are {', '.join(near) or 'none'}")
+    try:
+        made = kind(**{option: value for option, value in given.items() if option != "class"})
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"metrics: {name!r} cannot be made a {given['class']}: {error}") from error
+    if not isinstance(made, Metric):
+        raise ConfigError(f"metrics: {name!r}: {given['class']} is no metric")
+    return made

@@ -35,12 +35,12 @@ from scalekit.job import Job
 from scalekit.leaks import LeakCheck
 from scalekit.loss import LossFunction
 from scalekit.module import OptimizerSettings, ScaleModule
-from scalekit.optim import OPTIMIZERS, SCHEDULES
+from scalekit.optim import OPTIMIZERS, SCHEDULES, build_schedule
 from scalekit.planning.plan import Plan
 from scalekit.probe import settle
 from scalekit.quiet import let_rank_zero_speak, quiet_lightning, say
 from scalekit.recompute import recompute_blocks
-from scalekit.scores import Scores
+from scalekit.scores import Scores, metrics_of
 from scalekit.strategies import Strategy
 from scalekit.tracking.comparison import compare
 from scalekit.tracking.evaluation import Evaluation
@@ -149,9 +149,9 @@ def fit(
         shuffle_rows: of each lane of a stream, whose order is shuffled within as many rows at a time.
         on_bad_row: ``"refuse"`` ends a job before it starts whose data has a row that cannot be used; ``"skip"`` leaves such
             rows out, and lists them in the run's folder.
-        metrics: what is found on the rows held out beside the loss: torchmetrics' metrics by names of yours, which take the
-            model's outputs and the labels; by default accuracy for classes, and perplexity and token accuracy for language
-            models.
+        metrics: what is found on the rows held out beside the loss, by names of yours: torchmetrics' metrics, which take the
+            model's outputs and the labels, or ``{"class": "F1Score", "task": "multiclass", ...}``; by default accuracy for
+            classes, and perplexity and token accuracy for language models.
         generate: samples that are made with each evaluation: ``prompts`` (texts, or conversations) and ``max_new_tokens``,
             64 by default.
         strategy: a name in ``strategies/``, the path of a strategy file, or ``"auto"``.
@@ -309,6 +309,7 @@ def _check_names(job: Job) -> None:
 
     Raises:
         UnknownNameError: it is not.
+        ConfigError: a metric is none.
     """
     for kind, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("loss_on", LOSS_ON)):
         value = getattr(job, kind)
@@ -316,6 +317,7 @@ def _check_names(job: Job) -> None:
             raise UnknownNameError(kind, value, known)
     if job.task is not None and job.task not in models.TASKS:
         raise UnknownNameError("task", job.task, models.TASKS)
+    metrics_of(job.metrics)
 
 
 def _check_own_module(job: Job) -> None:
@@ -373,6 +375,9 @@ def _module(job: Job, model: models.Model | None, rows: Rows, total_steps: int, 
     settings = OptimizerSettings(
         job.optimizer, job.learning_rate, job.schedule, job.warmup_steps, job.weight_decay, job.optimizer_options or {}
     )
+    build_schedule(
+        job.schedule, job.warmup_steps, total_steps
+    )  # a schedule that cannot be is refused here, not on the way
     built = source if isinstance(source, nn.Module) else seeded
     return ScaleModule(built, job.loss, settings, total_steps, job.count, rows.way.processor, recompute)
 

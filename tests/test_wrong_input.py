@@ -55,6 +55,13 @@ def text_model(tmp_path: Path) -> str:
         ({"optimizer": "adanw"}, errors.UnknownNameError, "Did you mean 'adamw'"),
         ({"task": "causal"}, errors.UnknownNameError, "Did you mean 'causal-lm'"),
         ({"loss_on": "completion"}, errors.UnknownNameError, "Did you mean 'completions'"),
+        (
+            {"metrics": {"f1": "F1Score"}},
+            errors.ConfigError,
+            "metrics: 'f1' is a str, and should be a torchmetrics Metric",
+        ),
+        ({"metrics": {"f1": {"class": "F1Scor"}}}, errors.ConfigError, "has no 'F1Scor'. Near it are F1Score"),
+        ({"metrics": {"f1": {"class": "F1Score"}}}, errors.ConfigError, "'f1' cannot be made a F1Score: "),
         ({"data": []}, errors.EmptyDataError, "the data has no rows"),
         ({"data": "nothing/here.jsonl"}, errors.DataError, "there is no file or folder nothing/here.jsonl"),
         ({"model": 7}, errors.ModelError, "int is no model"),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 from scalekit.data import chat
 from scalekit.data.encoders.encoder import Encoder, Row, text_of
@@ -66,13 +67,7 @@ class Causal(Encoder):
     tokenizer: Any
     loss_on: str
     limit: Limit
-
-    @property
-    def features(self) -> Any:
-        from datasets import Features, List, Value
-
-        tokens = List(Value("int32"))
-        return Features({"input_ids": tokens, "labels": tokens, "lost": Value("int32")})
+    made: ClassVar[Mapping[str, str]] = {"input_ids": "int32[]", "labels": "int32[]"}
 
     def identity(self) -> tuple[Any, ...]:
         return "causal", *tokenizer_identity(self.tokenizer), self.loss_on, self.limit

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 from scalekit.data.encoders.causal import tokenizer_identity
 from scalekit.data.encoders.encoder import Encoder, Row, text_of
@@ -29,12 +30,7 @@ class SequenceClasses(Encoder):
     tokenizer: Any
     labels: Labels
     limit: Limit
-
-    @property
-    def features(self) -> Any:
-        from datasets import Features, List, Value
-
-        return Features({"input_ids": List(Value("int32")), "labels": Value("int64"), "lost": Value("int32")})
+    made: ClassVar[Mapping[str, str]] = {"input_ids": "int32[]", "labels": "int64"}
 
     def identity(self) -> tuple[Any, ...]:
         return "classes", *tokenizer_identity(self.tokenizer), self.labels.names, self.limit
@@ -67,13 +63,7 @@ class TokenClasses(Encoder):
     tokenizer: Any
     labels: Labels
     limit: Limit
-
-    @property
-    def features(self) -> Any:
-        from datasets import Features, List, Value
-
-        tokens = List(Value("int32"))
-        return Features({"input_ids": tokens, "labels": tokens, "lost": Value("int32")})
+    made: ClassVar[Mapping[str, str]] = {"input_ids": "int32[]", "labels": "int32[]"}
 
     def identity(self) -> tuple[Any, ...]:
         return "tags", *tokenizer_identity(self.tokenizer), self.labels.names, self.limit

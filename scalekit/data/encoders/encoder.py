@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -21,17 +21,28 @@ class Encoder(ABC):
     """One task's way from rows to batches.
 
     Attributes:
-        replaces: whether `encode` makes new rows, which are kept; otherwise it checks them, and they stay as they are.
+        made: the columns that `encode` makes, with their types, ``[]`` behind those of lists; such rows are kept. Where there
+            are none, it only checks the rows, and they stay as they are.
         draws: whether `draw` has something to do each time that a row is read.
     """
 
-    replaces: ClassVar[bool] = True
+    made: ClassVar[Mapping[str, str]] = {}
     draws: ClassVar[bool] = False
 
     @property
-    @abstractmethod
+    def replaces(self) -> bool:
+        """Whether `encode` makes new rows."""
+        return bool(self.made)
+
+    @property
     def features(self) -> Any:
-        """The columns that `encode` makes, as `datasets.Features`; nothing where it makes none."""
+        """What `encode` makes, as `datasets.Features`, with the tokens that are ``lost`` by cutting."""
+        from datasets import Features, List, Value
+
+        kinds = {**self.made, "lost": "int32"} if self.made else {}
+        return Features(
+            {name: List(Value(k.removesuffix("[]"))) if k.endswith("[]") else Value(k) for name, k in kinds.items()}
+        )
 
     @abstractmethod
     def identity(self) -> tuple[Any, ...]:

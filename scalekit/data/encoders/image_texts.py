@@ -38,7 +38,6 @@ class ImageTexts(Encoder):
     config: Any
     transform: Callable[[Any], Any] | None
     limit: Limit
-    replaces: ClassVar[bool] = False
     draws: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -47,12 +46,6 @@ class ImageTexts(Encoder):
                 f"image-text-to-text needs a processor of images and text together, and has {type(self.processor).__name__}: "
                 "give `processor=`"
             )
-
-    @property
-    def features(self) -> Any:
-        from datasets import Features
-
-        return Features({})
 
     def identity(self) -> tuple[Any, ...]:
         return "image texts", repr(self.processor), self.limit

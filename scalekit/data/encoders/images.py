@@ -28,14 +28,7 @@ class Images(Encoder):
     processor: Any
     transform: Callable[[Any], Any] | None
     labels: Labels
-    replaces: ClassVar[bool] = False
     draws: ClassVar[bool] = True
-
-    @property
-    def features(self) -> Any:
-        from datasets import Features
-
-        return Features({})
 
     def identity(self) -> tuple[Any, ...]:
         return "images", self.labels.names

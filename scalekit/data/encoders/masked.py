@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
@@ -38,17 +39,7 @@ class Masked(Encoder):
                 f"a masked language model needs a mask token, which {self.tokenizer.name_or_path!r} lacks"
             )
 
-    @property
-    def features(self) -> Any:
-        from datasets import Features, List, Value
-
-        return Features(
-            {
-                "input_ids": List(Value("int32")),
-                "special_tokens_mask": List(Value("int8")),
-                "lost": Value("int32"),
-            }
-        )
+    made: ClassVar[Mapping[str, str]] = {"input_ids": "int32[]", "special_tokens_mask": "int8[]"}
 
     def identity(self) -> tuple[Any, ...]:
         return "masked", *tokenizer_identity(self.tokenizer), self.limit

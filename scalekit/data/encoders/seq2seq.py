@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 from scalekit.data.encoders.causal import tokenizer_identity
 from scalekit.data.encoders.encoder import Encoder, Row, text_of
@@ -23,13 +24,7 @@ class Seq2Seq(Encoder):
 
     tokenizer: Any
     limit: Limit
-
-    @property
-    def features(self) -> Any:
-        from datasets import Features, List, Value
-
-        tokens = List(Value("int32"))
-        return Features({"input_ids": tokens, "labels": tokens, "lost": Value("int32")})
+    made: ClassVar[Mapping[str, str]] = {"input_ids": "int32[]", "labels": "int32[]"}
 
     def identity(self) -> tuple[Any, ...]:
         return "seq2seq", *tokenizer_identity(self.tokenizer), self.limit

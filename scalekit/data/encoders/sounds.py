@@ -31,14 +31,7 @@ class Sounds(Encoder):
     transform: Callable[[Any], Any] | None
     sampling_rate: int | None
     labels: Labels
-    replaces: ClassVar[bool] = False
     draws: ClassVar[bool] = True
-
-    @property
-    def features(self) -> Any:
-        from datasets import Features
-
-        return Features({})
 
     def identity(self) -> tuple[Any, ...]:
         return "sounds", self.labels.names

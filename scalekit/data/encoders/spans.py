@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 from scalekit.data.encoders.causal import tokenizer_identity
 from scalekit.data.encoders.encoder import Encoder, Row, text_of
@@ -26,14 +27,12 @@ class Spans(Encoder):
 
     tokenizer: Any
     limit: Limit
-
-    @property
-    def features(self) -> Any:
-        from datasets import Features, List, Value
-
-        place = Value("int64")
-        tokens = {"input_ids": List(Value("int32")), "token_type_ids": List(Value("int8"))}
-        return Features({**tokens, "start_positions": place, "end_positions": place, "lost": Value("int32")})
+    made: ClassVar[Mapping[str, str]] = {
+        "input_ids": "int32[]",
+        "token_type_ids": "int8[]",
+        "start_positions": "int64",
+        "end_positions": "int64",
+    }
 
     def identity(self) -> tuple[Any, ...]:
         return "spans", *tokenizer_identity(self.tokenizer), self.limit
