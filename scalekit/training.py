@@ -211,6 +211,8 @@ def run(job: Job) -> Run:
     )
     connect(world)
     known = model or models.resolve(job.model)
+    if known.config is not None:
+        rows.way.tell_pad(known.config)
     decision = settle(
         replace(job, model=known.source) if isinstance(job.model, str) else job,  # with the head that its rows ask for
         partial(decide, job, known, rows.example, precision, world),

@@ -64,6 +64,7 @@ def training_loader(
         pin_memory,
         state=state.get("stream"),
         on_bad_row=way.job.on_bad_row,
+        draw=rows.draw,
         capacity=way.job.sequence_length if rows.packed else None,
         sum_over_ranks=lambda tensor: total(tensor, world),
     )

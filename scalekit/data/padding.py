@@ -25,7 +25,9 @@ class Pad:
         self._pad_id, self._own_labels = pad_id, own_labels
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        batch = {name: self._column(name, [row[name] for row in rows]) for name in rows[0]}
+        # Text that stands beside tokens is nothing that a model takes.
+        names = [name for name, value in rows[0].items() if not isinstance(value, str)]
+        batch = {name: self._column(name, [row[name] for row in rows]) for name in names}
         if "input_ids" in batch:
             lengths = torch.tensor([len(row["input_ids"]) for row in rows])
             inside = torch.arange(batch["input_ids"].shape[1]) < lengths[:, None]

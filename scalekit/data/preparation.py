@@ -9,9 +9,10 @@ from __future__ import annotations
 import gc
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,11 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from scalekit.data.encoders.encoder import Encoder, Row
+from scalekit.data.encoders.encoder import Encoder, Row, tried
 from scalekit.data.sources import Skipped
-from scalekit.errors import EmptyDataError, RowError, ScaleKitError
+from scalekit.errors import EmptyDataError, RowError
 
-_VERSION = 1
+_VERSION = 2
 _BATCH = 1000
 _SAMPLE = 200
 _SECONDS_A_PROCESS = 2.0
@@ -110,7 +111,7 @@ def token_lengths(rows: Any) -> NDArray[np.int64]:
     if "input_ids" not in rows.column_names:
         return np.zeros(0, np.int64)
     ids = rows.with_format("arrow")[:]["input_ids"]
-    found: NDArray[np.int64] = pc.list_value_length(ids).to_numpy().astype(np.int64)
+    found: NDArray[np.int64] = pc.list_value_length(ids).fill_null(0).to_numpy().astype(np.int64)
     return found
 
 
@@ -160,9 +161,8 @@ def _kept_by(path: Path) -> int:
     """How many processes have made what is kept, each a file; 0 where nothing is."""
     if path.exists():
         return 1
-    files = sorted(path.parent.glob(f"{path.stem}_*_of_*.arrow"))
-    number = int(files[0].stem.rpartition("_")[2]) if files else 0
-    return number if len(files) == number else 0
+    files = Counter(int(file.stem.rpartition("_")[2]) for file in path.parent.glob(f"{path.stem}_*_of_*.arrow"))
+    return next((number for number, found in files.items() if found == number), 0)
 
 
 def _processes(rows: Any, encoder: Encoder) -> int:
@@ -212,14 +212,9 @@ def _encode_batch(columns: dict[str, list[Any]], places: list[int], encoder: Enc
 
 
 def _encode_one(encoder: Encoder, row: Row, place: int, skip: bool) -> Row:
-    try:
-        return encoder.encode([row])[0]
-    except RowError as error:
-        problem = error
-    except ScaleKitError:
-        raise
-    except Exception as error:
-        problem = RowError(f"it cannot be encoded: {type(error).__name__}: {error}")
+    made, problem = tried(encoder.encode, row)
+    if problem is None:
+        return dict(made)
     if not skip:
         raise _BadRowError(place, problem) from None
     return {"problem": str(problem)}
@@ -231,5 +226,5 @@ def undecoded(rows: Any) -> Any:
 
     for name, feature in (getattr(rows, "features", None) or {}).items():
         if isinstance(feature, (Audio, Image)) and feature.decode:
-            rows = rows.cast_column(name, type(feature)(decode=False))
+            rows = rows.cast_column(name, replace(feature, decode=False))
     return rows

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import ConcatDataset
 
-from scalekit.data.encoders.encoder import Drawn, Encoder, Row, drawn_by_content
+from scalekit.data.encoders.encoder import Drawn, Encoder, Row, drawn_by_content, tried
 from scalekit.data.encoders.limit import Limit
 from scalekit.data.mixture import Mixed
 from scalekit.data.packing import pack
@@ -21,6 +21,8 @@ from scalekit.data.sources import Part, Skipped, Source
 from scalekit.data.way import Collate, Way
 from scalekit.errors import DataError, EmptyDataError, RowError
 from scalekit.job import Job
+
+Draw = Callable[[Row, int], Row]
 
 _LOOKED_AT = 256
 
@@ -54,6 +56,7 @@ class Rows:
         longest: gives the row of training data that costs most, as far as that is plain.
         validation: rows held out, or None; they are never packed.
         encode: rows of a stream as they are read; of other rows, which are encoded already, None.
+        draw: an encoded row of a stream as it is batched in an epoch; None where nothing about it is random.
         packed: whether documents share rows.
         documents: how many do; 0 where that is not known.
         lengths: of the training rows, before packing; None where they are no tokens, or a stream.
@@ -66,6 +69,7 @@ class Rows:
     longest: Callable[[], Any]
     validation: Any = None
     encode: Callable[[list[Any]], list[Any]] | None = None
+    draw: Draw | None = None
     packed: bool = False
     documents: int = 0
     lengths: Lengths | None = None
@@ -161,9 +165,11 @@ def _streamed(way: Way) -> Rows:
     if any(part.is_stream for part in way.source.validation):
         raise DataError("rows held out are read again and again, and cannot be a stream: load them without streaming")
     rows = undecoded(way.source.parts[0].rows)
-    encode = _encode_of(way)
+    encode, draw = _encode_of(way), _draw_of(way)
     first = list(islice(iter(rows), _LOOKED_AT))
-    usable = [made for row in first for made in _tried(encode, row)]
+    # The loader refuses the others, or leaves them out, by their names.
+    usable = [made for made, problem in (tried(encode, row) for row in first) if problem is None]
+    usable = usable if draw is None else [draw(row, 0) for row in usable]
     if not usable:
         raise EmptyDataError(f"none of the first {len(first)} rows of the stream can be used")
     lengths = np.array(
@@ -182,6 +188,7 @@ def _streamed(way: Way) -> Rows:
         longest=lambda: max(usable, key=lambda row: len(row["input_ids"])) if len(lengths) else usable[0],
         validation=_drawn(way, _one_after_another([each.rows for each in held_out]), way.validation_encoder),
         encode=encode,
+        draw=draw,
         packed=packed,
         remarks=(*way.remark, *((f"packing    in rows of {way.job.sequence_length} tokens",) if packed else ())),
         skipped=way.source.skipped,
@@ -190,36 +197,41 @@ def _streamed(way: Way) -> Rows:
 
 def _encode_of(way: Way) -> Callable[[list[Any]], list[Any]]:
     """What makes of a stream's rows what is batched."""
-    encoder, job = way.encoder, way.job
+    encoder = way.encoder
 
     def encode(rows: list[Row]) -> list[Row]:
         if encoder is None:
             return rows
         made = encoder.encode(rows)
         kept = [{name: value for name, value in row.items() if name != "lost"} for row in made]
-        kept = kept if encoder.replaces else rows
-        return [drawn_by_content(encoder, row, job.seed) for row in kept] if encoder.draws else kept
+        return kept if encoder.replaces else rows
 
     return encode
 
 
-def _tried(encode: Callable[[list[Any]], list[Any]], row: Any) -> list[Any]:
-    try:
-        return encode([row])
-    except RowError:
-        return []  # the loader refuses it, or leaves it out, by its name
+def _draw_of(way: Way) -> Draw | None:
+    """What is random in a stream's rows, by the epoch."""
+    encoder, seed = way.encoder, way.job.seed
+    if encoder is None or not encoder.draws:
+        return None
+    return lambda row, epoch: drawn_by_content(encoder, row, seed, epoch)
 
 
 def _prepared(way: Way, part: Part, encoder: Encoder | None) -> Prepared:
     if encoder is not None:
         return prepare(part.rows, encoder, part.name, part.name_row, skip=way.job.on_bad_row == "skip")
-    lengths, limit = token_lengths(part.rows), Limit.of(None, way.config)
-    for place in np.flatnonzero(lengths > (limit.positions or np.iinfo(np.int64).max))[:1].tolist():
-        raise RowError(
-            f"{part.name_row(place)}: it has {lengths[place]} tokens, and the model {limit.positions} positions: shorten "
-            "such rows"
-        )
-    return Prepared(part.rows, lengths)
+    lengths, positions = token_lengths(part.rows), Limit.of(None, way.config).positions
+    bad = (lengths < 1) | (lengths > (positions or np.iinfo(np.int64).max))
+    found = [
+        Skipped(part.name_row(place), f"it has {lengths[place]} tokens, and the model {positions or 'many'} positions")
+        for place in np.flatnonzero(bad).tolist()
+    ]
+    if found and way.job.on_bad_row != "skip":
+        raise RowError(f"{found[0].where}: {found[0].why}. Mend it, or leave such rows out: on_bad_row='skip'")
+    if found and bad.all():
+        raise EmptyDataError(f"no row of the {part.name} can be used")
+    good = np.flatnonzero(~bad)
+    return Prepared(part.rows.select(good) if found else part.rows, lengths[good], skipped=tuple(found))
 
 
 def _joined(way: Way, parts: Sequence[Any]) -> Any:

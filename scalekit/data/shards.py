@@ -10,10 +10,11 @@ from typing import Any, final
 
 import numpy as np
 
+from scalekit.data.encoders.encoder import tried
 from scalekit.data.lanes import Lanes, Place
 from scalekit.data.packing import best_fit
 from scalekit.data.sources import Skipped
-from scalekit.errors import RowError, ScaleKitError, StreamError
+from scalekit.errors import RowError, StreamError
 from scalekit.loss import IGNORED
 
 _AT_ONCE = 100
@@ -168,14 +169,9 @@ class Encoding:
         return encoded
 
     def _alone(self, read: Read) -> Any:
-        try:
-            return self._checked([read.row])[0]
-        except RowError as error:
-            problem = error
-        except ScaleKitError:
-            raise
-        except Exception as error:
-            problem = RowError(f"it cannot be encoded: {type(error).__name__}: {error}")
+        made, problem = tried(self._checked, read.row)
+        if problem is None:
+            return made
         where = self._name(read.shard, read.number)
         if not self._skip:
             raise type(problem)(f"{where}: {problem}. Mend it, or leave such rows out: on_bad_row='skip'") from None

@@ -87,6 +87,7 @@ class StreamLoader:
         capacity: packs the documents of a block, and has the order count packed rows of so many tokens instead. Every
             process then encodes all rows that it reads, not just those that it batches.
         sum_over_ranks: adds up an int64 tensor on the CPU over all ranks; needed where there are several.
+        draw: an encoded row as it is batched in an epoch, where something about it is random.
 
     Attributes:
         order: as given.
@@ -112,6 +113,7 @@ class StreamLoader:
         on_bad_row: str = "refuse",
         capacity: int | None = None,
         sum_over_ranks: Callable[[Tensor], Tensor] | None = None,
+        draw: Callable[[Any, int], Any] | None = None,
     ) -> None:
         if order.world_size > 1 and sum_over_ranks is None:
             raise ConfigError(f"{order.world_size} ranks end an epoch together only where sum_over_ranks is given")
@@ -120,7 +122,7 @@ class StreamLoader:
         self._shards = shards(rows)
         if self._shards.count != order.shards:
             raise ConfigError(f"the order is for {order.shards} shards, and the stream has {self._shards.count}")
-        self._rows = _Rows(self._shards, encode, collate, order, rank, on_bad_row == "skip", capacity)
+        self._rows = _Rows(self._shards, encode, collate, order, rank, on_bad_row == "skip", capacity, draw)
         self._count_items, self._pin_memory, self._sum = count_items, pin_memory, sum_over_ranks
         self._workers = min(workers, 1) if self._shards.splits else workers
         self._skipped: dict[str, Skipped] = {}
@@ -354,6 +356,10 @@ class _Rows:
     rank: int
     skip: bool
     capacity: int | None
+    draw: Callable[[Any, int], Any] | None
+
+    def batch(self, rows: list[Any], epoch: int) -> Any:
+        return self.collate(rows if self.draw is None else [self.draw(row, epoch) for row in rows])
 
     def lanes(self, worker: int = 0, workers: int = 1) -> range:
         return self.order.read_by(self.rank, worker, workers)
@@ -376,7 +382,7 @@ class _Rows:
             for number, row in enumerate(self.shards.read(shard)):
                 made = [each for each in make([Read(shard, number, row)]) if each is not None]
                 if made:
-                    return self.collate(made)
+                    return self.batch(made, epoch=0)
         raise EmptyDataError("the stream has no rows")
 
     def mark(self) -> int | None:
@@ -439,4 +445,6 @@ class _Turns(IterableDataset[tuple[Any, _Turn]]):
         usable = [row for row in encoded if row is not None]
         skipped = tuple(encoding.skipped)
         encoding.skipped.clear()
-        return self._rows.collate(usable) if usable else None, _Turn(places, len(micro), lanes, skipped)
+        return self._rows.batch(usable, self._state.epoch) if usable else None, _Turn(
+            places, len(micro), lanes, skipped
+        )

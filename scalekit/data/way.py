@@ -133,10 +133,12 @@ class Way:
             sequence_length=self.job.sequence_length,
             transform=transform,
             sampling_rate=self.job.sampling_rate,
-            classes=tuple((getattr(self.config, "id2label", None) or {}).values()),
+            classes=_saved_classes(self.config),
             is_built=not isinstance(self.job.model, str),
         )
-        return encoders.encoder(self.task, wanted, [part.rows for part in self.source.parts])
+        return encoders.encoder(
+            self.task, wanted, [part.rows for part in (*self.source.parts, *self.source.validation)]
+        )
 
     @property
     def processor(self) -> Any:
@@ -161,6 +163,11 @@ class Way:
         if self.is_ready:
             return Pad(pad_id(self.processor, self.config), own_labels="start_positions" not in self.columns)
         return default_collate
+
+    def tell_pad(self, config: Any) -> None:
+        """Tells a model's configuration the padding token, if it has none: decoders classify by the last token before it."""
+        if self.task == "sequence-classification" and getattr(config, "pad_token_id", None) is None:
+            config.pad_token_id = pad_id(self.processor, config)
 
     @property
     def packed_collate(self) -> Collate:
@@ -212,6 +219,12 @@ class Way:
             return can_pack(self.model)
         resolved = models.resolve(self.job.model, self.task, self.job.trust_remote_code)
         return can_pack(build(resolved.source, here=False))
+
+
+def _saved_classes(config: Any) -> tuple[str, ...]:
+    """A model's names for its classes, by their numbers, which JSON may have put in another order."""
+    named = getattr(config, "id2label", None) or {}
+    return tuple(str(named[number]) for number in sorted(named, key=int))
 
 
 def processor_for(task: str, given: Any, model: Any) -> Any:

@@ -3,22 +3,28 @@
 import io
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
+import transformers
+from tokenizers import Regex
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+from tokenizers.processors import TemplateProcessing
 
-from scalekit.data.encoders.causal import Causal
+from scalekit.data.encoders.causal import Causal, tokenizer_identity
 from scalekit.data.encoders.classes import SequenceClasses, TokenClasses
 from scalekit.data.encoders.encoder import Drawn
 from scalekit.data.encoders.images import Images
-from scalekit.data.encoders.labels import Labels
+from scalekit.data.encoders.labels import Labels, labels_of
 from scalekit.data.encoders.limit import Limit
 from scalekit.data.encoders.masked import Masked
 from scalekit.data.encoders.seq2seq import Seq2Seq
 from scalekit.data.encoders.sounds import Sounds
 from scalekit.data.encoders.spans import Spans
 from scalekit.data.padding import Pad
-from scalekit.errors import ConfigError, NoLabelError, RowError
+from scalekit.errors import ColumnError, ConfigError, NoLabelError, RowError
 from scalekit.loss import IGNORED
 from tests.tiny import conversations, make_tokenizer, make_word_tokenizer
 
@@ -88,6 +94,59 @@ def test_a_prompt_of_turns_and_its_completion() -> None:
     assert learned(one(causal("completions"), row)) == "dd#"
 
 
+def test_an_end_that_the_tokenizer_writes_is_learned_too() -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A #", special_tokens=[("#", 0)])
+    encoded = one(Causal(tokenizer, "completions", Limit()), {"prompt": "a", "completion": "b"})
+    assert tokenizer.decode(encoded["input_ids"]) == "ab#"
+    assert learned(encoded) == "b#"
+
+
+def test_an_answer_takes_up_the_blank_before_it() -> None:
+    tokenizer = make_word_tokenizer()
+    tokenizer.backend_tokenizer.pre_tokenizer = Split(Regex(" ?[a-e]"), "isolated")
+    tokenizer.backend_tokenizer.model = WordLevel({"[UNK]": 1, "a": 2, " b": 3, "c": 4, " c": 5}, unk_token="[UNK]")
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A", special_tokens=[])
+    encoded = one(Causal(tokenizer, "completions", Limit()), {"prompt": "a ", "completion": "b c"})
+    assert encoded["labels"][:3] == [IGNORED, 3, 5]
+
+
+@pytest.mark.parametrize("row", [{"text": "abc"}, {"prompt": "a", "completion": ""}])
+def test_no_row_is_learned_for_its_end_alone(row: dict) -> None:
+    with pytest.raises(NoLabelError, match="its answer is empty"):
+        causal("completions").encode([row])
+
+
+def test_what_arrow_adds_to_calls_and_tools_is_not_written() -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m.tool_calls | tojson }}{% endfor %}{{ tools | tojson }}"
+    call = {"function": {"name": "f", "arguments": {"a": "1", "b": None}}}
+    row = {"messages": [{"role": "assistant", "tool_calls": [call]}], "tools": [{"name": "f", "x": None}]}
+    ids = one(Causal(tokenizer, "all", Limit()), row)["input_ids"]
+    assert len(ids) == len('[{"function": {"name": "f", "arguments": {"a": "1"}}}][{"name": "f"}]')
+
+
+def test_an_identity_is_that_of_the_work_and_not_of_the_last_call() -> None:
+    tokenizer = make_tokenizer()
+    before = tokenizer_identity(tokenizer)
+    tokenizer("abc", truncation=True, max_length=2, padding="max_length")
+    assert tokenizer_identity(tokenizer) == before
+    tokenizer.truncation_side = "left"
+    assert tokenizer_identity(tokenizer) != before
+
+
+@pytest.mark.parametrize(
+    ("config", "positions"),
+    [
+        (transformers.CamembertConfig(max_position_embeddings=514, pad_token_id=1), 512),
+        (transformers.XLNetConfig(), None),
+        (transformers.BertConfig(), 512),
+    ],
+)
+def test_positions_that_a_model_has(config: Any, positions: int | None) -> None:
+    assert Limit.of(None, config).positions == positions
+
+
 def test_answers_alone_over_several_turns() -> None:
     turns = [("system", "be"), ("user", "a"), ("assistant", "bb"), ("user", "c"), ("assistant", "")]
     row = {"messages": [{"role": role, "content": content} for role, content in turns]}
@@ -143,6 +202,8 @@ def test_sequence_to_sequence() -> None:
     assert TOKENIZER.decode(encoded["input_ids"]) == "abc"
     assert TOKENIZER.decode(encoded["labels"]) == "ef"
     assert encoded["lost"] == 1
+    ended = one(Seq2Seq(WORDS, Limit(4)), {"prompt": "a b c d", "completion": "e"})
+    assert WORDS.convert_ids_to_tokens(ended["input_ids"]) == ["[CLS]", "a", "b", "[SEP]"]
 
 
 def test_a_class_for_a_row_keeps_the_ends_that_the_tokenizer_puts() -> None:
@@ -154,6 +215,37 @@ def test_a_class_for_a_row_keeps_the_ends_that_the_tokenizer_puts() -> None:
     assert WORDS.convert_ids_to_tokens(pair["input_ids"]) == ["[CLS]", "a", "[SEP]", "b", "[SEP]"]
     with pytest.raises(RowError, match="the label 3 is out of range: there are 3 classes"):
         one(encoder, {"text": "a", "label": 3})
+
+
+def test_a_pair_tells_its_halves_apart_and_a_single_text_has_none() -> None:
+    tokenizer = make_word_tokenizer()
+    tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    encoder = SequenceClasses(tokenizer, THREE, Limit())
+    rows = encoder.encode([{"text": "a b", "text_pair": "c", "label": 0}, {"text": "a", "text_pair": "b", "label": 1}])
+    assert encoder.collate(rows)["token_type_ids"].tolist() == [[0, 0, 0, 0, 1, 1], [0, 0, 0, 1, 1, 0]]
+    assert "token_type_ids" not in encoder.collate(encoder.encode([{"text": "a", "label": 0}]))
+
+
+def dataset(names: list[str], labels: list[int]) -> datasets.Dataset:
+    features = datasets.Features({"label": datasets.ClassLabel(names=names)})
+    return datasets.Dataset.from_dict({"label": labels}, features=features)
+
+
+def test_a_model_that_tells_the_same_classes_apart_keeps_its_numbers() -> None:
+    labels = labels_of([dataset(["cat", "dog"], [0, 1])], "label", ("dog", "cat"), is_built=True)
+    assert labels.names == ("dog", "cat")
+    assert [labels.number(0), labels.number(1), labels.number("cat")] == [1, 0, 1]
+
+
+def test_classes_numbered_in_different_ways_are_refused() -> None:
+    with pytest.raises(ColumnError, match=r"2 classes \(cat, dog\) and 1 classes \(dog\)"):
+        labels_of([dataset(["cat", "dog"], [0, 1]), dataset(["dog"], [0])], "label", (), is_built=False)
+    with pytest.raises(
+        ColumnError, match=r"the model tells 2 classes \(a, b\) apart, and the data has 2 classes \(cat, dog\)"
+    ):
+        labels_of([dataset(["cat", "dog"], [0])], "label", ("a", "b"), is_built=True)
+    unnamed = labels_of([dataset(["cat", "dog"], [0])], "label", ("LABEL_0", "LABEL_1"), is_built=True)
+    assert unnamed.names == ("cat", "dog")
 
 
 def test_a_class_for_each_words_first_token() -> None:
@@ -175,6 +267,19 @@ def test_answers_by_spans() -> None:
         one(Spans(WORDS, Limit()), {**row, "answers": {"text": ["c d"], "answer_start": [3]}})
     unanswered = one(Spans(WORDS, Limit()), {**row, "answers": {"text": [], "answer_start": []}})
     assert (unanswered["start_positions"], unanswered["end_positions"]) == (0, 0)
+
+
+def test_a_blank_at_an_answers_end_is_no_token() -> None:
+    row = {"question": "a", "context": "b c d e", "answers": {"text": ["c d "], "answer_start": [2]}}
+    encoded = one(Spans(WORDS, Limit()), row)
+    assert WORDS.convert_ids_to_tokens(encoded["input_ids"])[encoded["end_positions"]] == "d"
+    with pytest.raises(RowError, match="as SQuAD's do"):
+        one(Spans(WORDS, Limit()), {**row, "answers": [{"text": "c", "answer_start": 2}]})
+
+
+def test_text_of_which_nothing_can_be_hidden_is_refused() -> None:
+    with pytest.raises(NoLabelError, match="nothing to hide"):
+        Masked(WORDS, Limit(2)).encode([{"text": "a b"}])
 
 
 def test_what_is_hidden_depends_on_seed_epoch_and_row_alone() -> None:
@@ -223,6 +328,21 @@ def test_an_image_cut_short_is_refused() -> None:
         Images(None, None, THREE).encode([{"image": None, "label": 0}])
 
 
+def test_an_image_is_seen_as_it_was_taken() -> None:
+    """Upright by its EXIF orientation, and its 16 bits scaled, not cut off."""
+    from PIL import Image
+
+    file, turned = io.BytesIO(), Image.new("RGB", (4, 2))
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(file, "JPEG", exif=exif)
+    encoder = Images(None, None, THREE)
+    assert encoder.draw({"image": {"bytes": file.getvalue()}, "label": 0})["pixel_values"].shape == (3, 4, 2)
+    deep = Image.fromarray(np.array([[0, 32768, 65535]], np.uint16))
+    pixels = encoder.draw({"image": deep, "label": 0})["pixel_values"]
+    assert (pixels[0, 0] * 255).round().tolist() == [0, 128, 255]
+
+
 def wav(samples: np.ndarray, rate: int = 8000) -> dict:
     import soundfile
 
@@ -240,6 +360,10 @@ def test_sounds_are_resampled_transformed_and_padded() -> None:
     assert batch["input_values"].shape == (2, 1600)
     assert batch["input_values"][1, 800:].abs().max() == 0
     assert batch["labels"].tolist() == [0, 2]
+    late = Sounds(None, lambda wave: wave.reshape(-1, 8), None, THREE)
+    assert late.collate([late.draw(row) for row in rows])["input_values"].shape == (2, 100, 8)
+    stereo = {"audio": {"array": np.stack([tone, 0 * tone]), "sampling_rate": 8000}, "label": 0}
+    assert torch.allclose(late.draw(stereo)["input_values"].flatten(), torch.from_numpy(tone) / 2)
     frames = Sounds(None, lambda wave: wave.reshape(8, -1), None, THREE)
     assert frames.collate([frames.draw(row) for row in rows])["input_values"].shape == (2, 8, 100)
 

@@ -109,12 +109,15 @@ def encoder(task: str, wanted: Wanted, parts: Sequence[Any]) -> Encoder:
     column = "tags" if task == "token-classification" else "label"
     labels = labels_of(list(parts), column, wanted.classes, wanted.is_built)
     if task == "sequence-classification":
-        return classes.SequenceClasses(wanted.processor(), labels, limit)
+        return classes.SequenceClasses(wanted.processor(), labels, limit, getattr(wanted.config, "pad_token_id", None))
     if task == "token-classification":
         return classes.TokenClasses(wanted.processor(), labels, limit)
     if task == "image-classification":
         return images.Images(wanted.processor(), wanted.transform, labels)
-    return sounds.Sounds(wanted.processor(), wanted.transform, wanted.sampling_rate, labels)
+    cast_to = ((getattr(part, "features", None) or {}).get("audio") for part in parts)
+    rates = (getattr(feature, "sampling_rate", None) for feature in cast_to)
+    rate = wanted.sampling_rate or next((each for each in rates if each), None)
+    return sounds.Sounds(wanted.processor(), wanted.transform, rate, labels)
 
 
 def _has(columns: Sequence[str], task: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -39,18 +40,26 @@ class _Chat:
     @classmethod
     def of(cls, row: Row) -> _Chat | None:
         """None for a row that is none."""
+        tools = _without_none(row.get("tools") or None)
         if row.get("messages") is not None:
-            return cls(_turns(row["messages"]), row.get("tools") or None)
+            return cls(_turns(row["messages"]), tools)
         if isinstance(row.get("prompt"), list):
-            return cls(_turns([*row["prompt"], *row["completion"]]), row.get("tools") or None, asks=len(row["prompt"]))
+            return cls(_turns([*row["prompt"], *row["completion"]]), tools, asks=len(row["prompt"]))
         return None
 
 
 def _turns(messages: Any) -> list[dict[str, Any]]:
     if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
         raise RowError("'messages' should be a list of turns with 'role' and 'content', and is empty or something else")
-    # Arrow gives each turn the keys of all.
-    return [{key: value for key, value in turn.items() if value is not None} for turn in messages]
+    turns: list[dict[str, Any]] = _without_none(messages)
+    return turns
+
+
+def _without_none(value: Any) -> Any:
+    """Arrow gives each mapping the keys of all: of turns, of calls' arguments, of tools' parameters."""
+    if isinstance(value, dict):
+        return {key: _without_none(each) for key, each in value.items() if each is not None}
+    return [_without_none(each) for each in value] if isinstance(value, list) else value
 
 
 @final
@@ -123,26 +132,43 @@ class Causal(Encoder):
         return _Text(rendered.text, rendered.spans[len(asked) :], special=False)
 
     def _labelled(self, text: _Text, ids: list[int], offsets: Any, end: int | None) -> Row:
-        if text.special and end is not None and (not ids or ids[-1] != end):
-            ids = [*ids, end]
-        if text.spans is None:
-            labels = list(ids)
-        else:
-            labels = chat.labels(ids[: len(offsets)], offsets, text.spans, IGNORED)
-            labels += ids[len(offsets) :]
+        labels = list(ids)
+        if text.spans is not None:
+            spans = text.spans
+            if text.special:
+                spans = [(_with_blanks(text.text, first, offsets), last) for first, last in spans]
+            labels = chat.labels(ids, offsets, spans, IGNORED)
+            if all(label == IGNORED for label in labels):
+                raise NoLabelError("it has nothing to learn: its answer is empty")
+        if text.special and end is not None:
+            if not ids or ids[-1] != end:
+                ids, labels = [*ids, end], [*labels, end]
+            labels[-1] = end  # the end that the tokenizer writes by itself is learned like one that is added
         ids, lost = self.limit.cut(ids)
         labels = labels[: len(ids)]
         if not any(label != IGNORED for label in labels[1:]):
             raise NoLabelError(
-                "it has nothing to learn: its answer is empty or was cut off"
+                "it has nothing to learn: its answer was cut off"
                 if text.spans is not None
                 else "it has nothing to learn: less than two tokens"
             )
         return {"input_ids": ids, "labels": labels, "lost": lost}
 
 
+def _with_blanks(text: str, start: int, offsets: Any) -> int:
+    """Where an answer starts, whose first token may take up the blanks before it, as " yes" does where a prompt ends in one."""
+    for first, last in offsets:
+        if first < start < last and text[first:start].isspace():
+            return int(first)
+    return start
+
+
 def tokenizer_identity(tokenizer: Any) -> tuple[Any, ...]:
     """What a tokenizer's work depends on, as plain values that are the same in every process."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    inner = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
-    return type(tokenizer).__name__, inner, tokenizer.chat_template, tokenizer.eos_token, tokenizer.bos_token
+    if backend is not None:
+        inner: Any = {**json.loads(backend.to_str()), "truncation": None, "padding": None}  # those are its last call's
+    else:
+        inner = [sorted(tokenizer.get_vocab().items()), repr(sorted(tokenizer.init_kwargs.items(), key=str))]
+    names = ("chat_template", "eos_token", "bos_token", "truncation_side", "src_lang", "tgt_lang", "model_input_names")
+    return type(tokenizer).__name__, json.dumps(inner), *(getattr(tokenizer, name, None) for name in names)

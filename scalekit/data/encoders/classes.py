@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 from scalekit.data.encoders.causal import tokenizer_identity
-from scalekit.data.encoders.encoder import Encoder, Row, text_of
+from scalekit.data.encoders.encoder import Encoder, Row, text_of, typed, types_of
 from scalekit.data.encoders.labels import Labels
 from scalekit.data.encoders.limit import Limit
 from scalekit.data.encoders.masked import cut_between_specials
@@ -25,15 +25,17 @@ class SequenceClasses(Encoder):
         tokenizer: a Hugging Face tokenizer.
         labels: the classes.
         limit: the longest row.
+        pad: the token by which a model that reads to the last one knows where a row ends; the tokenizer's by default.
     """
 
     tokenizer: Any
     labels: Labels
     limit: Limit
-    made: ClassVar[Mapping[str, str]] = {"input_ids": "int32[]", "labels": "int64"}
+    pad: int | None = None
+    made: ClassVar[Mapping[str, str]] = {"input_ids": "int32[]", "token_type_ids": "int8[]", "labels": "int64"}
 
     def identity(self) -> tuple[Any, ...]:
-        return "classes", *tokenizer_identity(self.tokenizer), self.labels.names, self.limit
+        return "classes", *tokenizer_identity(self.tokenizer), (self.labels.names, self.labels.numbered), self.limit
 
     def encode(self, rows: list[Row]) -> list[Row]:
         texts = [text_of(row, "text") for row in rows]
@@ -41,12 +43,13 @@ class SequenceClasses(Encoder):
         numbers = [self.labels.number(row["label"]) for row in rows]
         cut = cut_between_specials(self.tokenizer, texts, pairs, self.limit)
         return [
-            {"input_ids": ids, "labels": number, "lost": lost}
-            for (ids, _, lost), number in zip(cut, numbers, strict=True)
+            {"input_ids": each["input_ids"], "token_type_ids": types_of(each), "labels": number, "lost": each["lost"]}
+            for each, number in zip(cut, numbers, strict=True)
         ]
 
     def collate(self, rows: list[Row]) -> dict[str, Any]:
-        return Pad(pad_id(self.tokenizer, None), own_labels=False)(rows)
+        pad = pad_id(self.tokenizer, None) if self.pad is None else self.pad
+        return Pad(pad, own_labels=False)(typed(rows))
 
 
 @final
@@ -66,7 +69,7 @@ class TokenClasses(Encoder):
     made: ClassVar[Mapping[str, str]] = {"input_ids": "int32[]", "labels": "int32[]"}
 
     def identity(self) -> tuple[Any, ...]:
-        return "tags", *tokenizer_identity(self.tokenizer), self.labels.names, self.limit
+        return "tags", *tokenizer_identity(self.tokenizer), (self.labels.names, self.labels.numbered), self.limit
 
     def encode(self, rows: list[Row]) -> list[Row]:
         return [self._one(row) for row in rows]

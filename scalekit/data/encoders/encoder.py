@@ -5,14 +5,14 @@ from __future__ import annotations
 import random
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
-from scalekit.errors import RowError
+from scalekit.errors import DataError, RowError, ScaleKitError
 
 Row = dict[str, Any]
 
@@ -90,10 +90,19 @@ class Drawn(torch.utils.data.Dataset[Row]):
         return Drawn(rows, self._encoder, self._seed, epoch)
 
 
-def drawn_by_content(encoder: Encoder, row: Row, seed: int) -> Row:
-    """A row of a stream as it is drawn: a stream's rows have no numbers, so what they hold stands for one."""
-    with keyed(seed, zlib.crc32(repr(row).encode())):
+def drawn_by_content(encoder: Encoder, row: Row, seed: int, epoch: int) -> Row:
+    """A row of a stream as it is drawn in an epoch: it has no number, so what it holds stands for one."""
+    with keyed(seed, epoch, _content(row)):
         return encoder.draw(row)
+
+
+def _content(value: Any) -> int:
+    """A checksum, the same in every process."""
+    if isinstance(value, Mapping):
+        value = [each for item in value.items() for each in item]
+    if isinstance(value, (list, tuple)) and not all(isinstance(each, (int, float)) for each in value):
+        return zlib.crc32(repr([_content(each) for each in value]).encode())
+    return zlib.crc32(value.tobytes() if hasattr(value, "tobytes") else repr(value).encode())
 
 
 @contextmanager
@@ -110,6 +119,37 @@ def keyed(*key: int) -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numpy)
+
+
+def types_of(encoding: Any) -> list[int]:
+    """A row's token types; none where all are 0, which models take them for, and some know nothing of types."""
+    types = encoding.get("token_type_ids", [])
+    return list(types) if any(types) else []
+
+
+def typed(rows: list[Row]) -> list[Row]:
+    """Rows of a batch with token types where one of them has some."""
+    if any(len(row["token_type_ids"]) for row in rows):
+        return [{**row, "token_type_ids": row["token_type_ids"] or [0] * len(row["input_ids"])} for row in rows]
+    return [{name: value for name, value in row.items() if name != "token_type_ids"} for row in rows]
+
+
+def tried(encode: Callable[[list[Any]], Sequence[Any]], row: Any) -> tuple[Any, RowError | None]:
+    """A row, encoded alone; or what is wrong with it.
+
+    Raises:
+        ScaleKitError: nothing of the row's.
+    """
+    try:
+        return encode([row])[0], None
+    except RowError as error:
+        return None, error
+    except DataError as error:
+        return None, RowError(str(error))
+    except ScaleKitError:
+        raise
+    except Exception as error:
+        return None, RowError(f"it cannot be encoded: {type(error).__name__}: {error}")
 
 
 def text_of(row: Row, column: str) -> str:

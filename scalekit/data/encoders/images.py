@@ -31,7 +31,7 @@ class Images(Encoder):
     draws: ClassVar[bool] = True
 
     def identity(self) -> tuple[Any, ...]:
-        return "images", self.labels.names
+        return "images", (self.labels.names, self.labels.numbered)
 
     def encode(self, rows: list[Row]) -> list[Row]:
         for row in rows:
@@ -67,7 +67,7 @@ def opened(row: Row) -> Any:
     """
     from io import BytesIO
 
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     value = row.get("image")
     if value is None:
@@ -77,9 +77,18 @@ def opened(row: Row) -> Any:
             value = Image.open(value)
         elif isinstance(value, dict):
             value = Image.open(BytesIO(value["bytes"]) if value.get("bytes") else value["path"])
-        return value.convert("RGB")
+        return _eight_bits(ImageOps.exif_transpose(value)).convert("RGB")
     except Exception as error:  # Pillow raises whatever its decoders do
         raise RowError(f"its image cannot be read: {error}") from error
+
+
+def _eight_bits(image: Any) -> Any:
+    """Of 16 bits, which Pillow would cut off at 255, the upper ones."""
+    if not image.mode.startswith("I"):
+        return image
+    from PIL import Image
+
+    return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
 
 
 def _pixels(image: Any) -> torch.Tensor:

@@ -7,6 +7,24 @@ from typing import Any
 
 from scalekit.errors import ConfigError, RowError
 
+_COUNT_FROM_PAD = frozenset(
+    (
+        "camembert",
+        "mpnet",
+        "longformer",
+        "ibert",
+        "data2vec-text",
+        "xmod",
+        "luke",
+        "mluke",
+        "markuplm",
+        "layoutlmv3",
+        "lilt",
+        "esm",
+    )
+)
+"""Kinds of models whose positions count from the pad token's id on, as RoBERTa's do, and not from 0."""
+
 
 @dataclass(frozen=True)
 class Limit:
@@ -29,9 +47,10 @@ class Limit:
         """The job's limit and its model's."""
         inner = config.get_text_config() if hasattr(config, "get_text_config") else config
         positions = getattr(inner, "max_position_embeddings", None)
-        if positions is not None and "roberta" in str(getattr(inner, "model_type", "")):
-            positions -= (getattr(inner, "pad_token_id", None) or 0) + 1  # its positions count from the pad token's id
-        return cls(sequence_length, positions)
+        kind = str(getattr(inner, "model_type", ""))
+        if positions is not None and ("roberta" in kind or kind in _COUNT_FROM_PAD):
+            positions -= (getattr(inner, "pad_token_id", None) or 0) + 1
+        return cls(sequence_length, positions if positions is not None and positions > 0 else None)
 
     def cut(self, ids: list[int]) -> tuple[list[int], int]:
         """The tokens that are kept, and how many are lost.

@@ -12,7 +12,7 @@ from scalekit.data.encoders.causal import tokenizer_identity
 from scalekit.data.encoders.encoder import Encoder, Row, text_of
 from scalekit.data.encoders.limit import Limit
 from scalekit.data.padding import Pad, pad_id
-from scalekit.errors import ConfigError
+from scalekit.errors import ConfigError, NoLabelError
 from scalekit.loss import IGNORED
 
 HIDDEN_SHARE = 0.15
@@ -46,10 +46,10 @@ class Masked(Encoder):
 
     def encode(self, rows: list[Row]) -> list[Row]:
         texts = [text_of(row, "text") for row in rows]
-        return [
-            {"input_ids": ids, "special_tokens_mask": special, "lost": lost}
-            for ids, special, lost in cut_between_specials(self.tokenizer, texts, None, self.limit)
-        ]
+        cut = cut_between_specials(self.tokenizer, texts, None, self.limit)
+        if any(all(each["special_tokens_mask"]) for each in cut):
+            raise NoLabelError("it has nothing to hide: none of its tokens stands for text")
+        return [{name: each[name] for name in (*self.made, "lost")} for each in cut]
 
     def draw(self, row: Row) -> Row:
         from transformers import DataCollatorForLanguageModeling
@@ -66,18 +66,17 @@ class Masked(Encoder):
         return Pad(pad_id(self.tokenizer, None))(rows)
 
 
-def cut_between_specials(
-    tokenizer: Any, texts: list[str], pairs: list[str] | None, limit: Limit
-) -> list[tuple[list[int], list[int], int]]:
-    """Tokens, which of them are special, and how many are lost; what the tokenizer puts at the ends stays there."""
+def cut_between_specials(tokenizer: Any, texts: list[str], pairs: list[str] | None, limit: Limit) -> list[Row]:
+    """What the tokenizer makes of texts, which of its tokens are special, and how many are ``lost``; what it puts at the ends
+    stays there."""
     options: dict[str, Any] = {"return_attention_mask": False, "return_special_tokens_mask": True, "verbose": False}
     whole = tokenizer(texts, pairs, **options)
-    found = []
-    for place, (ids, special) in enumerate(zip(whole["input_ids"], whole["special_tokens_mask"], strict=True)):
-        _, lost = limit.cut(ids)
+    found: list[Row] = []
+    for place in range(len(texts)):
+        row: Row = {name: values[place] for name, values in whole.items()}
+        _, lost = limit.cut(row["input_ids"])
         if lost:
             pair = None if pairs is None else pairs[place]
-            kept = tokenizer(texts[place], pair, truncation=True, max_length=limit.cut_at, **options)
-            ids, special = kept["input_ids"], kept["special_tokens_mask"]
-        found.append((ids, special, lost))
+            row = dict(tokenizer(texts[place], pair, truncation=True, max_length=limit.cut_at, **options))
+        found.append({**row, "lost": lost})
     return found

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, final
 from scalekit.data.encoders.causal import tokenizer_identity
 from scalekit.data.encoders.encoder import Encoder, Row, text_of
 from scalekit.data.encoders.limit import Limit
+from scalekit.data.encoders.masked import cut_between_specials
 from scalekit.data.padding import Pad, pad_id
 
 
@@ -30,14 +31,13 @@ class Seq2Seq(Encoder):
         return "seq2seq", *tokenizer_identity(self.tokenizer), self.limit
 
     def encode(self, rows: list[Row]) -> list[Row]:
-        prompts = self.tokenizer([text_of(row, "prompt") for row in rows], verbose=False)["input_ids"]
+        prompts = cut_between_specials(self.tokenizer, [text_of(row, "prompt") for row in rows], None, self.limit)
         answers = self.tokenizer(text_target=[text_of(row, "completion") for row in rows], verbose=False)["input_ids"]
         return [self._cut(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
 
     def collate(self, rows: list[Row]) -> dict[str, Any]:
         return Pad(pad_id(self.tokenizer, None), own_labels=False)(rows)
 
-    def _cut(self, prompt: list[int], answer: list[int]) -> Row:
-        ids, lost = self.limit.cut(prompt)
-        labels, lost_too = self.limit.cut(answer)
-        return {"input_ids": ids, "labels": labels, "lost": lost + lost_too}
+    def _cut(self, prompt: Row, answer: list[int]) -> Row:
+        labels, lost = self.limit.cut(answer)
+        return {"input_ids": prompt["input_ids"], "labels": labels, "lost": prompt["lost"] + lost}

@@ -34,7 +34,7 @@ class Sounds(Encoder):
     draws: ClassVar[bool] = True
 
     def identity(self) -> tuple[Any, ...]:
-        return "sounds", self.labels.names
+        return "sounds", (self.labels.names, self.labels.numbered)
 
     def encode(self, rows: list[Row]) -> list[Row]:
         for row in rows:
@@ -77,7 +77,12 @@ def _heard(row: Row) -> tuple[Tensor, int]:
 
     value = row.get("audio")
     if isinstance(value, dict) and value.get("array") is not None:
-        return torch.as_tensor(np.asarray(value["array"]), dtype=torch.float32), int(value["sampling_rate"])
+        wave = torch.as_tensor(np.asarray(value["array"]), dtype=torch.float32)
+        if wave.ndim == 2:  # channels, which are fewer than samples
+            wave = wave.mean(dim=int(np.argmin(wave.shape)))
+        if wave.ndim != 1 or not len(wave):
+            raise RowError(f"its audio has the shape {tuple(wave.shape)}, and should be samples, or channels of them")
+        return wave, int(value["sampling_rate"])
     if not isinstance(value, dict) or not (value.get("bytes") or value.get("path")):
         raise RowError("'audio' is missing")
     try:
@@ -96,6 +101,13 @@ def _heard(row: Row) -> tuple[Tensor, int]:
 
 
 def _padded(values: list[Tensor]) -> Tensor:
-    """Stacked, shape [batch, ..., longest]; shorter ones end with 0."""
-    longest = max(value.shape[-1] for value in values)
-    return torch.stack([torch.nn.functional.pad(value, (0, longest - value.shape[-1])) for value in values])
+    """Stacked, shape [batch, ...]; shorter ones end with 0 in the one dimension in which they differ, which is time."""
+    sizes = np.array([value.shape for value in values])
+    differing = np.flatnonzero((sizes != sizes[0]).any(axis=0))
+    if len(differing) > 1:
+        raise RowError(f"sounds of the shapes {sizes[:2].tolist()} make no batch: they should differ in time alone")
+    if not len(differing):
+        return torch.stack(values)
+    time = int(differing[0])
+    padded = torch.nn.utils.rnn.pad_sequence([value.movedim(time, 0) for value in values], batch_first=True)
+    return padded.movedim(1, time + 1)

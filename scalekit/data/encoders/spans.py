@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 from scalekit.data.encoders.causal import tokenizer_identity
-from scalekit.data.encoders.encoder import Encoder, Row, text_of
+from scalekit.data.encoders.encoder import Encoder, Row, text_of, typed, types_of
 from scalekit.data.encoders.limit import Limit
 from scalekit.data.padding import Pad, pad_id
 from scalekit.errors import NoLabelError, RowError
@@ -41,12 +41,7 @@ class Spans(Encoder):
         return [self._one(row) for row in rows]
 
     def collate(self, rows: list[Row]) -> dict[str, Any]:
-        kept = [{k: v for k, v in row.items() if k != "token_type_ids" or self._has_types} for row in rows]
-        return Pad(pad_id(self.tokenizer, None), own_labels=False)(kept)
-
-    @property
-    def _has_types(self) -> bool:
-        return "token_type_ids" in self.tokenizer.model_input_names
+        return Pad(pad_id(self.tokenizer, None), own_labels=False)(typed(rows))
 
     def _one(self, row: Row) -> Row:
         question, context = text_of(row, "question"), text_of(row, "context")
@@ -66,17 +61,18 @@ class Spans(Encoder):
         if end > start and (not within or encoded["offset_mapping"][within[-1]][1] < end):
             raise NoLabelError("its answer was cut off with the end of its context: raise sequence_length")
         first, last = (within[0], within[-1]) if within else (0, 0)
-        types = encoded["token_type_ids"] if self._has_types else []
-        ids = {"input_ids": encoded["input_ids"], "token_type_ids": types}
+        ids = {"input_ids": encoded["input_ids"], "token_type_ids": types_of(encoded)}
         return {**ids, "start_positions": first, "end_positions": last, "lost": lost}
 
 
 def _answer(row: Row, context: str) -> tuple[int, int]:
     """The first answer's characters; an empty span where there is none."""
     answers = row.get("answers") or {}
+    if not isinstance(answers, Mapping):
+        raise RowError("'answers' should hold the lists 'text' and 'answer_start', as SQuAD's do")
     texts, starts = answers.get("text") or [], answers.get("answer_start") or []
     if not texts:
         return 0, 0
     if len(starts) != len(texts) or context[starts[0] : starts[0] + len(texts[0])] != texts[0]:
         raise RowError(f"its answer {texts[0]!r} does not stand in its context where 'answer_start' says")
-    return starts[0], starts[0] + len(texts[0])
+    return starts[0], starts[0] + len(texts[0].rstrip())  # no token may stand for a blank at its end
