@@ -37,18 +37,30 @@ class Scores:
         self._accuracy_name: str | None = None
         self._tells_perplexity = given is None and task in _LANGUAGE
 
-    def update(self, output: Any) -> None:
-        """Counts a micro-batch, as `ScaleModule.validation_step` returns it."""
+    def update(self, output: Any, counts: bool = True) -> None:
+        """Counts a micro-batch, as `ScaleModule.validation_step` returns it.
+
+        Args:
+            output: of the step.
+            counts: whether it has rows of its own. From one without, a rank that has no others still learns what the scores are
+                called and which shapes they have, without which ranks could not add them up.
+        """
         outputs, targets = output["outputs"], output["targets"]
         if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor):
             return
+        outputs = outputs.detach()
         for metric in self._given.values():
-            metric.to(outputs.device).update(outputs.detach(), targets)
+            metric.to(outputs.device)
+            if counts:
+                metric.update(outputs, targets)
+            else:
+                _shape(metric, outputs, targets)
         if self._accuracy is not None and not targets.is_floating_point() and outputs.shape[:-1] == targets.shape:
             self._accuracy_name = "accuracy" if targets.ndim == 1 else "token_accuracy"
-            counted = targets != IGNORED
-            right = outputs.detach().argmax(dim=-1)[counted] == targets[counted]
-            self._accuracy.to(outputs.device).update(right.double())
+            self._accuracy.to(outputs.device)
+            if counts:
+                counted = targets != IGNORED
+                self._accuracy.update((outputs.argmax(dim=-1)[counted] == targets[counted]).double())
 
     def close(self, loss: float) -> dict[str, float]:
         """The scores, the same on every rank; every rank calls it, and what comes next starts anew."""
@@ -86,6 +98,17 @@ def metrics_of(given: Mapping[str, Any] | None) -> dict[str, Metric]:
         ConfigError: something among them is no metric.
     """
     return {name: _metric(name, each) for name, each in (given or {}).items()}
+
+
+def _shape(metric: Metric, outputs: Tensor, targets: Tensor) -> None:
+    """Gives what a metric keeps, where that is still nothing at all, its types and shapes, with no row in it."""
+    kept = {name: state for name, state in metric.metric_state.items() if isinstance(state, list)}
+    if not kept or any(kept.values()):
+        return
+    trial = metric.clone()
+    trial.update(outputs, targets)
+    for name in kept:
+        setattr(metric, name, [each[:0] for each in getattr(trial, name)])
 
 
 def _metric(name: str, given: Any) -> Metric:

@@ -62,6 +62,7 @@ def text_model(tmp_path: Path) -> str:
         ),
         ({"metrics": {"f1": {"class": "F1Scor"}}}, errors.ConfigError, "has no 'F1Scor'. Near it are F1Score"),
         ({"metrics": {"f1": {"class": "F1Score"}}}, errors.ConfigError, "'f1' cannot be made a F1Score: "),
+        ({"model": nn.BatchNorm1d(6), "precision": "bf16-true"}, errors.ConfigError, "leaves batch norms too few bits"),
         ({"data": []}, errors.EmptyDataError, "the data has no rows"),
         ({"data": "nothing/here.jsonl"}, errors.DataError, "there is no file or folder nothing/here.jsonl"),
         ({"model": 7}, errors.ModelError, "int is no model"),
@@ -116,7 +117,7 @@ def test_no_column_for_a_language_model(text_model: str) -> None:
 
 def test_a_row_without_label_tokens(text_model: str) -> None:
     rows = [{"prompt": "ABC", "completion": "DE"}, {"prompt": "ABCDEFGH", "completion": "I"}]
-    with pytest.raises(errors.NoLabelError, match="row 1: it has nothing to learn: its answer is empty or was cut off"):
+    with pytest.raises(errors.NoLabelError, match="row 1: it has nothing to learn: its answer was cut off"):
         fit(text_model, rows, loss=None, loss_on="completions", sequence_length=8)
 
 

@@ -29,6 +29,16 @@ _BUILDERS = {
 }
 
 
+_TABLES = (
+    ".jsonl",
+    ".ndjson",
+    ".csv",
+    ".tsv",
+    ".parquet",
+    ".arrow",
+)  # of which a folder of rows consists; not its notes
+
+
 @dataclass(frozen=True)
 class Loaded:
     """Rows as they were loaded.
@@ -68,6 +78,7 @@ def from_name(name: str, options: Mapping[str, Any], streaming: bool, skip: bool
     looks_local = path.suffix in _BUILDERS or name.startswith((".", "/")) or name.count("/") > 1
     if looks_local and not path.is_dir():
         raise DataError(f"there is no file or folder {name}")
+    _check_folder(path)
     return _load(name, name, options, streaming, skip)
 
 
@@ -98,6 +109,14 @@ def _files(name: str) -> list[Path]:
     if endings and endings[0] not in _BUILDERS:
         raise DataError(f"{files[0]} is no data file that can be read; known endings: {', '.join(_BUILDERS)}")
     return files
+
+
+def _check_folder(path: Path) -> None:
+    """Whether a folder's data files are of one kind: `datasets` would take the commonest, and leave the others out."""
+    kinds = {_BUILDERS[file.suffix]: file for file in sorted(path.rglob("*")) if file.suffix in _TABLES}
+    if path.is_dir() and len(kinds) > 1:
+        names = ", ".join(os.path.relpath(file, path) for file in kinds.values())
+        raise DataError(f"the folder {path} has data of several kinds, one of which alone would be read: {names}")
 
 
 def _load(name: str, builder: str, options: Mapping[str, Any], streaming: bool, skip: bool) -> Loaded:

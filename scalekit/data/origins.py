@@ -83,23 +83,12 @@ class InHalf:
     share: float
     seed: int
     half: str
-    is_dataset: bool
 
     def __call__(self, i: int) -> str:
-        return self.name_row(_rows_of_half(self.length, self.share, self.seed, self.half, self.is_dataset)[i])
+        return self.name_row(draw(self.length, self.share, self.seed)[self.half][i])
 
 
 @lru_cache(maxsize=4)
-def _rows_of_half(length: int, share: float, seed: int, half: str, is_dataset: bool) -> Sequence[int]:
-    import datasets
-
-    if not is_dataset:
-        return draw(length, share, seed)[half]
-    numbers = datasets.Dataset.from_dict({"row": range(length)})
-    rows: list[int] = numbers.train_test_split(test_size=share, seed=seed)[half]["row"][:]
-    return rows
-
-
 def draw(length: int, share: float, seed: int) -> dict[str, list[int]]:
     """Places that are trained on (``"train"``) and held out (``"test"``), each in the order of the rows."""
     places = shuffled(np.arange(length), length, seed, 0)

@@ -6,10 +6,12 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from scalekit import files
 from scalekit.data import opening, origins
 from scalekit.data.mixture import Mixture
 from scalekit.data.opening import Loaded
@@ -101,6 +103,8 @@ def read(data: Any, validation: Any = None, seed: int = 0, on_bad_row: str = "re
     if on_bad_row not in ON_BAD_ROW:
         raise UnknownNameError("on_bad_row", on_bad_row, ON_BAD_ROW)
     skip = on_bad_row == "skip"
+    from torch.utils.data import default_collate
+
     opened = _open_all(data, skip)
     parts = tuple(each.train() for each in opened)
     _check_rows(parts)
@@ -115,6 +119,8 @@ def read(data: Any, validation: Any = None, seed: int = 0, on_bad_row: str = "re
     else:
         others = _open_validation(validation, opened, skip)
         held_out = [each.train() for each in others]
+        if any(each.collate not in (None, default_collate, opened[0].collate) for each in others):
+            raise DataError("rows held out are batched like the others: give the DataLoader's dataset as `validation`")
     if len(opened) == 1:
         parts = (replace(parts[0], name="data"),)
     if len(held_out) == 1:
@@ -164,9 +170,10 @@ class _Opened:
         return replace(self._pick(self.split), weight=self.weight)
 
     def usual(self) -> Part | None:
-        """The first split whose name says that it is held out, and that is not trained on."""
+        """The first split whose name says that it is held out, and that is not trained on; none of a stream's."""
         trained_on = _names(self.split)
-        return next((self._pick(name) for name in _HELD_OUT if name in self.splits and name not in trained_on), None)
+        usual = (name for name in _HELD_OUT if name in self.splits and name not in trained_on)
+        return next((self._pick(name) for name in usual if not self.splits[name].is_stream), None)
 
     def has(self, split: str) -> bool:
         return bool(_names(split) & set(self.splits))
@@ -238,13 +245,10 @@ def _hold_out(part: Part, share: float, seed: int) -> tuple[Part, Part]:
     length = len(part.rows)
     if math.ceil(share * length) >= length:
         raise DataError(f"validation={share} of {length} rows leaves none to train on: hold out fewer")
-    is_dataset = isinstance(part.rows, datasets.Dataset)
-    if is_dataset:
-        halves: Mapping[str, Any] = part.rows.train_test_split(test_size=share, seed=seed)
-    else:
-        halves = {half: Subset(part.rows, places) for half, places in origins.draw(length, share, seed).items()}
+    select = part.rows.select if isinstance(part.rows, datasets.Dataset) else partial(Subset, part.rows)
+    halves = {half: select(places) for half, places in origins.draw(length, share, seed).items()}
     rest, held = (
-        replace(part, rows=halves[half], name_row=origins.InHalf(part.name_row, length, share, seed, half, is_dataset))
+        replace(part, rows=halves[half], name_row=origins.InHalf(part.name_row, length, share, seed, half))
         for half in ("train", "test")
     )
     return rest, held
@@ -343,12 +347,26 @@ def _from_loaded(loaded: Loaded) -> _Opened:
 
 
 def _from_loader(loader: Any) -> _Opened:
-    from torch.utils.data import RandomSampler, SequentialSampler
+    from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 
-    if not isinstance(loader.sampler, (RandomSampler, SequentialSampler)) or not hasattr(loader.dataset, "__len__"):
+    if isinstance(loader, (list, tuple)) and len(loader) == 1:
+        (loader,) = loader
+    if not isinstance(loader, DataLoader):
         raise DataError(
-            f"a DataLoader with a {type(loader.sampler).__name__} cannot be split exactly over ranks: pass its dataset, "
-            "which ScaleKit shuffles and splits by itself"
+            f"a {type(loader).__name__} of data loaders cannot be used: give one DataLoader, or its dataset"
+        )
+    sampler, batches = loader.sampler, loader.batch_sampler
+    own = type(batches) is not BatchSampler or batches.sampler is not sampler if batches is not None else False
+    drawn = isinstance(sampler, RandomSampler) and (sampler.replacement or sampler._num_samples is not None)
+    if (
+        own
+        or drawn
+        or not isinstance(sampler, (RandomSampler, SequentialSampler))
+        or not hasattr(loader.dataset, "__len__")
+    ):
+        raise DataError(
+            f"a DataLoader with a {type(batches if own else sampler).__name__}{' of its own number of rows' if drawn else ''} "
+            "cannot be split exactly over ranks: pass its dataset, which ScaleKit shuffles and splits by itself"
         )
     shuffle = isinstance(loader.sampler, RandomSampler)
     return _Opened(
@@ -359,11 +377,13 @@ def _from_loader(loader: Any) -> _Opened:
 def _from_datamodule(module: Any) -> _Opened:
     from lightning.pytorch import LightningDataModule
 
-    module.prepare_data()
+    with files.alone("prepare_data"):
+        module.prepare_data()
     module.setup("fit")
     opened = _from_loader(module.train_dataloader())
-    overridden = getattr(type(module), "val_dataloader", None) is not LightningDataModule.val_dataloader
-    held_out = module.val_dataloader() if overridden else None
+    held_out_by = getattr(module, "val_dataloader", None)
+    overridden = getattr(held_out_by, "__func__", held_out_by) is not LightningDataModule.val_dataloader
+    held_out = held_out_by() if overridden and held_out_by is not None else None
     if held_out is None:
         return opened
     return replace(opened, splits=opened.splits | {"validation": _from_loader(held_out).splits["train"]})

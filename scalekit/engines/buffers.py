@@ -17,8 +17,9 @@ class Buffers:
     """Keeps a module's buffers the same on every rank, under every engine.
 
     DistributedDataParallel sends rank 0's before each forward pass, which forgets what the others saw; DeepSpeed and FSDP2 let
-    each rank's drift, so that ranks evaluate models that differ, and one of them is saved. Here a buffer that steps change
-    becomes rank 0's after each; running means and variances become their mean over ranks before an evaluation or a checkpoint.
+    each rank's drift, so that ranks evaluate models that differ, and one of them is saved. Here a buffer that checkpoints hold
+    and steps change becomes rank 0's after each; running means and variances become their mean over ranks before an evaluation
+    or a checkpoint.
 
     Args:
         module: as it is trained.
@@ -31,21 +32,28 @@ class Buffers:
             id(b): (owner, name, b) for owner, name, b in weights.tensors(module) if not isinstance(b, nn.Parameter)
         }
         self._running = [(owner, name) for owner, name, _ in buffers.values() if name in _RUNNING]
-        self._others = [(owner, name) for owner, name, _ in buffers.values() if name not in _RUNNING]
-        self._untouched: list[tuple[int, int]] | None = [_version(place) for place in self._others]
+        # What no checkpoint holds is a cache, which each rank keeps for its own rows.
+        self._others = [
+            (owner, name)
+            for owner, name, _ in buffers.values()
+            if name not in _RUNNING and name not in owner._non_persistent_buffers_set
+        ]
+        self._before = [_version(place) for place in self._others]
+        self._followed: list[int] | None = None
         self._device, self._gather = device, gather
 
     def after_step(self) -> None:
-        """Called by every rank; the first step shows which buffers steps change."""
-        if self._untouched is not None:
-            changed = [i for i, before in enumerate(self._untouched) if _version(self._others[i]) != before]
-            anywhere = sorted({i for part in self._gather(changed) for i in part})
-            self._others, self._untouched = [self._others[i] for i in anywhere], None
-        for place in self._others:
-            weights.send(_tensor(place), self._device)
+        """Called by every rank after each optimizer step; the first step shows which buffers steps change."""
+        if self._followed is None:
+            self._look()
+        for i in self._followed or ():
+            weights.send(_tensor(self._others[i]), self._device)
 
     def settle(self) -> None:
-        """Called by every rank before the model is evaluated or saved."""
+        """Called by every rank before the model is evaluated or saved; here it shows which buffers later steps have changed."""
+        self._look()
+        for i in self._followed or ():
+            weights.send(_tensor(self._others[i]), self._device)
         if not self._running:
             return
         tensors = [_tensor(place) for place in self._running]
@@ -55,6 +63,10 @@ class Buffers:
         means = torch.split(sums / torch.distributed.get_world_size(), [tensor.numel() for tensor in tensors])
         for tensor, mean in zip(tensors, means, strict=True):
             tensor.copy_(mean.view_as(tensor))
+
+    def _look(self) -> None:
+        changed = [i for i, before in enumerate(self._before) if _version(self._others[i]) != before]
+        self._followed = sorted({i for part in self._gather(changed) for i in part})
 
 
 def normalises_batches(module: nn.Module) -> bool:
@@ -70,6 +82,6 @@ def _tensor(place: weights.Place) -> Tensor:
 
 
 def _version(place: weights.Place) -> tuple[int, int]:
-    """Another one after each change, in place or not."""
+    """Another one after each change, in place or not; tensors made for inference do not count theirs."""
     tensor = _tensor(place)
-    return id(tensor), tensor._version
+    return id(tensor), 0 if tensor.is_inference() else tensor._version

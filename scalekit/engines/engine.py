@@ -150,13 +150,17 @@ class Engine(LightningStrategy):
 
     def validation_step(self, *args: Any, **kwargs: Any) -> Any:
         micro = self._consume(self._module.trainer.val_dataloaders)
+        counts = micro is None or micro.items > 0
+        if not counts and self.scores is None and not self.is_shared:
+            return None  # rows that another rank counts are nothing for a user's own metrics
         output = super().validation_step(*args, **kwargs)
         loss = output.get("loss") if isinstance(output, Mapping) else output
-        if micro is not None and micro.items and isinstance(loss, Tensor):
-            self._evaluated[0] += loss.detach().double() * micro.items
-            self._evaluated[1] += micro.items
+        if micro is not None and isinstance(loss, Tensor):
+            if counts:
+                self._evaluated[0] += loss.detach().double() * micro.items
+                self._evaluated[1] += micro.items
             if self.scores is not None:
-                self.scores.update(output)
+                self.scores.update(output, counts)
         # Lightning would keep logits through the next micro-batch; what a user's own module returns is the user's.
         return output if self.scores is None else loss
 

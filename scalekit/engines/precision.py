@@ -23,6 +23,7 @@ class Plugin(LightningPrecision):
     gradient_norm: Tensor | float | None = None
 
     def convert_module(self, module: nn.Module) -> nn.Module:
+        check_norms(module, str(self.precision))
         return cast_parameters(module, promised(self.precision).parameters)
 
     def convert_input(self, data: Any) -> Any:
@@ -82,6 +83,17 @@ def plugin(precision: str, device: str) -> Plugin:
     if precision.endswith("-true"):
         return TruePrecision(precision)
     return AutocastPrecision(precision, device)  # type: ignore[arg-type]
+
+
+def check_norms(module: nn.Module, precision: str) -> None:
+    """Batch norms add up what they have seen, for which 16 bits are too few, and torch takes no others beside such weights.
+
+    Raises:
+        ConfigError: the model has some, and its parameters would have 16 bits.
+    """
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    if precision == "bf16-true" and any(isinstance(part, kinds) for part in module.modules()):
+        raise ConfigError("precision='bf16-true' leaves batch norms too few bits: take 'bf16-mixed'")
 
 
 def cast_parameters(module: nn.Module, dtype: torch.dtype) -> nn.Module:

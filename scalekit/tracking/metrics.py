@@ -40,14 +40,14 @@ class Metrics(Callback):
         self._position = 0
         self._waited = 0.0
         self._written_step = resumed_step
-        self.history = _read(self._steps, resumed_step)
-        self.evaluations = _read(self._evaluations, resumed_step)
+        self.history = read_records(self._steps, resumed_step)
+        self.evaluations = read_records(self._evaluations, resumed_step)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._position = getattr(trainer.strategy, "position", 0)
         if trainer.is_global_zero:
-            _write(self._steps, self.history)
-            _write(self._evaluations, self.evaluations)
+            write_records(self._steps, self.history)
+            write_records(self._evaluations, self.evaluations)
         self._started = time.perf_counter()
 
     def on_train_batch_end(
@@ -137,13 +137,14 @@ def peak_memory_bytes(device: torch.device) -> int:
     return most_resident_bytes()
 
 
-def _read(path: Path, last_step: int) -> list[Record]:
-    """The lines up to a step; none for a run that starts anew."""
-    lines = path.read_text().splitlines() if path.is_file() and last_step else []
+def read_records(path: Path, last_step: int) -> list[Record]:
+    """The lines of a file up to a step; none for a run that starts anew."""
+    lines = path.read_text().split("\n") if path.is_file() and last_step else []
     return [record for record in map(_parse, lines) if record is not None and record["step"] <= last_step]
 
 
-def _write(path: Path, records: list[Record]) -> None:
+def write_records(path: Path, records: list[Record]) -> None:
+    """Writes a file of them, a line each."""
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
 
 

@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from scalekit.engines.engine import Engine
 from scalekit.errors import ConfigError, UnknownNameError
+from scalekit.tracking.metrics import read_records, write_records
 
 _KEYS = ("prompts", "max_new_tokens")
 _USUAL_NEW_TOKENS = 64
@@ -45,10 +46,7 @@ class Samples(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and self._path.is_file():
-            kept = [
-                line for line in self._path.read_text().splitlines() if json.loads(line)["step"] <= self._resumed_step
-            ]
-            self._path.write_text("".join(line + "\n" for line in kept))
+            write_records(self._path, read_records(self._path, self._resumed_step))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         engine: Any = trainer.strategy

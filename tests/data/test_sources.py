@@ -15,7 +15,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from lightning.pytorch import LightningDataModule
 from PIL import Image
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset, WeightedRandomSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 from scalekit.data.mixture import Mixture
 from scalekit.data.sources import Part, Source, read
@@ -73,9 +80,45 @@ ENDINGS = ["jsonl", "ndjson", "json", "csv", "tsv", "parquet", "arrow", "txt"]
 def test_files_and_folders(files: Path, name: str, streaming: bool) -> None:
     source = read({"path": name, "streaming": streaming})
     assert texts(only(source)) == [row["text"] for row in ROWS]
-    assert [part.name for part in source.validation] == (["validation"] if name in ("folder", "both") else [])
+    has_other = name in ("folder", "both") and not streaming
+    assert [part.name for part in source.validation] == (["validation"] if has_other else [])
     assert only(source).is_stream == streaming
     assert isinstance(only(source).rows, datasets.IterableDataset if streaming else datasets.Dataset)
+
+
+def test_a_folder_of_several_kinds_is_refused(tmp_path: Path) -> None:
+    lines(tmp_path / "a.jsonl", ROWS[:2])
+    (tmp_path / "b.csv").write_text("text\nx\n")
+    with pytest.raises(DataError, match=r"of which alone would be read: a.jsonl, b.csv"):
+        read(str(tmp_path))
+
+
+def test_loaders_with_an_order_of_their_own_are_refused() -> None:
+    rows = list(range(8))
+    batches = BatchSampler(RandomSampler(rows), 2, drop_last=False)
+    with pytest.raises(DataError, match="a DataLoader with a BatchSampler cannot be split"):
+        read(DataLoader(rows, batch_sampler=batches))
+    with pytest.raises(DataError, match="RandomSampler of its own number of rows"):
+        read(DataLoader(rows, sampler=RandomSampler(rows, num_samples=3)))
+    with pytest.raises(DataError, match="batched like the others"):
+        read(rows, DataLoader(rows, collate_fn=sum))
+
+
+def test_a_data_module_made_of_data_sets() -> None:
+    rows = TensorDataset(torch.arange(10))
+    module = LightningDataModule.from_datasets(rows, val_dataset=rows)
+    assert len(read(module).validation) == 1
+    module.val_dataloader = lambda: [DataLoader(rows)]
+    assert len(read(module).validation) == 1
+    module.val_dataloader = lambda: [DataLoader(rows), DataLoader(rows)]
+    with pytest.raises(DataError, match="a list of data loaders cannot be used"):
+        read(module)
+
+
+def test_a_share_held_out_leaves_the_order_of_rows() -> None:
+    source = read(DataLoader(datasets.Dataset.from_list(ROWS), shuffle=False), 0.3)
+    kept = texts(only(source))
+    assert kept == [row["text"] for row in ROWS if row["text"] in kept]
 
 
 def test_a_plain_name_is_a_mapping_of_a_path_alone(files: Path) -> None:
@@ -160,7 +203,9 @@ def test_streams_come_as_they_are() -> None:
     endless = Endless()
     assert only(read(endless)).rows is endless
     both = datasets.IterableDatasetDict({"train": stream, "validation": stream})
-    assert [part.is_stream for part in (*read(both).parts, *read(both).validation)] == [True, True]
+    assert [part.is_stream for part in read(both).parts] == [True]
+    assert not read(both).validation  # rows held out are read again and again: a stream's are taken by name alone
+    assert [part.is_stream for part in read(both, "validation").validation] == [True]
 
 
 @pytest.mark.parametrize("stream", [Endless(), datasets.Dataset.from_list(ROWS).to_iterable_dataset()])

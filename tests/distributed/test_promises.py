@@ -64,6 +64,13 @@ def test_every_rank_evaluates_the_model_that_is_saved(results: dict) -> None:
     assert found["evaluated"] == pytest.approx(found["expected"], rel=1e-6)
 
 
+def test_a_rank_without_rows_held_out_is_waited_for_by_nobody(results: dict) -> None:
+    assert results["few"]["usual"]["accuracy"] * 3 == pytest.approx(round(results["few"]["usual"]["accuracy"] * 3))
+    assert results["few"]["usual"]["items"] == 3
+    assert 0 <= results["few"]["given"]["area"] <= 1
+    assert 0 <= results["few"]["given"]["f1"] <= 1
+
+
 def test_a_strategy_works_in_a_trainer_of_ones_own(results: dict) -> None:
     assert results["own_trainer"]["steps"] == results["own_trainer"]["expected"]
 

@@ -11,6 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from scalekit.data.origins import draw
 from tests import tiny
 from tests.distributed.processes import torchrun
 
@@ -70,12 +71,11 @@ def test_the_held_out_loss_falls_and_counts_each_row_once(folder: Path) -> None:
 
 def test_the_held_out_loss_is_the_plain_models(folder: Path) -> None:
     """The last evaluation, done again with plain transformers on the folder that the run left."""
-    import datasets
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     saved = folder / "run" / "checkpoints" / "step-00000006" / "model"
     model, tokenizer = AutoModelForCausalLM.from_pretrained(saved), AutoTokenizer.from_pretrained(saved)
-    rows = datasets.Dataset.from_list(tiny.conversations(30)).train_test_split(test_size=0.2, seed=4)["test"]
+    rows = [tiny.conversations(30)[place] for place in draw(30, 0.2, seed=4)["test"]]
     total, items = 0.0, 0
     for row in rows:
         text = tokenizer.apply_chat_template(row["messages"], tokenize=False)

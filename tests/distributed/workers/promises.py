@@ -14,6 +14,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch import Callback
 from torch import nn
+from torchmetrics.classification import MulticlassF1Score
 
 import scalekit
 from tests.distributed import parity_cases as parity
@@ -154,16 +155,23 @@ def frozen_and_buffers(strategy: str, folder: Path) -> dict[str, Any]:
 
 
 class Normed(nn.Module):
-    """A batch norm, and a buffer of its own that each forward pass in training changes."""
+    """A batch norm, a buffer that each forward pass in training changes, one that later ones do, and a rank's own cache."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first, self.norm, self.last = nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Linear(16, 2)
         self.register_buffer("seen", torch.zeros(6))
+        self.register_buffer("late", torch.zeros(1))
+        self.register_buffer("cache", torch.zeros(0), persistent=False)
+        self.passes = 0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.training:
             self.seen.mul_(0.9).add_(x.mean(0))
+            self.passes += 1
+            if self.passes > 1:
+                self.late.add_(x.mean())
+            self.cache = torch.zeros(10 + RANK)
         return self.last(self.norm(self.first(x) + self.seen.sum()))
 
 
@@ -187,7 +195,7 @@ def changing_buffers(strategy: str, folder: Path) -> dict[str, Any]:
         output_dir=str(folder / "buffers"),
     )
     held: list[Any] = [None] * WORLD_SIZE
-    own = {name: buffer.tolist() for name, buffer in model.named_buffers()}
+    own = {name: buffer.tolist() for name, buffer in model.named_buffers() if name != "cache"}
     torch.distributed.all_gather_object(held, own)
     if RANK:
         return {}
@@ -200,6 +208,29 @@ def changing_buffers(strategy: str, folder: Path) -> dict[str, Any]:
         "expected": nn.functional.mse_loss(saved(x), y).item(),
         "losses": [record["loss"] for record in run.history],
     }
+
+
+def few_held_out(strategy: str, folder: Path) -> dict[str, Any]:
+    """Less micro-batches of rows held out than ranks, with metrics that keep what they have seen."""
+    rows = [{"x": row["x"], "y": i % 2} for i, row in enumerate(parity.number_rows())]
+    metrics = {"area": {"class": "AUROC", "task": "multiclass", "num_classes": 2}, "f1": MulticlassF1Score(2)}
+    found = []
+    for given in (None, metrics):
+        run = scalekit.fit(
+            nn.Linear(6, 2),
+            rows[3:],
+            validation=rows[:3],
+            loss=nn.CrossEntropyLoss(),
+            strategy=strategy,
+            precision="32-true",
+            global_batch_size=8,
+            micro_batch_size=4,
+            max_steps=1,
+            metrics=given,
+            output_dir=str(folder / f"few-{given is None}"),
+        )
+        found.append(run.evaluations[-1])
+    return {"usual": found[0], "given": found[1]}
 
 
 class ByHand(pl.LightningModule):
@@ -311,6 +342,7 @@ if __name__ == "__main__":
         "dropped": nothing_dropped(strategy, folder),
         "resumed": resumed(strategy, folder),
         "frozen": frozen_and_buffers(strategy, folder),
+        "few": few_held_out(strategy, folder),
         "changing": changing_buffers(strategy, folder),
         "own_trainer": own_trainer(strategy),
         "by_hand": by_hand(strategy, folder) if strategy == "ddp" else None,
