@@ -44,7 +44,7 @@ class Samples(Callback):
         self._new_tokens = int(settings.get("max_new_tokens", _USUAL_NEW_TOKENS))
         self._path, self._resumed_step = folder / "samples.jsonl", resumed_step
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and self._path.is_file():
             write_records(self._path, read_records(self._path, self._resumed_step))
 
