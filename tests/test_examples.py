@@ -97,12 +97,12 @@ def _run(program: str, strategy: str, seconds: float = 400) -> list[dict[str, An
 @pytest.mark.parametrize(
     ("program", "folder", "strategy"),
     [
-        ("topics.yaml", "topics", "zero2"),
+        ("topics.yaml", "topics", "ddp"),
         ("digits.py", "digits", "ddp"),
         ("digits_vit.yaml", "digits", "zero2"),
         ("speech.py", "speech", "ddp"),
         ("phonemes.yaml", "phonemes", "zero2"),
-        pytest.param("topics.yaml", "topics", "ddp", marks=pytest.mark.long),
+        pytest.param("topics.yaml", "topics", "zero2", marks=pytest.mark.long),
         pytest.param("digits.py", "digits", "zero2", marks=pytest.mark.long),
         pytest.param("digits_vit.yaml", "digits", "ddp", marks=pytest.mark.long),
         pytest.param("speech.py", "speech", "zero2", marks=pytest.mark.long),

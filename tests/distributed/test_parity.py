@@ -11,8 +11,14 @@ from safetensors.torch import load_file
 from tests.distributed import parity_cases as parity
 from tests.distributed.processes import torchrun
 
-STRATEGIES = ("ddp", "fsdp2", "zero1", "zero2", "zero3", "zero2-offload", "zero3-offload")
-ON_FOUR_RANKS = ("ddp", "fsdp2", "zero3")
+ON_RANKS = [
+    *((strategy, 2) for strategy in ("ddp", "fsdp2", "zero2", "zero3", "zero3-offload")),
+    ("zero3", 4),
+    *(
+        pytest.param(each, marks=pytest.mark.long)
+        for each in (("zero1", 2), ("zero2-offload", 2), ("ddp", 4), ("fsdp2", 4))
+    ),
+]
 ACCUMULATIONS = (1, 4)
 CELLS = [f"{name}:{accumulation}:32-true" for name in parity.CASES for accumulation in ACCUMULATIONS]
 MIXED = ["llama-tied:4:bf16-mixed", "mlp:1:bf16-mixed"]
@@ -22,7 +28,7 @@ reference = cache(lambda name: parity.reference(parity.CASES[name]))
 
 @pytest.fixture(
     scope="module",
-    params=[(s, 2) for s in STRATEGIES] + [(s, 4) for s in ON_FOUR_RANKS],
+    params=ON_RANKS,
     ids=lambda value: f"{value[0]}-{value[1]}-ranks",
 )
 def trained(request, tmp_path_factory):

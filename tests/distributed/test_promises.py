@@ -10,7 +10,10 @@ from scalekit.data.permutation import shuffled
 from tests.distributed import parity_cases as parity
 from tests.distributed.processes import torchrun
 
-STRATEGIES = ("ddp", "fsdp2", "zero1", "zero2", "zero3", "zero2-offload", "zero3-offload", "zero3-hpz")
+STRATEGIES = [
+    *("ddp", "fsdp2", "zero2", "zero3", "zero3-offload"),
+    *(pytest.param(each, marks=pytest.mark.long) for each in ("zero1", "zero2-offload", "zero3-hpz")),
+]
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
 
 
