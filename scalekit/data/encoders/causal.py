@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -51,8 +50,11 @@ class _Chat:
 def _turns(messages: Any) -> list[dict[str, Any]]:
     if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
         raise RowError("'messages' should be a list of turns with 'role' and 'content', and is empty or something else")
-    turns: list[dict[str, Any]] = _without_none(messages)
-    return turns
+    # Most of it is text, and there is much of it.
+    return [
+        {key: each if isinstance(each, str) else _without_none(each) for key, each in turn.items() if each is not None}
+        for turn in messages
+    ]
 
 
 def _without_none(value: Any) -> Any:
@@ -167,8 +169,11 @@ def tokenizer_identity(tokenizer: Any) -> tuple[Any, ...]:
     """What a tokenizer's work depends on, as plain values that are the same in every process."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
-        inner: Any = {**json.loads(backend.to_str()), "truncation": None, "padding": None}  # those are its last call's
+        whole = backend.to_str()
+        inner: Any = whole[
+            whole.index('"added_tokens"') :
+        ]  # what stands before is its last call's truncation and padding
     else:
-        inner = [sorted(tokenizer.get_vocab().items()), repr(sorted(tokenizer.init_kwargs.items(), key=str))]
+        inner = sorted(tokenizer.get_vocab().items()), repr(sorted(tokenizer.init_kwargs.items(), key=str))
     names = ("chat_template", "eos_token", "bos_token", "truncation_side", "src_lang", "tgt_lang", "model_input_names")
-    return type(tokenizer).__name__, json.dumps(inner), *(getattr(tokenizer, name, None) for name in names)
+    return type(tokenizer).__name__, inner, *(getattr(tokenizer, name, None) for name in names)
