@@ -377,9 +377,8 @@ def _module(job: Job, model: models.Model | None, rows: Rows, total_steps: int, 
     settings = OptimizerSettings(
         job.optimizer, job.learning_rate, job.schedule, job.warmup_steps, job.weight_decay, job.optimizer_options or {}
     )
-    build_schedule(
-        job.schedule, job.warmup_steps, total_steps
-    )  # a schedule that cannot be is refused here, not on the way
+    # A schedule that cannot be is refused before the run has a folder.
+    build_schedule(job.schedule, job.warmup_steps, total_steps)
     built = source if isinstance(source, nn.Module) else seeded
     return ScaleModule(built, job.loss, settings, total_steps, job.count, rows.way.processor, recompute)
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from scalekit.data import broken
 from scalekit.data.broken import File
+from scalekit.data.encoders.encoder import undecoded
 from scalekit.data.permutation import shuffled
 
 
@@ -55,8 +56,7 @@ class InRows:
         if self.column == "__key__":
             row = self.rows.select_columns(["__url__", "__key__"])[i]
             return f"{row['__url__']}, {row['__key__']}"
-        feature = self.rows.features[self.column]
-        bare = self.rows.select_columns([self.column]).cast_column(self.column, type(feature)(decode=False))
+        bare = undecoded(self.rows.select_columns([self.column]))
         return str((bare[i][self.column] or {}).get("path") or f"{self.name}, row {i}")
 
 

@@ -20,6 +20,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor
 
+from scalekit.data.padding import padded
 from scalekit.errors import ColumnError, ConfigError, EmptyDataError, RowError
 from scalekit.loss import IGNORED
 
@@ -218,7 +219,7 @@ def _survey(tokens: Any) -> tuple[Numbers, list[str]]:
         )
     if not len(tokens):
         raise EmptyDataError("there are no documents to pack")
-    found = {name: _lengths(tokens, name) for name in lists}
+    found = {name: list_lengths(tokens, name) for name in lists}
     lengths = found["input_ids"]
     differs = found.get("labels", lengths) != lengths
     if differs.any():
@@ -242,13 +243,13 @@ def _is_list_of_numbers(feature: Any) -> bool:
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
 
 
-def _lengths(tokens: Any, name: str) -> Numbers:
-    """Of the lists in a column; 0 where there is none."""
+def list_lengths(tokens: Any, name: str) -> Numbers:
+    """Of the lists in a column of a Hugging Face data set, shape [rows]; 0 where there is none."""
     import pyarrow.compute as pc
 
     batches = tokens.with_format("arrow", columns=[name]).iter(_DOCUMENTS_AT_ONCE)
     parts = [pc.list_value_length(batch[name]).fill_null(0).to_numpy() for batch in batches]
-    return np.concatenate(parts).astype(np.int64)
+    return np.concatenate([np.zeros(0, np.int64), *parts]).astype(np.int64)
 
 
 def _check_mask(tokens: Any) -> None:
@@ -313,8 +314,7 @@ class Pack:
         parts = [torch.as_tensor(value) for value in values]
         if self._flat:
             return torch.cat(parts)[None]
-        fill = {"input_ids": self._pad_id, "labels": IGNORED}.get(name, 0)
-        return torch.nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=fill)
+        return padded(name, parts, self._pad_id)
 
 
 def _positions(lengths: Numbers) -> Tensor:

@@ -40,8 +40,13 @@ class Pad:
         parts = [torch.as_tensor(value) for value in values]
         if parts[0].ndim == 0:
             return torch.stack(parts)
-        fill = {"input_ids": self._pad_id, "labels": IGNORED}.get(name, 0)
-        return torch.nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=fill)
+        return padded(name, parts, self._pad_id)
+
+
+def padded(name: str, values: list[Tensor], pad_id: int) -> Tensor:
+    """A column's values, padded on the right to the longest, shape [rows, longest]."""
+    fill = {"input_ids": pad_id, "labels": IGNORED}.get(name, 0)
+    return torch.nn.utils.rnn.pad_sequence(values, batch_first=True, padding_value=fill)
 
 
 def pad_id(tokenizer: Any, config: Any) -> int:

@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from scalekit.data.encoders.encoder import Encoder, Row, tried
+from scalekit.data.encoders.encoder import Encoder, Row, refused, tried, undecoded
+from scalekit.data.packing import list_lengths
 from scalekit.data.sources import Skipped
 from scalekit.errors import EmptyDataError, RowError
 
@@ -72,7 +73,7 @@ def prepare(rows: Any, encoder: Encoder, name: str, name_row: Callable[[int], st
         kept = _encoded(rows, encoder, name, name_row, skip, path)
     skipped = _problems(kept, name_row)
     if skipped and not skip:
-        raise RowError(_refusal(skipped[0].where, skipped[0].why))
+        raise refused(skipped[0].where, RowError(skipped[0].why))
     if skipped:
         good = np.flatnonzero(kept.data.column("problem").is_null().to_numpy())
         kept, rows = kept.select(good), rows.select(good)
@@ -94,10 +95,6 @@ def _problems(kept: Any, name_row: Callable[[int], str]) -> tuple[Skipped, ...]:
     return tuple(Skipped(name_row(place), why) for place, why in enumerate(problems.to_pylist()) if why is not None)
 
 
-def _refusal(where: str, why: str) -> str:
-    return f"{where}: {why}. Mend it, or leave such rows out: on_bad_row='skip'"
-
-
 def column(rows: Any, name: str) -> NDArray[np.int64]:
     """A column of numbers, shape [rows]."""
     found: NDArray[np.int64] = rows.with_format("numpy", columns=[name])[:][name].astype(np.int64)
@@ -106,13 +103,7 @@ def column(rows: Any, name: str) -> NDArray[np.int64]:
 
 def token_lengths(rows: Any) -> NDArray[np.int64]:
     """The rows' lengths in tokens, shape [rows]."""
-    import pyarrow.compute as pc
-
-    if "input_ids" not in rows.column_names:
-        return np.zeros(0, np.int64)
-    ids = rows.with_format("arrow")[:]["input_ids"]
-    found: NDArray[np.int64] = pc.list_value_length(ids).fill_null(0).to_numpy().astype(np.int64)
-    return found
+    return list_lengths(rows, "input_ids") if "input_ids" in rows.column_names else np.zeros(0, np.int64)
 
 
 def cores() -> int:
@@ -193,8 +184,7 @@ class _BadRowError(Exception):
 
     def named(self, name_row: Callable[[int], str]) -> RowError:
         place, error = self.args
-        kind: type[RowError] = type(error)
-        return kind(_refusal(name_row(place), str(error)))
+        return refused(name_row(place), error)
 
 
 def _encode_batch(columns: dict[str, list[Any]], places: list[int], encoder: Encoder, skip: bool) -> Any:
@@ -218,13 +208,3 @@ def _encode_one(encoder: Encoder, row: Row, place: int, skip: bool) -> Row:
     if not skip:
         raise _BadRowError(place, problem) from None
     return {"problem": str(problem)}
-
-
-def undecoded(rows: Any) -> Any:
-    """Images and sounds as bytes: the encoders decode them, and know what to say where they cannot."""
-    from datasets import Audio, Image
-
-    for name, feature in (getattr(rows, "features", None) or {}).items():
-        if isinstance(feature, (Audio, Image)) and feature.decode:
-            rows = rows.cast_column(name, replace(feature, decode=False))
-    return rows

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import ConcatDataset
 
-from scalekit.data.encoders.encoder import Drawn, Encoder, Row, drawn_by_content, tried
+from scalekit.data.encoders.encoder import Drawn, Encoder, Row, drawn_by_content, refused, tried, undecoded
 from scalekit.data.encoders.limit import Limit
 from scalekit.data.mixture import Mixed
 from scalekit.data.packing import pack
-from scalekit.data.preparation import Prepared, prepare, token_lengths, undecoded
+from scalekit.data.preparation import Prepared, prepare, token_lengths
 from scalekit.data.shards import pack as pack_window
 from scalekit.data.sources import Part, Skipped, Source
 from scalekit.data.way import Collate, Way
@@ -227,7 +227,7 @@ def _prepared(way: Way, part: Part, encoder: Encoder | None) -> Prepared:
         for place in np.flatnonzero(bad).tolist()
     ]
     if found and way.job.on_bad_row != "skip":
-        raise RowError(f"{found[0].where}: {found[0].why}. Mend it, or leave such rows out: on_bad_row='skip'")
+        raise refused(found[0].where, RowError(found[0].why))
     if found and bad.all():
         raise EmptyDataError(f"no row of the {part.name} can be used")
     good = np.flatnonzero(~bad)

@@ -10,7 +10,7 @@ from typing import Any, final
 
 import numpy as np
 
-from scalekit.data.encoders.encoder import tried
+from scalekit.data.encoders.encoder import refused, tried
 from scalekit.data.lanes import Lanes, Place
 from scalekit.data.packing import best_fit
 from scalekit.data.sources import Skipped
@@ -174,7 +174,7 @@ class Encoding:
             return made
         where = self._name(read.shard, read.number)
         if not self._skip:
-            raise type(problem)(f"{where}: {problem}. Mend it, or leave such rows out: on_bad_row='skip'") from None
+            raise refused(where, problem) from None
         self.skipped.append(Skipped(where, str(problem)))
         return None
 

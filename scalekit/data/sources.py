@@ -16,8 +16,7 @@ from scalekit.data import opening, origins
 from scalekit.data.mixture import Mixture
 from scalekit.data.opening import Loaded
 from scalekit.errors import ConfigError, DataError, EmptyDataError, UnknownNameError
-
-ON_BAD_ROW = ("refuse", "skip")
+from scalekit.job import ON_BAD_ROW
 
 _HELD_OUT = ("validation", "valid", "val", "dev", "test")
 _KEYS = ("path", "name", "split", "revision", "streaming", "weight")
@@ -347,7 +346,7 @@ def _from_loaded(loaded: Loaded) -> _Opened:
 
 
 def _from_loader(loader: Any) -> _Opened:
-    from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
+    from torch.utils.data import DataLoader, RandomSampler
 
     if isinstance(loader, (list, tuple)) and len(loader) == 1:
         (loader,) = loader
@@ -355,23 +354,29 @@ def _from_loader(loader: Any) -> _Opened:
         raise DataError(
             f"a {type(loader).__name__} of data loaders cannot be used: give one DataLoader, or its dataset"
         )
-    sampler, batches = loader.sampler, loader.batch_sampler
-    own = type(batches) is not BatchSampler or batches.sampler is not sampler if batches is not None else False
-    drawn = isinstance(sampler, RandomSampler) and (sampler.replacement or sampler._num_samples is not None)
-    if (
-        own
-        or drawn
-        or not isinstance(sampler, (RandomSampler, SequentialSampler))
-        or not hasattr(loader.dataset, "__len__")
-    ):
+    own = _own_order(loader)
+    if own is not None:
         raise DataError(
-            f"a DataLoader with a {type(batches if own else sampler).__name__}{' of its own number of rows' if drawn else ''} "
-            "cannot be split exactly over ranks: pass its dataset, which ScaleKit shuffles and splits by itself"
+            f"a DataLoader with a {own} cannot be split exactly over ranks: pass its dataset, which ScaleKit shuffles and "
+            "splits by itself"
         )
     shuffle = isinstance(loader.sampler, RandomSampler)
     return _Opened(
         {"train": Part(loader.dataset)}, collate=loader.collate_fn, shuffle=shuffle, workers=loader.num_workers
     )
+
+
+def _own_order(loader: Any) -> str | None:
+    """What in a DataLoader chooses rows in a way of its own; None where it takes all, shuffled or in order."""
+    from torch.utils.data import BatchSampler, RandomSampler, SequentialSampler
+
+    sampler, batches = loader.sampler, loader.batch_sampler
+    if batches is not None and (type(batches) is not BatchSampler or batches.sampler is not sampler):
+        return type(batches).__name__
+    if isinstance(sampler, RandomSampler) and (sampler.replacement or sampler._num_samples is not None):
+        return f"{type(sampler).__name__} of its own number of rows"
+    takes_all = isinstance(sampler, (RandomSampler, SequentialSampler)) and hasattr(loader.dataset, "__len__")
+    return None if takes_all else type(sampler).__name__
 
 
 def _from_datamodule(module: Any) -> _Opened:

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import time
-import zlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count, islice
 from typing import Any, final
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from scalekit.data.encoders.encoder import checksum
 from scalekit.data.lanes import Lanes, Place
 from scalekit.data.shards import Encode, Encoding, Lane, Read, Shards, pack, shards
 from scalekit.data.sources import Skipped
 from scalekit.errors import ConfigError, EmptyDataError, NoLabelError, ScaleKitError, StreamError
 from scalekit.loss import MicroBatch
+
+_MARK_BITS = 0xFFFFFF  # the ranks' marks are squared and summed
 
 
 @dataclass(frozen=True)
@@ -387,21 +388,8 @@ class _Rows:
 
     def mark(self) -> int | None:
         """What tells the stream from others: a checksum of its first row; None where that is not the same each time."""
-        first, again = (_checksum(list(islice(self.shards.read(0), 1))) for _ in range(2))
+        first, again = (checksum(list(islice(self.shards.read(0), 1))) & _MARK_BITS for _ in range(2))
         return first if first == again else None
-
-
-def _checksum(value: Any) -> int:
-    """Of a row, the same in every process; 24 bits. Objects of unknown kinds count by their type."""
-    if isinstance(value, Mapping):
-        value = [part for item in value.items() for part in item]
-    if isinstance(value, (list, tuple)):
-        parts = np.array([_checksum(each) for each in value], np.uint32).tobytes()
-    elif isinstance(value, (str, bytes, bool, int, float, np.generic, np.ndarray, Tensor, type(None))):
-        parts = repr(value).encode()
-    else:
-        parts = type(value).__qualname__.encode()
-    return zlib.crc32(parts) & 0xFFFFFF
 
 
 @final

@@ -4,7 +4,7 @@ packed."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from typing import Any
@@ -111,19 +111,23 @@ class Way:
     @cached_property
     def encoder(self) -> Encoder | None:
         """Of training rows; None where they are taken as they are."""
-        return self._encoder(self.job.transform)
+        return self._encoder()
 
     @cached_property
     def validation_encoder(self) -> Encoder | None:
-        """Of rows held out."""
-        return self._encoder(self.job.validation_transform)
+        """Of rows held out: the same, but for the transform of what they show."""
+        encoder: Any = self.encoder
+        if hasattr(encoder, "transform"):
+            encoder = replace(encoder, transform=self.job.validation_transform)
+        found: Encoder | None = encoder
+        return found
 
     @property
     def classes(self) -> tuple[str, ...] | None:
         """The names of the classes, where the task has some."""
         return getattr(getattr(self.encoder, "labels", None), "names", None)
 
-    def _encoder(self, transform: Any) -> Encoder | None:
+    def _encoder(self) -> Encoder | None:
         if self.task is None:
             return None
         wanted = encoders.Wanted(
@@ -131,7 +135,7 @@ class Way:
             config=self.config,
             loss_on=self.job.loss_on,
             sequence_length=self.job.sequence_length,
-            transform=transform,
+            transform=self.job.transform,
             sampling_rate=self.job.sampling_rate,
             classes=_saved_classes(self.config),
             is_built=not isinstance(self.job.model, str),

@@ -46,14 +46,12 @@ class Buffers:
         """Called by every rank after each optimizer step; the first step shows which buffers steps change."""
         if self._followed is None:
             self._look()
-        for i in self._followed or ():
-            weights.send(_tensor(self._others[i]), self._device)
+        self._send()
 
     def settle(self) -> None:
         """Called by every rank before the model is evaluated or saved; here it shows which buffers later steps have changed."""
         self._look()
-        for i in self._followed or ():
-            weights.send(_tensor(self._others[i]), self._device)
+        self._send()
         if not self._running:
             return
         tensors = [_tensor(place) for place in self._running]
@@ -68,11 +66,15 @@ class Buffers:
         changed = [i for i, before in enumerate(self._before) if _version(self._others[i]) != before]
         self._followed = sorted({i for part in self._gather(changed) for i in part})
 
+    def _send(self) -> None:
+        for i in self._followed or ():
+            weights.send(_tensor(self._others[i]), self._device)
 
-def normalises_batches(module: nn.Module) -> bool:
-    """Whether what a model makes of a sample depends on the other samples of its micro-batch, as batch normalisation's does."""
+
+def batch_norms(module: nn.Module) -> list[nn.Module]:
+    """The parts by which what a model makes of a sample depends on the other samples of its micro-batch."""
     kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-    return any(isinstance(part, kinds) and part.training for part in module.modules())
+    return [part for part in module.modules() if isinstance(part, kinds)]
 
 
 def _tensor(place: weights.Place) -> Tensor:

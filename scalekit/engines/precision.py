@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from scalekit.dtypes import promised
+from scalekit.engines.buffers import batch_norms
 from scalekit.errors import ConfigError
 
 
@@ -91,8 +92,7 @@ def check_norms(module: nn.Module, precision: str) -> None:
     Raises:
         ConfigError: the model has some, and its parameters would have 16 bits.
     """
-    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-    if precision == "bf16-true" and any(isinstance(part, kinds) for part in module.modules()):
+    if precision == "bf16-true" and batch_norms(module):
         raise ConfigError("precision='bf16-true' leaves batch norms too few bits: take 'bf16-mixed'")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from tqdm import tqdm
 
-from scalekit.engines.buffers import normalises_batches
+from scalekit.engines.buffers import batch_norms
 from scalekit.tracking.metrics import Metrics
 
 _LINE_SECONDS = 15.0
@@ -32,7 +32,7 @@ class Progress(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and sys.stderr.isatty():
             self._bar = tqdm(total=self._total, initial=self._first, desc="Training", unit="step", dynamic_ncols=True)
-        if trainer.is_global_zero and normalises_batches(pl_module):
+        if trainer.is_global_zero and any(norm.training for norm in batch_norms(pl_module)):
             self._say(
                 "norms      batch norms see one micro-batch at a time: this model's numbers depend on `micro_batch_size`"
             )

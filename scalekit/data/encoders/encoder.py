@@ -7,6 +7,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -92,17 +93,23 @@ class Drawn(torch.utils.data.Dataset[Row]):
 
 def drawn_by_content(encoder: Encoder, row: Row, seed: int, epoch: int) -> Row:
     """A row of a stream as it is drawn in an epoch: it has no number, so what it holds stands for one."""
-    with keyed(seed, epoch, _content(row)):
+    with keyed(seed, epoch, checksum(row)):
         return encoder.draw(row)
 
 
-def _content(value: Any) -> int:
-    """A checksum, the same in every process."""
+def checksum(value: Any) -> int:
+    """Of a row, the same in every process; 32 bits. Objects of unknown kinds count by their type."""
     if isinstance(value, Mapping):
-        value = [each for item in value.items() for each in item]
-    if isinstance(value, (list, tuple)) and not all(isinstance(each, (int, float)) for each in value):
-        return zlib.crc32(repr([_content(each) for each in value]).encode())
-    return zlib.crc32(value.tobytes() if hasattr(value, "tobytes") else repr(value).encode())
+        value = [part for item in value.items() for part in item]
+    if isinstance(value, (list, tuple)) and not all(isinstance(part, (int, float)) for part in value):
+        data = repr([checksum(part) for part in value]).encode()
+    elif isinstance(value, (list, tuple, str, bytes, bool, int, float, torch.Tensor, type(None))):
+        data = repr(value).encode()
+    elif hasattr(value, "tobytes"):  # arrays, and images of Pillow's
+        data = value.tobytes()
+    else:
+        data = type(value).__qualname__.encode()
+    return zlib.crc32(data)
 
 
 @contextmanager
@@ -152,6 +159,11 @@ def tried(encode: Callable[[list[Any]], Sequence[Any]], row: Any) -> tuple[Any, 
         return None, RowError(f"it cannot be encoded: {type(error).__name__}: {error}")
 
 
+def refused(where: str, problem: RowError) -> RowError:
+    """What to raise of a row that cannot be used, by its name."""
+    return type(problem)(f"{where}: {problem}. Mend it, or leave such rows out: on_bad_row='skip'")
+
+
 def text_of(row: Row, column: str) -> str:
     """A column's text.
 
@@ -168,3 +180,13 @@ def text_of(row: Row, column: str) -> str:
 
 def _shown(value: Any) -> str:
     return "missing" if value is None else f"{str(value)[:40]!r} ({type(value).__name__})"
+
+
+def undecoded(rows: Any) -> Any:
+    """Images and sounds as bytes: the encoders decode them, and know what to say where they cannot."""
+    from datasets import Audio, Image
+
+    for name, feature in (getattr(rows, "features", None) or {}).items():
+        if isinstance(feature, (Audio, Image)) and feature.decode:
+            rows = rows.cast_column(name, replace(feature, decode=False))
+    return rows
