@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from scalekit import __version__
-from scalekit.errors import ConfigError, ScaleKitError, UnknownNameError
+from scalekit.errors import ConfigError, PreemptedError, ScaleKitError, UnknownNameError
 
 if TYPE_CHECKING:
     from scalekit.job import Job
@@ -32,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _parser().parse_args(own)
     try:
         return int(parsed.run(parsed, rest or unknown))
+    except PreemptedError as error:
+        return error.code
     except ScaleKitError as error:
         return _report(error)
 
@@ -78,10 +80,17 @@ def _parser() -> argparse.ArgumentParser:
     inspect_.set_defaults(run=_inspect)
 
     launch = commands.add_parser("launch", help="start a job on several processes", description=_LAUNCH)
-    launch.add_argument("--nproc", default="auto", help="processes on each node (default: one for each GPU)")
+    launch.add_argument(
+        "--nproc",
+        default="auto",
+        help="processes on each node, or the fewest and the most, 2:4 (default: one for each GPU)",
+    )
     launch.add_argument("--nodes", type=int, default=1, help="nodes (default: 1)")
     launch.add_argument("--node-rank", type=int, default=0, help="which of the nodes this is, from 0")
     launch.add_argument("--endpoint", help="host:port of the first node, where several meet")
+    launch.add_argument(
+        "--max-restarts", type=int, default=0, help="how often a job that failed is started again (default: 0)"
+    )
     launch.set_defaults(run=_launch)
 
     listing = commands.add_parser("strategies", help="list the strategies")
@@ -188,7 +197,8 @@ class _Slow:
 def _launch(parsed: argparse.Namespace, rest: list[str]) -> int:
     from scalekit.launcher import Launch, launch
 
-    return launch(Launch(parsed.nproc, parsed.nodes, parsed.node_rank, parsed.endpoint), rest)
+    placed = (parsed.nproc, parsed.nodes, parsed.node_rank, parsed.endpoint)
+    return launch(Launch(*placed, max_restarts=parsed.max_restarts), rest)
 
 
 def _strategies(parsed: argparse.Namespace, rest: list[str]) -> int:

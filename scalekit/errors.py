@@ -6,7 +6,8 @@ ScaleKitError
 │   ├── StrategyError           a strategy file that cannot be carried out
 │   ├── BatchSizeError          a global batch that cannot be split
 │   ├── WorldSizeError          settings and the launcher disagree about the processes
-│   └── DoesNotFitError         the devices are too small for the job, with what would fit
+│   ├── DoesNotFitError         the devices are too small for the job, with what would fit
+│   └── RunInUseError           another job is at work in the run's folder
 ├── DependencyError             a package that the job needs is missing, with the extra that brings it
 ├── DataError                   the data cannot be used
 │   ├── EmptyDataError          no rows
@@ -18,7 +19,8 @@ ScaleKitError
 │   ├── NoLossError             a model without a loss
 │   └── LeakError               a model that cannot keep packed documents apart
 ├── NonFiniteError              a loss or gradient became NaN or infinite
-└── CheckpointError             a checkpoint cannot be written, read or continued
+├── CheckpointError             a checkpoint cannot be written, read or continued
+└── PreemptedError              the job was asked to stop, and has saved: started again, it goes on
 """
 
 from __future__ import annotations
@@ -89,6 +91,10 @@ class DoesNotFitError(ConfigError):
     """The devices are too small for the job, by prediction."""
 
 
+class RunInUseError(ConfigError):
+    """Another job is at work in the run's folder."""
+
+
 class DependencyError(ScaleKitError, ImportError):
     """A package that the job needs is missing."""
 
@@ -138,3 +144,12 @@ class NonFiniteError(ScaleKitError, ArithmeticError):
 
 class CheckpointError(ScaleKitError, RuntimeError):
     """A checkpoint cannot be written, read or continued."""
+
+
+class PreemptedError(ScaleKitError, SystemExit):
+    """The job was asked to stop, and has saved: started again by the same command, it goes on.
+
+    A program that does not catch it ends with `code`, which is `sysexits.h`'s for "try again later".
+    """
+
+    code = 75

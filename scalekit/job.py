@@ -59,8 +59,12 @@ class Job:
     callbacks: Sequence[Any] = ()
     output_dir: str | None = None
     checkpoint_every: int | None = None
+    keep_last: int | None = None
+    keep_every: int | None = None
+    keep_best: str | None = None
     evaluate_every: int | None = None
     resume: str = "auto"
+    watchdog_seconds: float | str | None = "auto"
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
@@ -72,6 +76,8 @@ class Job:
             "micro_batch_size",
             "max_steps",
             "checkpoint_every",
+            "keep_last",
+            "keep_every",
             "evaluate_every",
             "shuffle_rows",
         ):
@@ -130,9 +136,11 @@ _INTEGERS = (
     "num_nodes",
     "workers",
     "checkpoint_every",
+    "keep_last",
+    "keep_every",
     "evaluate_every",
 )
-_NUMBERS = ("max_epochs", "learning_rate", "weight_decay", "gradient_clip")
+_NUMBERS = ("max_epochs", "learning_rate", "weight_decay", "gradient_clip", "watchdog_seconds")
 # What may change when a run goes on: where and how it runs (the plan is compared by itself), and what it tells.
 _FREE = {
     "strategy",
@@ -145,7 +153,7 @@ _FREE = {
 }
 _FREE |= {"devices", "num_nodes", "workers"}
 _FREE |= {"logger", "callbacks", "output_dir", "checkpoint_every", "evaluate_every", "resume", "trust_remote_code"}
-_FREE |= {"metrics", "generate"}
+_FREE |= {"watchdog_seconds", "metrics", "generate", "keep_last", "keep_every", "keep_best"}
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -54,10 +54,11 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class StepLoss:
-    """The loss of one optimizer step over all ranks, and the items that it is a mean over."""
+    """The loss of one optimizer step over all ranks, the items that it is a mean over, and how many ranks vote to stop."""
 
     loss: float
     items: float
+    votes: int
 
 
 class Ledger:
@@ -97,11 +98,16 @@ class Ledger:
         weighted = loss.to(exact) * (micro.items * self._factor / self._total).to(exact)
         return {**output, "loss": weighted} if isinstance(output, Mapping) else weighted
 
-    def close(self) -> StepLoss:
-        """The loss over the global batch, the same on every rank."""
-        total = self._sum_over_ranks(self._loss) / self._total
-        loss, items = torch.stack([total, self._total]).tolist()
-        return StepLoss(loss, int(items) if items == int(items) else items)
+    def close(self, vote: bool = False) -> StepLoss:
+        """The loss over the global batch, the same on every rank.
+
+        Args:
+            vote: whether this rank has been asked to stop; it travels with the loss.
+        """
+        own = torch.stack([self._loss, torch.full_like(self._loss, vote)])
+        total, votes = self._sum_over_ranks(own)
+        loss, items, asked = torch.stack([total / self._total, self._total, votes]).tolist()
+        return StepLoss(loss, int(items) if items == int(items) else items, int(asked))
 
     def unfinite_rows(self) -> list[int]:
         """The rows of this rank's micro-batches whose loss was NaN or infinite."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, final
 
 from lightning.pytorch import LightningModule
@@ -130,13 +129,3 @@ class ScaleModule(LightningModule):
         )
         schedule = optim.build_schedule(settings.schedule, settings.warmup_steps, self.total_steps)
         return optim.attach_schedule(optimizer, schedule)
-
-    def save_model(self, folder: Path, state: dict[str, Tensor]) -> None:
-        """Writes the wrapped model: a folder that `from_pretrained` opens, or `model.safetensors` for a plain module."""
-        from scalekit.checkpoint.save import save_weights
-
-        prefix = "model."
-        own = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-        save_weights(self._built, own, folder)
-        if self.processor is not None:
-            self.processor.save_pretrained(folder)

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from scalekit.checkpoint.layout import checkpoint_name, read_tree
-from scalekit.checkpoint.load import check, latest
+from scalekit.checkpoint.layout import published, step_of, sweep
+from scalekit.checkpoint.load import check, latest, state
 from scalekit.errors import CheckpointError, ConfigError
 from scalekit.files import write_at_once
 from scalekit.job import Job
+from scalekit.lock import claim, join
 from scalekit.planning.plan import Plan
+from scalekit.world import World, first, gather
 
 
 @dataclass(frozen=True)
@@ -40,18 +45,43 @@ class RunFolder:
         return self.path / "checkpoints"
 
 
-def claim(job: Job, name: str, plan: Plan) -> RunFolder:
-    """Finds or makes the run's folder; one process does it for all.
+def open_run(
+    job: Job, name: str, plan: Plan, world: World, held_until_end: ExitStack, say: Callable[[str], None]
+) -> RunFolder:
+    """Finds or makes the run's folder, and what the job goes on from there; every rank calls it.
 
     A job that names its `output_dir` goes on with what it finds there. One that does not gets a folder of its own under
-    ``runs/``, and goes on with an unfinished run of the same job only.
+    ``runs/``, and goes on with an unfinished run of the same job only. Where the newest checkpoint is damaged, it goes on from
+    the one before. The folder is this job's alone until `held_until_end` is closed.
 
     Raises:
-        ConfigError: the folder holds a run, and the job says never to resume.
-        CheckpointError: the folder holds another job's run, or a damaged checkpoint.
+        ConfigError: the folder holds a run, and the job says never to resume; or another job is at work in it.
+        CheckpointError: the folder holds another job's run, or no checkpoint that is sound.
     """
-    folder = _open(job, name, plan)
+    path, candidates = first(lambda: _find(job, name, plan, held_until_end), world)
+    held_until_end.callback(os.close, join(path))
+    checkpoint = _newest_sound(candidates, world, say)
+    return first(lambda: _claim(job, path, checkpoint, plan), world)
+
+
+def _newest_sound(candidates: Sequence[Path], world: World, say: Callable[[str], None]) -> Path | None:
+    for number, checkpoint in enumerate(candidates):
+        try:
+            check(checkpoint, world.rank, partial(gather, world=world), world.size)
+        except CheckpointError as error:
+            if number + 1 == len(candidates):
+                raise
+            say(f"WARNING    {error}. The job goes on from {candidates[number + 1]}")
+        else:
+            return checkpoint
+    return None
+
+
+def _claim(job: Job, path: Path, checkpoint: Path | None, plan: Plan) -> RunFolder:
+    folder = RunFolder(path) if checkpoint is None else _resume(path, checkpoint, plan)
     folder.checkpoints.mkdir(parents=True, exist_ok=True)
+    sweep(folder.checkpoints)
+    (path / "STOP").unlink(missing_ok=True)
     (folder.path / "config.yaml").write_text(yaml.safe_dump(job.resolved(), sort_keys=False))
     write_plan(folder.path, plan.as_dict())
     return folder
@@ -74,22 +104,26 @@ def write_skipped(path: Path, skipped: Sequence[Any]) -> None:
         write_at_once(path / "skipped_rows.jsonl", "".join(lines))
 
 
-def _open(job: Job, name: str, plan: Plan) -> RunFolder:
+def _find(job: Job, name: str, plan: Plan, held_until_end: ExitStack) -> tuple[Path, list[Path]]:
+    """The run's folder, and the checkpoints that the job may go on from, the one to take first."""
     path = Path(job.output_dir) if job.output_dir else _own_folder(job, Path("runs"), name, plan)
+    held_until_end.callback(os.close, claim(path))
+    standing = published(path / "checkpoints")
     if job.resume not in ("auto", "never"):
-        return _resume(path, Path(job.resume), plan)
-    newest = latest(path / "checkpoints")
-    if newest is None:
-        return RunFolder(path)
-    if job.resume == "never":
+        chosen = Path(job.resume)
+        later = [each for each in standing if (step_of(each) or 0) > (step_of(chosen) or 0)]
+        if later:
+            raise ConfigError(f"{path} holds later checkpoints than {chosen}: choose another output_dir")
+        return path, [chosen]
+    if standing and job.resume == "never":
         raise ConfigError(f"{path} holds a run with checkpoints, and resume='never': choose another output_dir")
-    differing = _differences(job, path)
+    differing = _differences(job, path) if standing else []
     if differing:
         raise CheckpointError(
             f"{path} holds the run of another job: its config.yaml differs in {', '.join(differing)}. "
             "Choose another output_dir"
         )
-    return _resume(path, newest, plan)
+    return path, standing[::-1]
 
 
 def _own_folder(job: Job, parent: Path, name: str, plan: Plan) -> Path:
@@ -99,26 +133,20 @@ def _own_folder(job: Job, parent: Path, name: str, plan: Plan) -> Path:
         newest = latest(path / "checkpoints")
         if not path.exists():
             return path
-        unfinished = newest is not None and newest.name < f"step-{plan.total_steps:08d}"
+        unfinished = newest is not None and (step_of(newest) or 0) < plan.total_steps
         if unfinished and job.resume == "auto" and not _differences(job, path):
             return path
         number += 1
 
 
 def _resume(path: Path, checkpoint: Path, plan: Plan) -> RunFolder:
-    check(checkpoint)
-    state = read_tree(checkpoint / "state")
-    step, kept = int(state["global_step"]), state["scalekit"]
-    saved = kept.get("layout", {})
-    differing = [f"{k} {saved.get(k)} (now {v})" for k, v in plan.layout().items() if saved.get(k) != v]
-    if differing:
+    found = state(checkpoint)
+    step, kept = int(found["global_step"]), found["scalekit"]
+    if kept["total_steps"] != plan.total_steps:
         raise CheckpointError(
-            f"{checkpoint} was saved under {', '.join(differing)}: resume under the same, or start from its weights: "
-            f"model={str(checkpoint / 'model')!r}"
+            f"{checkpoint} is of a job of {kept['total_steps']} steps, on which its schedule depends, and this one has "
+            f"{plan.total_steps}: go on with as many, or start from its weights: model={str(checkpoint / 'model')!r}"
         )
-    newest = latest(path / "checkpoints")
-    if newest is not None and newest.name > checkpoint_name(step):
-        raise ConfigError(f"{path} holds later checkpoints than {checkpoint}: choose another output_dir")
     return RunFolder(path, checkpoint, step, kept)
 
 

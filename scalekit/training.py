@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -19,6 +20,7 @@ from torch import nn
 from scalekit import dtypes, engines, models, runs
 from scalekit.checkpoint.callback import Checkpoints
 from scalekit.checkpoint.load import latest
+from scalekit.checkpoint.rotation import Rotation
 from scalekit.data import sources
 from scalekit.data.encoders.causal import LOSS_ON
 from scalekit.data.lanes import Lanes
@@ -33,10 +35,12 @@ from scalekit.engines.engine import Engine
 from scalekit.errors import ConfigError, UnknownNameError
 from scalekit.job import Job
 from scalekit.leaks import LeakCheck
+from scalekit.lock import end_with_parent
 from scalekit.loss import LossFunction
 from scalekit.module import OptimizerSettings, ScaleModule
 from scalekit.optim import OPTIMIZERS, SCHEDULES, build_schedule
 from scalekit.planning.plan import Plan
+from scalekit.preemption import StopRequest
 from scalekit.probe import settle
 from scalekit.quiet import let_rank_zero_speak, quiet_lightning, say
 from scalekit.recompute import recompute_blocks
@@ -48,7 +52,8 @@ from scalekit.tracking.loggers import finish, loggers_of
 from scalekit.tracking.metrics import Metrics, data_warning
 from scalekit.tracking.progress import Progress
 from scalekit.tracking.samples import Samples
-from scalekit.world import World, connect, device_type, first, gather
+from scalekit.tracking.watchdog import Watchdog
+from scalekit.world import World, connect, device_type, gather
 
 
 @dataclass(frozen=True)
@@ -120,8 +125,12 @@ def fit(
     callbacks: Sequence[pl.Callback] = (),
     output_dir: str | None = None,
     checkpoint_every: int | None = None,
+    keep_last: int | None = None,
+    keep_every: int | None = None,
+    keep_best: str | None = None,
     evaluate_every: int | None = None,
     resume: str = "auto",
+    watchdog_seconds: float | str | None = "auto",
     trust_remote_code: bool = False,
 ) -> Run:
     """Trains a model on a data set, on the processes that torchrun started, or on one.
@@ -179,8 +188,13 @@ def fit(
         callbacks: Lightning callbacks.
         output_dir: the run's folder; a new one under ``runs/`` by default.
         checkpoint_every: optimizer steps between two checkpoints; one is always saved at the end.
+        keep_last: how many of the newest checkpoints are kept; all by default.
+        keep_every: checkpoints whose step is a multiple of this are kept too.
+        keep_best: and the one with the best value of this metric of the rows held out, such as ``"loss"``.
         evaluate_every: optimizer steps between two evaluations.
         resume: ``"auto"`` goes on with what `output_dir` holds, ``"never"`` refuses to, a checkpoint's folder is gone on with.
+        watchdog_seconds: how long a rank may take over a micro-batch until it is told where every rank is; ``"auto"`` is 20
+            steps, and at least a minute; None is for ever.
         trust_remote_code: whether code that comes with a hub model may run.
 
     Raises:
@@ -191,11 +205,18 @@ def fit(
 
 def run(job: Job) -> Run:
     """Runs a job; see `fit`."""
+    with ExitStack() as held_until_end:
+        return _run(job, held_until_end)
+
+
+def _run(job: Job, held_until_end: ExitStack) -> Run:
     world = World.from_environment()
     world.check(job.devices, job.num_nodes)
     _check_names(job)
     _check_own_module(job)
     let_rank_zero_speak(world)
+    if world.launched:
+        end_with_parent()
     device = device_type()
     precision = dtypes.resolve(job.precision, device)
     # What is wrong with a strategy that was named shows before data is read.
@@ -226,7 +247,9 @@ def run(job: Job) -> Run:
     module = _module(job, model, rows, total_steps, recompute=decision.activation_checkpointing)
     plan = _plan(decision, engine, device, order, total_steps, module)
 
-    folder = first(lambda: runs.claim(job, known.name, plan), world)
+    rotation = Rotation.of(job, rows.validation is not None)
+
+    folder = runs.open_run(job, known.name, plan, world, held_until_end, partial(say, world))
     say(world, f"{plan}\nrun        {folder.path}" + (f", resumed at step {folder.step}" if folder.step else ""))
 
     if world.rank == 0:
@@ -234,12 +257,15 @@ def run(job: Job) -> Run:
         runs.write_skipped(folder.path, rows.skipped)
 
     engine.initial_weights = folder.checkpoint
-    engine.job_state["layout"] = plan.layout()
+    engine.saves_in_background = True
+    engine.job_state["total_steps"] = total_steps
     run_id = engine.job_state["wandb_run_id"] = (folder.state or {}).get("wandb_run_id") or uuid.uuid4().hex[:8]
     loggers = loggers_of(job, plan, folder.path, run_id)
     if isinstance(module, ScaleModule):
         engine.scores = Scores(job.metrics, job.task or rows.way.task, classifies=_classifies(job))
     metrics = Metrics(folder.path, folder.step, plan.flops_share, order.global_batch_size)
+    progress = Progress(metrics, total_steps, folder.step)
+    evaluation = Evaluation(total_steps, job.evaluate_every, folder.step)
     with quiet_lightning():
         pl.seed_everything(job.seed, verbose=False)
         trainer = pl.Trainer(
@@ -259,11 +285,22 @@ def run(job: Job) -> Run:
             callbacks=[
                 *job.callbacks,
                 metrics,
-                Evaluation(total_steps, job.evaluate_every, folder.step),
+                evaluation,
                 *([Samples(job.generate, rows.way.processor, folder.path, folder.step)] if job.generate else []),
                 *([LeakCheck(rows.way.is_flat)] if rows.packed else []),
-                Checkpoints(folder.checkpoints, total_steps, job.checkpoint_every, folder.step, metrics.restart_clock),
-                Progress(metrics, total_steps, folder.step),
+                progress,
+                *([_watchdog(job, world, metrics, progress)] if job.watchdog_seconds is not None else []),
+                Checkpoints(
+                    folder.checkpoints,
+                    total_steps,
+                    job.checkpoint_every,
+                    folder.step,
+                    rotation,
+                    metrics,
+                    lambda step: rows.validation is not None and evaluation.due(step),
+                    StopRequest(folder.path, looks=world.rank == 0),
+                    progress.say,
+                ),
             ],
             enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in job.callbacks),
             enable_progress_bar=False,
@@ -273,6 +310,7 @@ def run(job: Job) -> Run:
         )
         batching = (rows, order, world, _count(module), device == "cuda")
         training = training_loader(*batching, folder.state or {})
+        engine.turns_done = training.turns_done
         if isinstance(training, StreamLoader):
             say(world, f"stream     {training.describe()}")
         trainer.fit(module, training, validation_loader(*batching), ckpt_path=folder.checkpoint)
@@ -293,6 +331,11 @@ def prepare(job: Job) -> Rows:
     source = sources.read(job.data, job.validation, job.seed, job.on_bad_row)
     known = None if isinstance(job.model, pl.LightningModule) else models.known_of(job.model, job.trust_remote_code)
     return Rows.prepare(job, source, known)
+
+
+def _watchdog(job: Job, world: World, metrics: Metrics, progress: Progress) -> Watchdog:
+    limit = None if isinstance(job.watchdog_seconds, str) else job.watchdog_seconds
+    return Watchdog(world, metrics.usual_step_seconds, limit, progress.say)
 
 
 def _classifies(job: Job) -> bool:

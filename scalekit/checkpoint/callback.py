@@ -1,4 +1,4 @@
-"""When a job saves."""
+"""When a job saves, and when it stops because it was asked to."""
 
 from __future__ import annotations
 
@@ -8,33 +8,118 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from scalekit.checkpoint.layout import checkpoint_name
+from scalekit.checkpoint.layout import checkpoint_name, published, step_of
+from scalekit.checkpoint.rotation import Rotation
+from scalekit.checkpoint.writer import Outcome
+from scalekit.errors import CheckpointError, ConfigError, PreemptedError
+from scalekit.preemption import StopRequest
+from scalekit.tracking.metrics import Metrics
 
 
 class Checkpoints(Callback):
-    """Saves every so many optimizer steps, and at the end.
+    """Saves every so many optimizer steps, and at the end; after the evaluation, where a step has one.
+
+    A checkpoint that cannot be written is lost, and the training goes on, where an older one stands.
 
     Args:
         folder: where checkpoints stand.
         total_steps: of the whole job.
         every: optimizer steps between two; None saves at the end alone.
         resumed_step: the step that the job resumes from.
-        on_saved: called after each.
+        rotation: which are kept.
+        metrics: where evaluations are found.
+        evaluates_at: whether a step is followed by an evaluation.
+        request: tells whether somebody wants the job to stop, which then saves first.
+        say: tells the user something; rank 0's.
     """
 
     def __init__(
-        self, folder: Path, total_steps: int, every: int | None, resumed_step: int, on_saved: Callable[[], None]
+        self,
+        folder: Path,
+        total_steps: int,
+        every: int | None,
+        resumed_step: int,
+        rotation: Rotation,
+        metrics: Metrics,
+        evaluates_at: Callable[[int], bool],
+        request: StopRequest,
+        say: Callable[[str], None],
     ) -> None:
-        self._folder, self._total, self._every, self._on_saved = folder, total_steps, every, on_saved
-        self._seen_step = resumed_step
+        self._folder, self._total, self._every = folder, total_steps, every
+        self._rotation, self._metrics, self._evaluates_at = rotation, metrics, evaluates_at
+        self._request, self._say = request, say
+        self._is_stopping = False
+        self._seen_step = self._saved_step = self._newest = resumed_step
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        engine: Any = trainer.strategy
+        engine.is_asked_to_stop = self._request.asked
+        self._request.listen()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        engine: Any = trainer.strategy
+        for outcome in engine.saver.outcomes():
+            self._hear(outcome, trainer)
         step = trainer.global_step
-        due = step == self._total or (self._every is not None and step % self._every == 0)
-        if due and step != self._seen_step:
-            trainer.strategy.settle()  # type: ignore[attr-defined]
-            trainer.save_checkpoint(self._folder / checkpoint_name(step))
-            self._on_saved()
-        self._seen_step = step
+        if step == self._seen_step:
+            return
+        self._seen_step, self._is_stopping = step, engine.is_stopping
+        if not self._evaluates_at(step):
+            self._close_step(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        best, found = self._rotation.best, self._metrics.evaluations[-1:]
+        if best is not None and found and best not in found[0]:
+            raise ConfigError(f"keep_best={best!r} is not found on the rows held out, which give {', '.join(found[0])}")
+        if not trainer.sanity_checking:
+            self._close_step(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        engine: Any = trainer.strategy
+        if trainer.global_step != self._saved_step:  # something has ended the job before its last step
+            self._save(trainer)
+        engine.finish_saving()
+
+    def _close_step(self, trainer: Trainer) -> None:
+        """Saves where it is due; and stops, where the job is not at its end anyway."""
+        step = trainer.global_step
+        is_last = step == self._total
+        if is_last or self._is_stopping or (self._every is not None and step % self._every == 0):
+            self._save(trainer)
+        if self._is_stopping and not is_last:
+            engine: Any = trainer.strategy
+            engine.finish_saving()
+            self._request.answered()
+            reason = self._request.reason or "what another rank was asked by"
+            message = f"stopped    by {reason} after step {step}, which is saved: started again, the job goes on"
+            if trainer.is_global_zero:
+                self._say(message)
+            raise PreemptedError(message)
+
+    def _save(self, trainer: Trainer) -> None:
+        engine: Any = trainer.strategy
+        engine.settle()
+        for outcome in engine.saver.outcomes(wait=True):
+            self._hear(outcome, trainer)
+        step = self._saved_step = trainer.global_step
+        standing = [*(each for each in map(step_of, published(self._folder)) if each is not None and each < step), step]
+        unwanted = [checkpoint_name(each) for each in self._rotation.unwanted(standing, self._metrics.evaluations)]
+        trainer.save_checkpoint(self._folder / checkpoint_name(step), storage_options={"unwanted": unwanted})
+        self._metrics.restart_clock()
+
+    def _hear(self, outcome: Outcome, trainer: Trainer) -> None:
+        """Rank 0's writer says what has become of a checkpoint; the others' of their own parts."""
+        if not trainer.is_global_zero:
+            return
+        step = step_of(Path(outcome.folder)) or 0
+        if outcome.done == "published":
+            self._newest = step
+        elif outcome.done == "failed" and self._newest == 0:
+            raise CheckpointError(f"{outcome.folder} could not be saved, and no older checkpoint stands: {outcome.why}")
+        elif outcome.done == "failed":
+            self._say(
+                f"WARNING    the checkpoint of step {step} could not be saved: {outcome.why}. The training goes on; were it to "
+                f"end now, all after step {self._newest} would be lost"
+            )

@@ -2,24 +2,34 @@
 
 step-00000100/
   model/          what `from_pretrained` opens, in the precision of the master weights
-  optimizer/      each rank's part of the optimizer's state: rank-00000.json and rank-00000.safetensors
+  optimizer/      the optimizer's state, a family of tensors a file: exp_avg.safetensors holds one of the shape of each
+                  parameter, by the names that `model/` has
   state.json      step, position, schedules, loops, callbacks; tensors among them in state.safetensors
   MANIFEST.json   every file with its size and checksum; written last
+
+Nothing in it depends on the strategy or the number of ranks that wrote it. What is not finished has a name with a dot before
+it, and is swept away by the next job.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-from pathlib import Path
-from typing import Any
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from isal import isal_zlib
 
 from scalekit.errors import CheckpointError
 
 MANIFEST = "MANIFEST.json"
+WEIGHTS = "model/model"
+ADAPTER = "model/adapter_model"
+REST = "optimizer/weights"
+"""Trained weights that the model's own format leaves out, as PEFT's does with what is trained beside an adapter."""
+
+_CHUNK_BYTES = 16 << 20
 
 
 def checkpoint_name(step: int) -> str:
@@ -27,85 +37,101 @@ def checkpoint_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
+def step_of(checkpoint: Path) -> int | None:
+    """The reverse of `checkpoint_name`; None for a folder of another name."""
+    prefix, _, number = checkpoint.name.partition("-")
+    return int(number) if prefix == "step" and number.isdigit() else None
+
+
 def published(checkpoints: Path) -> list[Path]:
     """The complete checkpoints in a folder, oldest first."""
-    return sorted(path.parent for path in checkpoints.glob(f"step-*/{MANIFEST}"))
+    found = (path.parent for path in checkpoints.glob(f"step-*/{MANIFEST}"))
+    return sorted((path for path in found if step_of(path) is not None), key=lambda path: step_of(path) or 0)
 
 
-def write_tree(tree: Any, path: Path) -> None:
-    """Writes nested mappings, lists, numbers and tensors as ``path.json`` and ``path.safetensors``.
+def sweep(checkpoints: Path) -> None:
+    """Removes what a job that was killed has left half-written, or half-deleted."""
+    for path in checkpoints.glob(".step-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A file as the manifest has it.
+
+    Attributes:
+        size_bytes: of the file.
+        crc32: of its bytes, as zlib has it.
+    """
+
+    size_bytes: int
+    crc32: int
+
+
+def manifest(files: Mapping[str, Listed]) -> str:
+    """The text of a manifest."""
+    entries = {name: {"bytes": each.size_bytes, "crc32": f"{each.crc32:08x}"} for name, each in sorted(files.items())}
+    return json.dumps({"version": 1, "files": entries}, indent=1)
+
+
+def read_manifest(folder: Path) -> dict[str, Listed]:
+    """What a checkpoint's manifest lists.
 
     Raises:
-        CheckpointError: something else is among them; it is named.
+        CheckpointError: there is none, it is damaged, or it names what does not lie within the folder.
     """
-    tensors: dict[str, Tensor] = {}
-    document = _encode(tree, tensors, path.name)
-    path.with_suffix(".json").write_text(json.dumps(document, indent=1))
-    if tensors:
-        save_file(tensors, path.with_suffix(".safetensors"))
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise CheckpointError(f"{folder} is no checkpoint: it has no {MANIFEST}")
+    try:
+        entries = json.loads(path.read_text())["files"]
+        files = {name: Listed(int(entry["bytes"]), int(entry["crc32"], 16)) for name, entry in entries.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} is damaged: {error!r}") from error
+    for name in files:
+        inside = PurePosixPath(name)
+        if inside.is_absolute() or ".." in inside.parts or "\\" in name:
+            raise CheckpointError(f"{path} names {name!r}, which does not lie within the checkpoint")
+    return files
 
 
-def read_tree(path: Path) -> Any:
-    """The reverse of `write_tree`."""
-    tensors_path = path.with_suffix(".safetensors")
-    tensors = load_file(tensors_path) if tensors_path.is_file() else {}
-    return _decode(json.loads(path.with_suffix(".json").read_text()), tensors)
+def checksum(folder: Path, files: Mapping[str, Listed], share: int = 0, shares: int = 1) -> dict[str, int]:
+    """The part that one of several readers contributes to the files' CRC-32; the XOR of all parts is the files'.
 
-
-def write_manifest(folder: Path) -> None:
-    """Lists every file of a folder with its size and SHA-256."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    entries = {str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in files}
-    (folder / MANIFEST).write_text(json.dumps({"files": entries}, indent=1))
-
-
-def verify(folder: Path) -> None:
-    """Compares a checkpoint's files with its manifest.
-
-    Raises:
-        CheckpointError: a file is missing or differs; it is named.
+    Args:
+        folder: of the checkpoint.
+        files: what to read, with their sizes.
+        share: which of the readers this is, from 0.
+        shares: how many readers there are.
     """
-    for name, entry in json.loads((folder / MANIFEST).read_text())["files"].items():
-        path = folder / name
-        if not path.is_file():
-            raise CheckpointError(f"{path} is missing, which the checkpoint's manifest lists")
-        if path.stat().st_size != entry["bytes"] or _sha256(path) != entry["sha256"]:
-            raise CheckpointError(f"{path} is damaged: it differs from the checkpoint's manifest")
+    total = sum(each.size_bytes for each in files.values())
+    low, high = total * share // shares, total * (share + 1) // shares
+    begin, found = 0, {}
+    for name, listed in files.items():
+        first, last = max(low - begin, 0), min(high - begin, listed.size_bytes)
+        begin += listed.size_bytes
+        if first < last:
+            found[name] = _range_checksum(folder / name, first, last, listed.size_bytes)
+    return found
 
 
-def _sha256(path: Path) -> str:
+def contribution(crc32: int, bytes_after: int) -> int:
+    """What a range of bytes contributes to the CRC-32 of its file: CRCs are linear, so the file's is the XOR of all.
+
+    Args:
+        crc32: of the range alone.
+        bytes_after: how many bytes of the file follow it.
+    """
+    return int(isal_zlib.crc32_combine(crc32, 0, bytes_after))
+
+
+def _range_checksum(path: Path, first: int, last: int, size: int) -> int:
+    crc = 0
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _encode(node: Any, tensors: dict[str, Tensor], where: str) -> Any:
-    if node is None or isinstance(node, (bool, int, float, str)):
-        return node
-    if isinstance(node, Path):
-        return str(node)
-    if isinstance(node, Tensor):
-        name = f"t{len(tensors)}"
-        tensors[name] = node.detach().to("cpu", copy=True).contiguous()
-        return {"tensor": name}
-    if isinstance(node, (list, tuple)):
-        kind = "tuple" if isinstance(node, tuple) else "list"
-        return {kind: [_encode(value, tensors, f"{where}[{i}]") for i, value in enumerate(node)]}
-    if isinstance(node, dict):
-        pairs = ([_encode(k, tensors, where), _encode(v, tensors, f"{where}.{k}")] for k, v in node.items())
-        return {"dict": list(pairs)}
-    raise CheckpointError(
-        f"{where} is a {type(node).__name__}, which a checkpoint does not hold: it takes numbers, text, lists, mappings "
-        "and tensors, and never a pickle"
-    )
-
-
-def _decode(node: Any, tensors: dict[str, Tensor]) -> Any:
-    if not isinstance(node, dict):
-        return node
-    ((kind, value),) = node.items()
-    if kind == "tensor":
-        return tensors[value]
-    if kind == "dict":
-        return {_decode(k, tensors): _decode(v, tensors) for k, v in value}
-    items = [_decode(item, tensors) for item in value]
-    return tuple(items) if kind == "tuple" else items
+        file.seek(first)
+        while first < last:
+            chunk = file.read(min(_CHUNK_BYTES, last - first))
+            if not chunk:
+                raise CheckpointError(f"{path} ends early")
+            crc, first = isal_zlib.crc32(chunk, crc), first + len(chunk)
+    return contribution(crc, size - last)

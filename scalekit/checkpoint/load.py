@@ -1,15 +1,21 @@
-"""Loading: the weights when the model is placed, the rest when Lightning restores its loops."""
+"""Loading: the newest sound checkpoint, and of it the bytes that a rank needs."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import reduce
+from operator import xor
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
-from torch import nn
-
-from scalekit.checkpoint.layout import MANIFEST, published, read_tree, verify
+from scalekit.checkpoint import documents
+from scalekit.checkpoint.layout import MANIFEST, checksum, published, read_manifest
+from scalekit.checkpoint.parts import Part
+from scalekit.checkpoint.tensorfiles import Reader, TensorFiles
 from scalekit.errors import CheckpointError
+
+_SHOWN = 3
+_PICKLES = (".bin", ".ckpt", ".dill", ".joblib", ".p", ".pickle", ".pkl", ".pt", ".pth")
 
 
 def latest(checkpoints: Path) -> Path | None:
@@ -17,61 +23,106 @@ def latest(checkpoints: Path) -> Path | None:
     return next(reversed(published(checkpoints)), None)
 
 
-def check(folder: Path) -> None:
-    """Reads a checkpoint through and compares it with its manifest.
-
-    Raises:
-        CheckpointError: it is no checkpoint, or damaged.
-    """
-    if not (folder / MANIFEST).is_file():
-        raise CheckpointError(f"{folder} is no checkpoint: it has no {MANIFEST}")
-    verify(folder)
-
-
-def load(folder: Path, part: int, parts: int) -> dict[str, Any]:
-    """What Lightning restores: loops, schedules, callbacks, and this rank's part of the optimizer's state.
+def check(folder: Path, rank: int, gather: Callable[[Any], list[Any]], ranks: int) -> None:
+    """Reads a checkpoint through, shared out over the ranks, and compares it with its manifest; every rank calls it.
 
     Args:
         folder: of the checkpoint.
-        part: the number of this rank's part.
-        parts: how many parts the job has now.
+        rank: this rank.
+        gather: gives every rank's value.
+        ranks: all of them.
 
     Raises:
-        CheckpointError: the checkpoint has another number of parts.
+        CheckpointError: on every rank: it is no checkpoint, something in it is damaged, missing, or could run code.
     """
-    found = len(list((folder / "optimizer").glob("rank-*.json")))
-    if found != parts:
-        raise CheckpointError(
-            f"{folder} was saved in {found} parts, and this job would read {parts}: resume on as many ranks under the same "
-            "strategy, or start from its weights: model="
-            f"{str(folder / 'model')!r}"
-        )
-    state: dict[str, Any] = read_tree(folder / "state")
-    state["state_dict"] = {}
-    state["optimizer_states"] = read_tree(folder / "optimizer" / f"rank-{part:05d}")
-    return state
+    try:
+        found: dict[str, int] | CheckpointError = _checked(folder, rank, ranks)
+    except CheckpointError as error:
+        found = error
+    except OSError as error:
+        found = CheckpointError(f"{error.filename or folder} cannot be read: {error.strerror}")
+    parts = gather(found)
+    for part in parts:
+        if isinstance(part, CheckpointError):
+            raise part
+    for name, listed in read_manifest(folder).items():
+        if reduce(xor, (part.get(name, 0) for part in parts)) != listed.crc32:
+            raise CheckpointError(f"{folder / name} is damaged: it differs from the checkpoint's manifest")
 
 
-def load_weights(module: Any, checkpoint: Path | None) -> None:
-    """Fills a LightningModule that has real weights from a checkpoint; does nothing for one on the meta device."""
-    if checkpoint is None or any(parameter.is_meta for parameter in module.parameters()):
-        return
-    target: nn.Module = module.model if hasattr(module, "save_model") else module
-    source = checkpoint / "model"
-    if hasattr(target, "save_pretrained"):
-        saved = type(target).from_pretrained(source, dtype="auto").state_dict()  # type: ignore[attr-defined]
-    else:
-        saved = load_file(source / "model.safetensors")
-    missing, unexpected = target.load_state_dict(saved, strict=False)
-    tied = _tied_names(target)
-    missing = [name for name in missing if name not in tied]
-    if missing or unexpected:
-        raise CheckpointError(
-            f"{checkpoint} is of another model: it lacks {missing[:3]} and has {unexpected[:3]} besides"
-        )
+def state(folder: Path) -> dict[str, Any]:
+    """What a checkpoint holds beside tensors of the model's and the optimizer's.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    found: dict[str, Any] = documents.read(folder, "state")
+    return found
 
 
-def _tied_names(model: nn.Module) -> set[str]:
-    """The further names of tensors that have several."""
-    once = {name for name, _ in model.named_parameters()}
-    return {name for name, _ in model.named_parameters(remove_duplicate=False)} - once
+def fill(families: Mapping[str, Sequence[Part]], folder: Path) -> None:
+    """Reads a rank's parts of a model's tensors, in place.
+
+    Args:
+        families: by the stem of their files' names.
+        folder: of the checkpoint.
+
+    Raises:
+        CheckpointError: the checkpoint is another model's, or another precision's.
+    """
+    with Reader(folder) as reader:
+        for stem, parts in families.items():
+            files = TensorFiles.found(folder, stem)
+            _compare(parts, files, folder)
+            for part in parts:
+                if part.data.numel():
+                    reader.fill(files.places[part.name], part.start, part.data)
+
+
+def _checked(folder: Path, rank: int, ranks: int) -> dict[str, int]:
+    files = read_manifest(folder)
+    for path in folder.rglob("*"):
+        if path.is_symlink():
+            raise CheckpointError(f"{path} is a symbolic link, which a checkpoint has none of")
+        if path.suffix in _PICKLES:
+            raise CheckpointError(f"{path} may be a pickle, which runs code when it is loaded: a checkpoint has none")
+        if path.is_file() and str(path.relative_to(folder)) not in (MANIFEST, *files):
+            raise CheckpointError(f"{path} is not in the checkpoint's manifest: somebody has added it")
+    for name, listed in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing, which the checkpoint's manifest lists")
+        if path.stat().st_size != listed.size_bytes:
+            raise CheckpointError(
+                f"{path} is damaged: it has {path.stat().st_size} bytes, and {listed.size_bytes} by the checkpoint's manifest"
+            )
+    return checksum(folder, files, rank, ranks)
+
+
+def _compare(parts: Sequence[Part], files: TensorFiles, folder: Path) -> None:
+    wanted = {part.name: part for part in parts}
+    problems = [
+        *_listed("it lacks", (name for name in wanted if name not in files.places)),
+        *_listed("it has besides", (name for name in files.places if name not in wanted)),
+    ]
+    shared = [(part, files.places[name]) for name, part in wanted.items() if name in files.places]
+    other = (f"{p.name} {list(place.shape)} (here {list(p.shape)})" for p, place in shared if place.shape != p.shape)
+    problems += _listed("shapes differ:", other)
+    if problems:
+        raise CheckpointError(f"{folder} is of another model: {'; '.join(problems)}")
+    for part, place in shared:
+        if part.data.dtype != place.dtype:
+            raise CheckpointError(
+                f"{folder} keeps {part.name} in {_short(place.dtype)}, and this job's precision in {_short(part.data.dtype)}: "
+                f"go on in that precision, or start from its weights: model={str(folder / 'model')!r}"
+            )
+
+
+def _listed(what: str, names: Iterable[str]) -> list[str]:
+    found = list(names)
+    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    return [f"{what} {', '.join(found[:_SHOWN])}{more}"] if found else []
+
+
+def _short(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")

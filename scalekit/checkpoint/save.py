@@ -1,93 +1,198 @@
-"""Saving: each rank writes its part beside the others', and one publishes the whole when all are done."""
+"""Saving: a rank copies what it owns to memory that it shares with its writer, and goes on training."""
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 import os
-import shutil
-from collections.abc import Callable
+import select
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO
 
-from safetensors.torch import save_file
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
-from scalekit.checkpoint.layout import write_manifest, write_tree
+from scalekit.checkpoint.parts import Part, owned
+from scalekit.checkpoint.tensorfiles import TensorFiles
+from scalekit.checkpoint.writer import Order, Outcome, give_up
+from scalekit.errors import CheckpointError
+
+_ALIGNMENT = 64
 
 
-def save(
-    module: Any,
-    checkpoint: dict[str, Any],
-    folder: Path,
-    part: int | None,
-    is_publisher: bool,
-    barrier: Callable[[], None],
-) -> None:
-    """Publishes a checkpoint; every rank calls it.
+class Saver:
+    """A rank's side of saving; every rank has one, and all save the same checkpoints.
 
     Args:
-        module: the LightningModule; a `ScaleModule` writes its model as users open it.
-        checkpoint: what Lightning collected, with the whole model's state on the publisher.
-        folder: where it shall stand; what stands there is replaced.
-        part: the number of this rank's part of the optimizer's state; None where another rank writes the same.
-        is_publisher: whether this rank writes what is common, and publishes.
-        barrier: waits for all ranks.
+        rank: this rank.
+        ranks: all of them. Rank 0 publishes.
+
+    Attributes:
+        held_seconds: for how long the latest save has held the training up.
     """
-    staging = folder.with_name(f".{folder.name}.partial")
-    if is_publisher:
-        shutil.rmtree(staging, ignore_errors=True)
-        (staging / "optimizer").mkdir(parents=True)
-    barrier()
-    weights = checkpoint.pop("state_dict")
-    optimizers = checkpoint.pop("optimizer_states", [])
-    if part is not None:
-        write_tree(optimizers, staging / "optimizer" / f"rank-{part:05d}")
-    if is_publisher:
-        save_model = getattr(module, "save_model", None)
-        if save_model is None:
-            save_weights(module, weights, staging / "model")
+
+    def __init__(self, rank: int, ranks: int) -> None:
+        self._rank, self._ranks = rank, ranks
+        self._memory = _SharedMemory()
+        self._writer: subprocess.Popen[bytes] | None = None
+        self._outcomes: list[Outcome] = []
+        self._pending: str | None = None
+        self.held_seconds = 0.0
+
+    def save(
+        self,
+        folder: Path,
+        families: Mapping[str, Sequence[Part]],
+        files: Mapping[str, bytes],
+        unwanted: Sequence[str] = (),
+    ) -> None:
+        """Begins a checkpoint, as soon as the one before is done; it stands some time later.
+
+        Args:
+            folder: where it shall stand; what stands there is replaced.
+            families: of tensors, by the stem of their files' names: this rank's parts of all of them.
+            files: further ones, by their paths in the checkpoint; those of rank 0 count.
+            unwanted: checkpoints beside it, by name, that are deleted once it stands.
+        """
+        started = time.perf_counter()
+        self._wait_for_outcome()
+        order = self._stage(folder.absolute(), families, files if self._rank == 0 else {}, unwanted)
+        self._tell(order)
+        self.held_seconds = time.perf_counter() - started
+
+    def outcomes(self, wait: bool = False) -> list[Outcome]:
+        """What has become of checkpoints since the last call.
+
+        Args:
+            wait: whether to wait for the one under way.
+        """
+        if wait:
+            self._wait_for_outcome()
+        elif self._pending is not None and self._has_spoken():
+            self._hear()
+        found, self._outcomes = self._outcomes, []
+        return found
+
+    def close(self) -> None:
+        """Lets the writer end what it is doing, and go."""
+        if self._writer is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self._writer.communicate(b"\n")
+            self._writer = None
+        self._memory.close()
+
+    def _stage(
+        self, folder: Path, families: Mapping[str, Sequence[Part]], files: Mapping[str, bytes], unwanted: Sequence[str]
+    ) -> Order:
+        ready: list[tuple[str, int, Tensor]] = []
+        sizes: dict[str, int] = {}
+        for stem, parts in families.items():
+            if not parts:
+                continue
+            planned = TensorFiles.planned(stem, parts)
+            sizes |= planned.sizes_bytes
+            ready += [(*planned.range(part), part.data.reshape(-1)) for part in owned(parts, self._rank, self._ranks)]
+            if self._rank == 0:
+                ready += [(file, 0, _tensor(header)) for file, header in planned.headers.items()]
+                if planned.index is not None:
+                    files = {**files, f"{stem}.safetensors.index.json": planned.index}
+        sizes |= {name: len(content) for name, content in files.items()}
+        ready += [(name, 0, _tensor(content)) for name, content in files.items()]
+        at = self._memory.take([tensor for _, _, tensor in ready])
+        pieces = [(file, offset, begin, t.nbytes) for (file, offset, t), begin in zip(ready, at, strict=True)]
+        return Order(str(folder), self._rank, self._ranks, sizes, pieces, unwanted)
+
+    def _tell(self, order: Order) -> None:
+        if self._writer is None:
+            self._writer = subprocess.Popen(
+                [sys.executable, "-m", "scalekit.checkpoint.writer", str(self._memory.descriptor)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                pass_fds=[self._memory.descriptor],
+                start_new_session=True,  # an interrupt from the keyboard is for the training to answer
+            )
+        self._pending = order.folder
+        with contextlib.suppress(BrokenPipeError):  # a writer that has died is heard of as one that says no more
+            _stream(self._writer.stdin).write(order.line().encode())
+            _stream(self._writer.stdin).flush()
+
+    def _wait_for_outcome(self) -> None:
+        if self._pending is not None:
+            self._hear()
+
+    def _has_spoken(self) -> bool:
+        return self._writer is not None and bool(select.select([_stream(self._writer.stdout)], [], [], 0)[0])
+
+    def _hear(self) -> None:
+        """One line of the writer's, waited for; a writer that has died has failed."""
+        writer, self._writer = self._writer, None
+        if writer is None or self._pending is None:
+            raise CheckpointError("no checkpoint is being written")
+        line = _stream(writer.stdout).readline()
+        if line:
+            self._writer = writer
+            outcome = Outcome.of(line)
         else:
-            save_model(staging / "model", weights)
-        write_tree(checkpoint, staging / "state")
-    barrier()
-    if is_publisher:
-        write_manifest(staging)
-        _sync(staging)
-        _publish(staging, folder)
-    barrier()
+            writer.communicate()
+            give_up(Path(self._pending), self._rank)
+            outcome = Outcome(self._pending, "failed", f"the process that writes it ended with {writer.returncode}")
+        self._pending = None
+        self._outcomes.append(outcome)
 
 
-def save_weights(model: nn.Module, state: dict[str, Tensor], folder: Path) -> None:
-    """Writes a model's weights: by its own `save_pretrained` where it has one, otherwise as `model.safetensors`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_pretrained = getattr(model, "save_pretrained", None)
-    if save_pretrained is not None:
-        save_pretrained(folder, state_dict=state, is_main_process=True)
-    else:
-        save_file(_without_ties(state), folder / "model.safetensors")
+class _SharedMemory:
+    """Memory without a name, shared with whoever gets its descriptor. It is kept from one checkpoint to the next."""
+
+    def __init__(self) -> None:
+        self.descriptor = _anonymous_file()
+        self._size = 0
+        self._map: mmap.mmap | None = None
+
+    def take(self, tensors: Iterable[Tensor]) -> list[int]:
+        """Copies tensors in, and gives where each begins."""
+        tensors = list(tensors)
+        begins, end = [], 0
+        for tensor in tensors:
+            begins.append(end)
+            end += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
+        self._grow(end)
+        if self._map is None:
+            return begins
+        memory = torch.frombuffer(self._map, dtype=torch.uint8)
+        for tensor, begin in zip(tensors, begins, strict=True):
+            if tensor.nbytes:
+                memory[begin : begin + tensor.nbytes].view(tensor.dtype).copy_(tensor.detach())
+        return begins
+
+    def close(self) -> None:
+        self._map = None
+        os.close(self.descriptor)
+
+    def _grow(self, size: int) -> None:
+        if size <= self._size:
+            return
+        self._map = None
+        os.ftruncate(self.descriptor, size)
+        self._map, self._size = mmap.mmap(self.descriptor, size), size
 
 
-def _without_ties(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """safetensors stores no two names for one memory: a tied tensor keeps its first name."""
-    first: dict[tuple[int, int], str] = {}
-    for name, tensor in state.items():
-        first.setdefault((tensor.data_ptr(), tensor.nbytes) if tensor.nbytes else (0, len(first)), name)
-    return {name: state[name].contiguous() for name in first.values()}
+def _anonymous_file() -> int:
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("scalekit-checkpoint", os.MFD_CLOEXEC)
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
 
 
-def _publish(staging: Path, folder: Path) -> None:
-    replaced = folder.with_name(f".{folder.name}.replaced")
-    shutil.rmtree(replaced, ignore_errors=True)
-    if folder.exists():
-        folder.rename(replaced)
-    staging.rename(folder)
-    shutil.rmtree(replaced, ignore_errors=True)
+def _tensor(content: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else torch.empty(0, dtype=torch.uint8)
 
 
-def _sync(folder: Path) -> None:
-    """Asks the system to have all files on the disk before the folder gets its name."""
-    for path in (*folder.rglob("*"), folder):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def _stream(stream: IO[bytes] | None) -> IO[bytes]:
+    if stream is None:
+        raise CheckpointError("the writer has no pipe")
+    return stream

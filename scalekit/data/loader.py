@@ -57,6 +57,11 @@ class Loader:
     def __len__(self) -> int:
         return self.order.turns_per_epoch
 
+    @property
+    def turns_done(self) -> int:
+        """Micro-batches of this epoch that lie before the position, fillers included."""
+        return self.position % self.order.length // self.order.global_batch_size * self.order.accumulation
+
     def __iter__(self) -> Iterator[Any]:
         self._pending.clear()
         rows = self._rows

@@ -7,7 +7,6 @@ from typing import Any
 from lightning.pytorch.strategies import DDPStrategy
 
 from scalekit import weights
-from scalekit.checkpoint.load import load_weights
 from scalekit.engines.engine import Engine
 from scalekit.strategies import Strategy
 
@@ -22,8 +21,9 @@ class DDPEngine(Engine, DDPStrategy):
         )
 
     def setup(self, trainer: Any) -> None:
-        load_weights(self._module, self.initial_weights)
         self.precision_plugin.convert_module(self._module)
+        if self._rank == 0:
+            self.restore_weights()
         weights.materialise(self._module, self.root_device)
         self.model_to_device()
         weights.broadcast(self._module, self.root_device)

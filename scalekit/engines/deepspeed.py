@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from scalekit import weights
-from scalekit.checkpoint.load import load_weights
+from scalekit.checkpoint.model_files import names
+from scalekit.checkpoint.parts import Part, Slot
 from scalekit.engines.engine import Engine
 from scalekit.engines.precision import Plugin
 from scalekit.errors import CheckpointError, ConfigError, DependencyError, StrategyError
 from scalekit.strategies import Strategy
 
+_LEAST_POWER = 2.0**-26
 _PARTITION_BYTES = 1 << 30
 """How much of a model is whole at once on every rank while ZeRO-3 shares it out."""
 
@@ -88,12 +90,14 @@ class DeepSpeedEngine(Engine, DeepSpeedStrategy):
 
     def setup(self, trainer: Any) -> None:
         self._init_config_if_needed()
-        load_weights(self._module, self.initial_weights)
         self.precision_plugin.convert_module(self._module)
         if self._stage == 3:
             weights.hold_places(self._module)
             self._built_optimizers = super()._init_optimizers()
             self._partition(self._module)
+            self._restore_parts()
+        elif self._rank == 0:
+            self.restore_weights()
         weights.materialise(self._module, self.root_device)
         weights.broadcast(self._module, self.root_device, buffers_only=True)
         kept = [
@@ -198,57 +202,66 @@ class DeepSpeedEngine(Engine, DeepSpeedStrategy):
                 param_swapper=init.param_swapper if init is not None else None,
             )
 
-    def lightning_module_state_dict(self) -> dict[str, Any]:
-        if self._stage < 3:
-            return super().lightning_module_state_dict()
-        import deepspeed
+    def _restore_parts(self) -> None:
+        """ZeRO-3's parts of the weights, before its masters are made of them; what was made of the old ones is made anew."""
+        weights.materialise(self._module, self.root_device)
+        self.restore_weights()
+        for parameter in self._module.parameters():
+            parameter.ds_secondary_tensor = None  # type: ignore[attr-defined]
 
-        state: dict[str, Any] = {}
-        copies: dict[int, Tensor] = {}
-        for name, tensor in self._module.state_dict(keep_vars=True).items():
-            with deepspeed.zero.GatheredParameters([tensor], enabled=hasattr(tensor, "ds_id")):
-                if self._rank == 0:
-                    if id(tensor) not in copies:
-                        copies[id(tensor)] = tensor.detach().to("cpu", copy=True)
-                    state[name] = copies[id(tensor)]
-        return state
+    def _part(self, name: str, tensor: Tensor) -> Part:
+        if not hasattr(tensor, "ds_tensor"):
+            return super()._part(name, tensor)
+        start, elements = self._range(tensor)
+        part = tensor.ds_tensor.detach().narrow(0, 0, elements)
+        return Part(name, tuple(tensor.ds_shape), part, start, everywhere=False)  # type: ignore[attr-defined]
+
+    def _range(self, tensor: Any) -> tuple[int, int]:
+        """Of the elements of a parameter under ZeRO-3 that this rank has: the first, and how many; the rest is padding."""
+        start = min(self._rank * tensor.ds_tensor.ds_numel, tensor.ds_numel)
+        return start, min(tensor.ds_tensor.ds_numel, tensor.ds_numel - start)
 
     def inner_optimizer(self, optimizer: Optimizer) -> Optimizer:
         inner: Optimizer = super().inner_optimizer(optimizer).optimizer  # type: ignore[attr-defined]
         return inner
 
-    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        if self.spec.offload.get("optimizer") == "nvme":
-            return {}
-        if self._stage < 3:
-            return super().optimizer_state(optimizer)
-        inner = self.inner_optimizer(optimizer)
-        groups = [{k: v for k, v in group.items() if k != "params"} for group in inner.param_groups]
-        return {"state": dict(enumerate(inner.state[part] for part in self._flat_parts())), "param_groups": groups}
-
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        super().load_optimizer_state_dict(checkpoint)
+        for optimizer in self.optimizers:
+            _replay_powers(self.inner_optimizer(optimizer))
+
+    def slots(self, optimizer: Optimizer) -> list[Slot]:
         if self.spec.offload.get("optimizer") == "nvme":
             raise CheckpointError(
-                f"strategy {self.spec.name!r} keeps the optimizer's state on NVMe, from where it is not saved yet: start from "
-                "the checkpoint's weights, or resume a run of another strategy"
+                f"strategy {self.spec.name!r} keeps the optimizer's state on NVMe, from where it is not saved yet"
             )
-        if self._stage < 3:
-            return super().load_optimizer_state_dict(checkpoint)
-        (state,) = checkpoint["optimizer_states"]
-        inner = self.inner_optimizer(self.optimizers[0])
-        for group, saved in zip(inner.param_groups, state["param_groups"], strict=True):
-            group.update(saved)
-        for key, part in enumerate(self._flat_parts()):
-            inner.state[part] = {
-                name: value.to(part.device) if isinstance(value, Tensor) and value.ndim else value
-                for name, value in state["state"][key].items()
-            }
-        return None
+        return list(self._slots_of_parts() if self._stage == 3 else self._slots_of_groups())
 
-    def _flat_parts(self) -> list[Tensor]:
-        """ZeRO-3's flat parts of the master weights, under which the inner optimizer keeps its state."""
-        parts: list[Tensor] = self.deepspeed_engine.optimizer.fp32_partitioned_groups_flat
-        return parts
+    def _slots_of_groups(self) -> Iterator[Slot]:
+        """ZeRO-1 and 2: a rank has a run of each group's elements, which begins and ends anywhere."""
+        zero, called = self.deepspeed_engine.optimizer, names(self._module)
+        for group, parameters in enumerate(zero.bit16_groups):
+            for parameter in parameters:
+                lies = parameter._hp_mapping
+                start, offset, elements = (
+                    (lies.lp_fragment_address.start, lies.hp_fragment_address.start, lies.lp_fragment_address.numel)
+                    if lies is not None
+                    else (0, 0, 0)
+                )
+                holder = zero.single_partition_of_fp32_groups[group]
+                place = (start, offset, elements)
+                yield Slot(called[id(parameter)], tuple(parameter.shape), holder, group, *place, everywhere=False)
+
+    def _slots_of_parts(self) -> Iterator[Slot]:
+        """ZeRO-3: a rank has a part of each parameter, and those of a group one after another in flat tensors."""
+        zero, called = self.deepspeed_engine.optimizer, names(self._module)
+        for number, parameters in enumerate(zero.fp16_groups):
+            holder, group, offset = zero.fp32_partitioned_groups_flat[number], zero.sub_group_to_group_id[number], 0
+            for parameter in parameters:
+                start, elements = self._range(parameter)
+                place = (start, offset, elements)
+                yield Slot(called[id(parameter)], tuple(parameter.ds_shape), holder, group, *place, everywhere=False)
+                offset += parameter.ds_tensor.ds_numel
 
 
 def _chunks(module: nn.Module, limit_bytes: int) -> Iterable[list[nn.Parameter]]:
@@ -263,6 +276,23 @@ def _chunks(module: nn.Module, limit_bytes: int) -> Iterable[list[nn.Parameter]]
         size_bytes += parameter.nbytes
     if chunk:
         yield chunk
+
+
+def _replay_powers(optimizer: Any) -> None:
+    """Brings the powers of Adam's betas to where the steps so far have brought them, to the last bit.
+
+    DeepSpeed's CPU Adam multiplies them up step by step, but takes them by `pow` where a job is resumed. Steps without elements
+    multiply alone; there are none to make where the powers are too small to count in float32's 1 - power.
+    """
+    if not hasattr(optimizer, "ds_opt_adam"):
+        return
+    steps = max((state.get("step", 0) for state in optimizer.state.values()), default=0)
+    group, nothing = optimizer.param_groups[0], torch.empty(0)
+    if max(group["betas"]) ** steps < _LEAST_POWER:
+        return
+    settings = (group["lr"], *group["betas"], group["eps"], group["weight_decay"], group["bias_correction"])
+    for step in range(1, steps + 1):
+        optimizer.ds_opt_adam.adam_update(optimizer.opt_id, step, *settings, nothing, nothing, nothing, nothing)
 
 
 def _check_nvme(spec: Strategy) -> None:

@@ -7,7 +7,7 @@ optimizer steps, and calls the hooks; the engine answers it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +22,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from scalekit import strategies
+from scalekit.checkpoint import documents, load, optimizers
+from scalekit.checkpoint.loops import resumed
+from scalekit.checkpoint.model_files import families, files_beside, names
+from scalekit.checkpoint.parts import Part, Slot
+from scalekit.checkpoint.save import Saver
 from scalekit.dtypes import Dtypes, promised
 from scalekit.engines.buffers import Buffers
 from scalekit.engines.precision import plugin
@@ -65,7 +70,12 @@ class Engine(LightningStrategy):
         self.spec = spec
         self.precision = precision
         self.initial_weights: Path | None = None
+        self.saves_in_background = False
+        self.is_asked_to_stop: Callable[[], bool] = lambda: False  # this rank
+        self.is_stopping = False  # what the ranks have agreed on, in the latest step
+        self.turns_done: int | None = None  # micro-batches of this epoch before the job was resumed
         self.job_state: dict[str, Any] = {}
+        self._resumed_from = Path()
         self.last_step: StepRecord | None = None
         self.scores: Scores | None = None  # of a `ScaleModule`
         self._ledger: Ledger | None = None
@@ -193,8 +203,11 @@ class Engine(LightningStrategy):
             NonFiniteError: on every rank, with the rows that did it.
         """
         if self._ledger is None or self._micro is None:
+            vote = torch.full((), float(self.is_asked_to_stop()), device=self.root_device)
+            self.is_stopping = self._sum(vote).item() > 0
             return None
-        loss = self._ledger.close()
+        loss = self._ledger.close(self.is_asked_to_stop())
+        self.is_stopping = loss.votes > 0
         if not math.isfinite(loss.loss):
             rows = sorted(row for part in self._gather(self._ledger.unfinite_rows()) for row in part)
             raise NonFiniteError(
@@ -222,29 +235,105 @@ class Engine(LightningStrategy):
 
     # -- checkpoints ------------------------------------------------------------------------------------------------
 
-    def lightning_module_state_dict(self) -> dict[str, Any]:
-        """The whole model's state on rank 0, in host memory; an empty mapping elsewhere. Every rank calls it."""
-        return self._module.state_dict() if self._rank == 0 else {}
+    def weight_parts(self) -> dict[str, list[Part]]:
+        """This rank's parts of what a checkpoint's model holds, by the stem of their files' names."""
+        found = families(self._module)
+        return {stem: [self._part(name, t) for name, t in tensors.items()] for stem, tensors in found.items()}
+
+    def _part(self, name: str, tensor: Tensor) -> Part:
+        """This rank's part of a tensor of the model's; the whole, where no part of it is elsewhere."""
+        return Part(name, tuple(tensor.shape), tensor.detach())
+
+    def slots(self, optimizer: Optimizer) -> list[Slot]:
+        """Where the optimizer's state of this rank's part of each parameter lies."""
+        called = names(self._module)
+        found = []
+        for number, group in enumerate(self.inner_optimizer(optimizer).param_groups):
+            for tensor in group["params"]:
+                part = self._part(called[id(tensor)], tensor)
+                place = (part.start, 0, part.data.numel(), part.everywhere)
+                found.append(Slot(part.name, part.shape, tensor, number, *place))
+        return found
 
     def inner_optimizer(self, optimizer: Optimizer) -> Optimizer:
         """The torch optimizer that holds this rank's state."""
         return optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
 
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Nothing: no rank gathers what `save_checkpoint` takes in parts."""
+        return {}
+
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """This rank's own part of the optimizer's state."""
-        return self.inner_optimizer(optimizer).state_dict()
+        """Nothing: see `lightning_module_state_dict`."""
+        return {}
 
-    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
-            self.inner_optimizer(optimizer).load_state_dict(state)
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """Begins a checkpoint; every rank calls it. It is a folder, as `checkpoint.layout` has it.
 
-    @property
-    def lightning_restore_optimizer(self) -> bool:
-        return True
+        Args:
+            checkpoint: what Lightning has collected.
+            filepath: where it shall stand.
+            storage_options: ``{"unwanted": [...]}``, checkpoints beside it that are deleted once it stands.
+        """
+        folder = Path(self.broadcast(str(filepath)))
+        parts: dict[str, Sequence[Part]] = {**self.weight_parts()}
+        settings = []
+        for number, optimizer in enumerate(self.optimizers):
+            found, setting = optimizers.describe(self.inner_optimizer(optimizer), self.slots(optimizer))
+            parts |= {optimizers.stem(number, key): each for key, each in found.items()}
+            settings.append(setting)
+        checkpoint = {name: value for name, value in checkpoint.items() if name != "state_dict"}
+        checkpoint["optimizer_states"] = settings
+        checkpoint["scalekit"] = {**self.job_state, "position": self.position, **self._stream_state()}
+        files = {**documents.written(checkpoint, "state"), **self._files_beside} if self._rank == 0 else {}
+        self.saver.save(folder, parts, files, (storage_options or {}).get("unwanted", ()))
+        if not self.saves_in_background:
+            self.finish_saving()
 
-    @property
-    def restore_checkpoint_after_setup(self) -> bool:
-        return True
+    def finish_saving(self) -> None:
+        """Waits until the checkpoint that was begun stands; every rank calls it.
+
+        Raises:
+            CheckpointError: on every rank: it could not be written.
+        """
+        (*_, outcome) = (None, *self.broadcast(self.saver.outcomes(wait=True)))
+        if outcome is not None and outcome.done == "failed":
+            raise CheckpointError(f"{outcome.folder} could not be saved: {outcome.why}")
+
+    @cached_property
+    def saver(self) -> Saver:
+        """What writes this rank's parts."""
+        return Saver(self._rank, self._world_size)
+
+    @cached_property
+    def _files_beside(self) -> dict[str, bytes]:
+        return files_beside(self._module, getattr(self._module, "processor", None))
+
+    def teardown(self) -> None:
+        if "saver" in self.__dict__:
+            self.saver.close()
+            del self.saver
+        super().teardown()
+
+    def _stream_state(self) -> dict[str, Any]:
+        """How far all ranks have read a stream; nothing where the data has places, of which the position is one."""
+        loader: Any = self._module.trainer.train_dataloader
+        if not hasattr(loader, "state"):
+            return {}
+        from scalekit.data.stream import merge
+
+        return {"stream": merge(self._gather(loader.state()))}
+
+    def restore_weights(self) -> None:
+        """Fills the model with the weights of the checkpoint that the job goes on from, where there is one."""
+        if self.initial_weights is not None:
+            load.fill(self.weight_parts(), self.initial_weights)
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        self._resumed_from = Path(checkpoint_path)
+        found = {**load.state(self._resumed_from), "state_dict": {}}
+        found["loops"]["fit_loop"] = resumed(self._module.trainer, found["loops"]["fit_loop"], self.turns_done)
+        return found
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Nothing: a checkpoint's weights are this job's initial weights, which `setup` has placed.
@@ -258,26 +347,19 @@ class Engine(LightningStrategy):
                 "the checkpoint's folder as well, or resume with scalekit.fit(resume=...)"
             )
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        from scalekit.checkpoint.save import save
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        pairs = zip(self.optimizers, checkpoint["optimizer_states"], strict=True)
+        for number, (optimizer, saved) in enumerate(pairs):
+            inner = self.inner_optimizer(optimizer)
+            optimizers.restore(inner, self.slots(optimizer), number, saved, self._resumed_from)
 
-        checkpoint["scalekit"] = {**self.job_state, "position": self.position, **self._stream_state()}
-        part = self._rank if self._parts > 1 else 0 if self._rank == 0 else None
-        save(self._module, checkpoint, Path(self.broadcast(str(filepath))), part, self._rank == 0, self.barrier)
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        return True
 
-    def _stream_state(self) -> dict[str, Any]:
-        """How far all ranks have read a stream; nothing where the data has places, of which the position is one."""
-        loader: Any = self._module.trainer.train_dataloader
-        if not hasattr(loader, "state"):
-            return {}
-        from scalekit.data.stream import merge
-
-        return {"stream": merge(self._gather(loader.state()))}
-
-    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        from scalekit.checkpoint.load import load
-
-        return load(Path(checkpoint_path), self._rank if self._parts > 1 else 0, self._parts)
+    @property
+    def restore_checkpoint_after_setup(self) -> bool:
+        return True
 
     @property
     def is_shared(self) -> bool:
@@ -293,11 +375,6 @@ class Engine(LightningStrategy):
     def position(self) -> int:
         """Samples used so far; 0 where the data is not ScaleKit's."""
         return int(getattr(self._module.trainer.train_dataloader, "position", 0))
-
-    @property
-    def _parts(self) -> int:
-        """In how many parts the optimizer's state is kept; every rank has the whole where nothing is shared out."""
-        return self._world_size if self.spec.shards else 1
 
     # -- what Lightning knows as optional ---------------------------------------------------------------------------
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from scalekit import weights
-from scalekit.checkpoint.load import load_weights
+from scalekit.checkpoint.parts import Part
 from scalekit.engines.engine import Engine, T
 from scalekit.errors import ConfigError
 from scalekit.strategies import Strategy
@@ -53,9 +53,9 @@ class FSDPEngine(Engine, _StepsThroughRoot):
         """Lightning's own asks the user to shard in `configure_model`; here the engine does it, for any module."""
         if self.accelerator is not None:
             self.accelerator.setup(trainer)
-        load_weights(self._module, self.initial_weights)
         self.precision_plugin.convert_module(self._module)
         self._shard(self._module)
+        self.restore_weights()
         self.barrier()
         if trainer.state.fn == TrainerFn.FITTING:
             self.setup_optimizers(trainer)
@@ -65,21 +65,13 @@ class FSDPEngine(Engine, _StepsThroughRoot):
         found: T = super().run(lambda: self._redirect("call", function))
         return found
 
-    def lightning_module_state_dict(self) -> dict[str, Any]:
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        return get_model_state_dict(self._module, options=options)
-
-    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        state = super().optimizer_state(optimizer)
-        state["state"] = {key: _local(moments) for key, moments in state["state"].items()}
-        return state
-
-    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
-            inner = self.inner_optimizer(optimizer)
-            parameters = [p for group in inner.param_groups for p in group["params"]]
-            moments = {key: _distributed(value, parameters[key]) for key, value in state["state"].items()}
-            inner.load_state_dict({**state, "state": moments})
+    def _part(self, name: str, tensor: Tensor) -> Part:
+        if not isinstance(tensor, DTensor):
+            return super()._part(name, tensor)
+        # Rows are shared out as `torch.chunk` does: the last ranks may have fewer, or none.
+        rows, row = tensor.shape[0], prod(tensor.shape[1:])
+        first = min(self._rank * -(-rows // self._world_size), rows)
+        return Part(name, tuple(tensor.shape), tensor.to_local().detach(), first * row, everywhere=False)
 
     def _shard(self, module: nn.Module) -> None:
         full = [tensor.data for tensor in _unique(module)]
@@ -118,24 +110,3 @@ class FSDPEngine(Engine, _StepsThroughRoot):
 def _unique(module: nn.Module) -> list[Tensor]:
     """Every parameter and buffer once, in an order that sharding does not change."""
     return list({id(tensor): tensor for _, _, tensor in weights.tensors(module)}.values())
-
-
-def _local(moments: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value.to_local() if isinstance(value, DTensor) else value for name, value in moments.items()}
-
-
-def _distributed(moments: Mapping[str, Any], parameter: Tensor) -> dict[str, Any]:
-    """The reverse of `_local` for one parameter's moments; its step count is no part of anything."""
-    if not isinstance(parameter, DTensor):
-        return dict(moments)
-    mesh, placements = parameter.device_mesh, parameter.placements
-    part = parameter.to_local().shape
-
-    def wrap(value: Any) -> Any:
-        if not isinstance(value, Tensor) or value.shape != part or value.ndim == 0:
-            return value
-        return DTensor.from_local(
-            value.to(mesh.device_type), mesh, placements, shape=parameter.shape, stride=parameter.stride()
-        )
-
-    return {name: wrap(value) for name, value in moments.items()}

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
-from scalekit.checkpoint.load import load_weights
 from scalekit.engines.engine import Engine
 from scalekit.strategies import Strategy
 
@@ -20,5 +19,6 @@ class SingleEngine(Engine, SingleDeviceStrategy):
         super().__init__(spec, precision, device, device=target)
 
     def setup(self, trainer: Any) -> None:
-        load_weights(self._module, self.initial_weights)
+        self.precision_plugin.convert_module(self._module)
+        self.restore_weights()
         super().setup(trainer)

@@ -54,11 +54,6 @@ class Plan:
         """The plan as `plan.json` holds it."""
         return asdict(self)
 
-    def layout(self) -> dict[str, Any]:
-        """What a checkpoint's parts and counters depend on; a job resumes under the same alone."""
-        names = ("strategy", "precision", "world_size", "micro_batch_size", "accumulation", "total_steps")
-        return {name: getattr(self, name) for name in names}
-
     def __str__(self) -> str:
         types = "  ".join(f"{name.replace('_', ' ')} {value or 'none'}" for name, value in self.dtypes.items())
         checkpointing = ", activations checkpointed" if self.activation_checkpointing else ""

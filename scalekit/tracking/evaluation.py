@@ -29,6 +29,9 @@ class Evaluation(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
-        due = step == self._total or (self._every is not None and step % self._every == 0)
-        trainer.val_check_batch = 1 if due and step != self._seen_step else sys.maxsize
+        trainer.val_check_batch = 1 if self.due(step) and step != self._seen_step else sys.maxsize
         self._seen_step = step
+
+    def due(self, step: int) -> bool:
+        """Whether a step is followed by an evaluation, where rows are held out."""
+        return step == self._total or (self._every is not None and step % self._every == 0)

@@ -6,6 +6,7 @@ import json
 import time
 from math import isfinite
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -69,6 +70,11 @@ class Metrics(Callback):
             self.evaluations.append(record)
             self._publish(trainer, self._evaluations, record, prefix="evaluation/")
         self._started = time.perf_counter()
+
+    def usual_step_seconds(self) -> float | None:
+        """The median of the latest steps; None before the second of them, since the first takes longer."""
+        latest = [record["step_seconds"] for record in self.history[1:][-20:]]
+        return median(latest) if latest else None
 
     def restart_clock(self) -> None:
         """Leaves out of the next step's time what has passed since the last one, such as a save."""

@@ -33,7 +33,7 @@ class Progress(Callback):
         if trainer.is_global_zero and sys.stderr.isatty():
             self._bar = tqdm(total=self._total, initial=self._first, desc="Training", unit="step", dynamic_ncols=True)
         if trainer.is_global_zero and any(norm.training for norm in batch_norms(pl_module)):
-            self._say(
+            self.say(
                 "norms      batch norms see one micro-batch at a time: this model's numbers depend on `micro_batch_size`"
             )
 
@@ -56,7 +56,7 @@ class Progress(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and self._metrics.evaluations:
             record = self._metrics.evaluations[-1]
-            self._say(f"step {record['step']}/{self._total}  held-out loss {_number(record['loss'])}")
+            self.say(f"step {record['step']}/{self._total}  held-out loss {_number(record['loss'])}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._bar is not None:
@@ -66,17 +66,18 @@ class Progress(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.on_train_end(trainer, pl_module)
 
-    def _line(self, record: dict[str, Any], shown: dict[str, str]) -> None:
-        recent = [r["step_seconds"] for r in self._metrics.history[-20:]]
-        left = (self._total - record["step"]) * sum(recent) / len(recent)
-        numbers = "  ".join(f"{name} {value}" for name, value in shown.items())
-        self._say(f"step {record['step']}/{self._total}  {numbers}  {left:.0f} s left")
-
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """A line beside the bar, where there is one."""
         if self._bar is not None:
             self._bar.write(text, file=sys.stderr)
         else:
             print(text, file=sys.stderr, flush=True)
+
+    def _line(self, record: dict[str, Any], shown: dict[str, str]) -> None:
+        recent = [r["step_seconds"] for r in self._metrics.history[-20:]]
+        left = (self._total - record["step"]) * sum(recent) / len(recent)
+        numbers = "  ".join(f"{name} {value}" for name, value in shown.items())
+        self.say(f"step {record['step']}/{self._total}  {numbers}  {left:.0f} s left")
 
 
 def _number(value: float | None) -> str:

@@ -39,18 +39,19 @@ def trained(request, tmp_path_factory):
     return folder
 
 
-def final(folder: Path, name: str) -> dict[str, torch.Tensor]:
-    state = load_file(folder / f"{name}.safetensors")
-    return {key.removeprefix("model."): value for key, value in state.items()}
+def saved(folder: Path, name: str, is_lightning: bool) -> dict[str, torch.Tensor]:
+    """A checkpoint's weights; of a user's own LightningModule the whole is saved, not a model within it."""
+    state = load_file(folder / name / "model" / "model.safetensors")
+    return {key.removeprefix("model.") if is_lightning else key: value for key, value in state.items()}
 
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_equals_a_plain_loop(trained: Path, cell: str) -> None:
     folder = trained / cell.replace(":", "-")
     history = json.loads((folder / "history.json").read_text())
-    expected = reference(cell.split(":")[0])
+    expected, is_lightning = reference(cell.split(":")[0]), parity.CASES[cell.split(":")[0]].is_lightning
     assert [h["step"] for h in history] == list(range(1, parity.STEPS + 1))
-    initial, last = final(folder, "initial"), final(folder, "final")
+    initial, last = (saved(folder, name, is_lightning) for name in ("initial", "final"))
     for key, value in expected.initial.items():
         assert torch.equal(initial[key], value), key
     torch.testing.assert_close([h["loss"] for h in history], expected.losses, rtol=1e-5, atol=0)

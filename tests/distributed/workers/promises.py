@@ -13,6 +13,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch import Callback
+from safetensors.torch import load_file
 from torch import nn
 from torchmetrics.classification import MulticlassF1Score
 
@@ -42,10 +43,14 @@ class OneWeightARow(nn.Module):
 
 class Final(Callback):
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        self.state = trainer.strategy.lightning_module_state_dict()
         self.steps = trainer.global_step
         schedules = trainer.lr_scheduler_configs
         self.schedule_steps = schedules[0].scheduler.last_epoch
+
+
+def saved_weights(run: scalekit.Run) -> dict[str, torch.Tensor]:
+    """Of a plain module, as its last checkpoint has them."""
+    return load_file(run.checkpoint / "model" / "model.safetensors")
 
 
 def nothing_dropped(strategy: str, folder: Path) -> dict[str, Any]:
@@ -66,7 +71,7 @@ def nothing_dropped(strategy: str, folder: Path) -> dict[str, Any]:
         callbacks=[final],
         output_dir=str(folder / "dropped"),
     )
-    weights = final.state.get("model.weights", torch.zeros(ROWS)).tolist()
+    weights = saved_weights(run)["weights"].tolist()
     samples = [h["samples"] for h in run.history]
     built_empty: list[Any] = [None] * WORLD_SIZE
     torch.distributed.all_gather_object(built_empty, OneWeightARow.built_empty)
@@ -135,7 +140,7 @@ class FrozenAndBuffered(nn.Module):
 def frozen_and_buffers(strategy: str, folder: Path) -> dict[str, Any]:
     """A module that every rank has built already, each with buffers of its own: rank 0's count."""
     torch.manual_seed(RANK)
-    model, final = FrozenAndBuffered(), Final()
+    model = FrozenAndBuffered()
     before = model.frozen.weight.tolist()
     run = scalekit.fit(
         model,
@@ -145,12 +150,11 @@ def frozen_and_buffers(strategy: str, folder: Path) -> dict[str, Any]:
         precision="32-true",
         global_batch_size=8,
         max_steps=2,
-        callbacks=[final],
         output_dir=str(folder / "frozen"),
     )
     hidden: list[Any] = [None] * WORLD_SIZE
     torch.distributed.all_gather_object(hidden, (model.hidden.tolist(), model.kept.tolist()))
-    after = {name: value.tolist() for name, value in final.state.items()}
+    after = {name: value.tolist() for name, value in saved_weights(run).items()}
     return {"before": before, "after": after, "buffers": hidden, "losses": [h["loss"] for h in run.history]}
 
 
@@ -177,7 +181,7 @@ class Normed(nn.Module):
 
 def changing_buffers(strategy: str, folder: Path) -> dict[str, Any]:
     """What ranks hold after training, and what the model that is saved makes of the rows held out."""
-    rows, final = parity.number_rows(), Final()
+    rows = parity.number_rows()
     model = Normed()
     run = scalekit.fit(
         model,
@@ -191,7 +195,6 @@ def changing_buffers(strategy: str, folder: Path) -> dict[str, Any]:
         max_steps=3,
         evaluate_every=2,
         learning_rate=0.1,
-        callbacks=[final],
         output_dir=str(folder / "buffers"),
     )
     held: list[Any] = [None] * WORLD_SIZE
@@ -200,7 +203,7 @@ def changing_buffers(strategy: str, folder: Path) -> dict[str, Any]:
     if RANK:
         return {}
     saved = Normed().eval()
-    saved.load_state_dict({name.removeprefix("model."): value for name, value in final.state.items()})
+    saved.load_state_dict(saved_weights(run))
     x, y = (torch.tensor([row[column] for row in rows[16:]]) for column in ("x", "y"))
     return {
         "held": held,

@@ -1,0 +1,43 @@
+"""Lightning's counts of epochs and micro-batches, as they would be on these ranks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+_COUNTS = ("ready", "started", "processed", "completed")
+
+
+def resumed(trainer: Trainer, saved: dict[str, Any], turns_done: int | None) -> dict[str, Any]:
+    """The state of the loop that a job goes on with.
+
+    Steps are the same for any number of ranks; micro-batches are not, so they are counted anew. Of an evaluation nothing is
+    left: a checkpoint is saved before one, or after.
+
+    Args:
+        trainer: that goes on.
+        saved: the state of the loop that the checkpoint holds, saved after a step.
+        turns_done: micro-batches that this rank would have run of the epoch by now, 0 at its beginning; None leaves Lightning's
+            own count.
+    """
+    fresh = trainer.fit_loop.state_dict()
+    state = {**saved, **{name: value for name, value in fresh.items() if name.startswith("epoch_loop.val_loop")}}
+    if turns_done is None:
+        return state
+    batches, epochs = saved["epoch_loop.batch_progress"], saved["epoch_progress"]
+    if turns_done:
+        # As Lightning has it after a step: the micro-batch is processed, and not completed.
+        before = batches["total"]["processed"] - batches["current"]["processed"]
+        current = {**dict.fromkeys(_COUNTS, turns_done), "completed": turns_done - 1}
+        total = {name: before + count for name, count in current.items()}
+    else:
+        # The epoch is through: the next one begins.
+        epochs = {scope: dict.fromkeys(_COUNTS, counts["started"]) for scope, counts in epochs.items()}
+        current = dict.fromkeys(_COUNTS, 0)
+        total = dict.fromkeys(_COUNTS, batches["total"]["processed"])
+        stepped = saved["epoch_loop.state_dict"]["_batches_that_stepped"] + 1
+        state["epoch_loop.state_dict"] = {"_batches_that_stepped": stepped}
+    state["epoch_progress"] = epochs
+    state["epoch_loop.batch_progress"] = {"current": current, "total": total, "is_last_batch": False}
+    return state

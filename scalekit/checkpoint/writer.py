@@ -1,0 +1,254 @@
+"""The process that writes a rank's part of each checkpoint, beside the training: ``python -m scalekit.checkpoint.writer``.
+
+It is told what to write where on its standard input, a line of JSON each, and takes the bytes from memory that it shares with
+its parent. It knows nothing of tensors, never imports torch, and does not outlive its parent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import mmap
+import os
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from isal import isal_zlib
+
+from scalekit.checkpoint.layout import MANIFEST, Listed, contribution, manifest
+from scalekit.lock import end_with_parent
+
+_CHUNK_BYTES = 16 << 20
+_LOOK_SECONDS = 0.02
+_OTHERS_WAIT_SECONDS = 1800.0
+
+
+@dataclass(frozen=True)
+class Order:
+    """One rank's part of a checkpoint.
+
+    Attributes:
+        folder: where the checkpoint shall stand.
+        rank, ranks: whose part, of how many. Rank 0 publishes when all have written.
+        sizes_bytes: of the files that this rank has a part of.
+        pieces: what to write: a file's path in the checkpoint, an offset in the file, one in the shared memory, and how many
+            bytes.
+        unwanted: checkpoints beside it, by name, that are deleted once it stands.
+    """
+
+    folder: str
+    rank: int
+    ranks: int
+    sizes_bytes: Mapping[str, int]
+    pieces: Sequence[tuple[str, int, int, int]]
+    unwanted: Sequence[str] = field(default_factory=tuple)
+
+    def line(self) -> str:
+        return json.dumps(asdict(self)) + "\n"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of an order.
+
+    Attributes:
+        folder: of the checkpoint.
+        done: ``"written"`` when the rank's part is on the disk, ``"published"`` when the whole stands, ``"failed"``.
+        why: of what failed.
+    """
+
+    folder: str
+    done: str
+    why: str = ""
+
+    @classmethod
+    def of(cls, line: bytes | str) -> Outcome:
+        """The reverse of `line`."""
+        return cls(**json.loads(line))
+
+    def line(self) -> str:
+        return json.dumps(asdict(self)) + "\n"
+
+
+def main() -> None:
+    """Carries orders out until there are no more."""
+    memory_descriptor = int(sys.argv[1])
+    end_with_parent()
+    os.nice(5)  # the training comes first
+    # An empty line ends it. The end of the input would not come while the parent's other children hold copies of the pipe.
+    for line in iter(sys.stdin.readline, "\n"):
+        if not line:
+            break
+        order = Order(**json.loads(line))
+        sys.stdout.write(_carry_out(order, memory_descriptor).line())
+        sys.stdout.flush()
+
+
+def give_up(folder: Path, rank: int) -> None:
+    """Tells the others that a rank's part of a checkpoint will not come.
+
+    An empty file does, for which there is mostly room where there is none for contents; without it the others wait in vain for
+    a while, and then give up too.
+    """
+    with contextlib.suppress(OSError):
+        for each in _places(folder):
+            each.mkdir(exist_ok=True)
+        (_places(folder)[1] / f"{rank}.failed").touch()
+
+
+def _places(folder: Path) -> tuple[Path, Path]:
+    """Where a checkpoint is while it is written, and where in it the ranks say that they have."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    return partial, partial / ".written"
+
+
+def _carry_out(order: Order, memory_descriptor: int) -> Outcome:
+    folder = Path(order.folder)
+    partial, marks = _places(folder)
+    try:
+        for each in (partial, marks):
+            each.mkdir(exist_ok=True)
+        mark = marks / f"{order.rank}.json"
+        _write_text(mark, json.dumps(_write(order, partial, memory_descriptor)))
+    except OSError as error:
+        give_up(folder, order.rank)
+        if order.rank == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+        return Outcome(order.folder, "failed", _told(error))
+    if order.rank:
+        return Outcome(order.folder, "written")
+    try:
+        parts = _await(marks, order.ranks)
+        shutil.rmtree(marks)
+        _publish(partial, folder, parts)
+    except (OSError, _FailedError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        return Outcome(order.folder, "failed", _told(error))
+    for name in order.unwanted:
+        _delete(folder.with_name(name))
+    return Outcome(order.folder, "published")
+
+
+def _write(order: Order, partial: Path, memory_descriptor: int) -> dict[str, tuple[int, int]]:
+    """Writes a rank's pieces, and gives of each file how many bytes they are and what they contribute to its CRC-32."""
+    end = max((at + count for _, _, at, count in order.pieces), default=0)
+    if not end:
+        return {}
+    found: dict[str, tuple[int, int]] = {}
+    descriptors: dict[str, int] = {}
+    with mmap.mmap(memory_descriptor, end, prot=mmap.PROT_READ) as memory, memoryview(memory) as view:
+        try:
+            for name, offset, at, count in order.pieces:
+                size = order.sizes_bytes[name]
+                if name not in descriptors:
+                    (partial / name).parent.mkdir(parents=True, exist_ok=True)
+                    descriptors[name] = os.open(partial / name, os.O_WRONLY | os.O_CREAT, 0o644)
+                    os.ftruncate(descriptors[name], size)
+                with view[at : at + count] as piece:
+                    crc = _write_piece(descriptors[name], offset, piece)
+                done, known = found.get(name, (0, 0))
+                found[name] = (done + count, known ^ contribution(crc, size - offset - count))
+            for descriptor in descriptors.values():
+                os.fsync(descriptor)
+        finally:
+            for descriptor in descriptors.values():
+                os.close(descriptor)
+    return found
+
+
+def _write_piece(descriptor: int, offset: int, piece: memoryview) -> int:
+    crc, done = 0, 0
+    while done < len(piece):
+        with piece[done : done + _CHUNK_BYTES] as chunk:
+            crc = isal_zlib.crc32(chunk, crc)
+            written = 0
+            while written < len(chunk):
+                with chunk[written:] as rest:
+                    written += os.pwrite(descriptor, rest, offset + done + written)
+        done += written
+    return crc
+
+
+def _await(marks: Path, ranks: int) -> list[dict[str, tuple[int, int]]]:
+    """What every rank has written, as soon as all have."""
+    started = time.monotonic()
+    missing = set(range(ranks))
+    while missing:
+        names = {path.name for path in marks.iterdir()}
+        failed = sorted(name for name in names if name.endswith(".failed"))
+        if failed:
+            raise _FailedError(f"rank {failed[0].removesuffix('.failed')} could not write its part")
+        missing = {rank for rank in missing if f"{rank}.json" not in names}
+        if missing and time.monotonic() - started > _OTHERS_WAIT_SECONDS:
+            raise _FailedError(f"rank {min(missing)} has not written its part for {_OTHERS_WAIT_SECONDS:.0f} s")
+        if missing:
+            time.sleep(_LOOK_SECONDS)
+    return [json.loads((marks / f"{rank}.json").read_text()) for rank in range(ranks)]
+
+
+def _publish(partial: Path, folder: Path, parts: list[dict[str, tuple[int, int]]]) -> None:
+    """Lists what was written, and gives the whole its name; what had that name goes."""
+    files: dict[str, Listed] = {}
+    for part in parts:
+        for name, (count, crc) in part.items():
+            known = files.get(name, Listed(0, 0))
+            files[name] = Listed(known.size_bytes + count, known.crc32 ^ crc)
+    for name, listed in files.items():
+        if (partial / name).stat().st_size != listed.size_bytes:
+            raise _FailedError(f"the ranks wrote {listed.size_bytes} bytes of {name}, which is of another size")
+    _write_text(partial / MANIFEST, manifest(files))
+    for path in (*(path for path in partial.rglob("*") if path.is_dir()), partial):
+        _sync(path)
+    replaced = folder.with_name(f".{folder.name}.replaced")
+    if folder.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+        folder.rename(replaced)
+    partial.rename(folder)
+    _sync(folder.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _delete(folder: Path) -> None:
+    """Takes a checkpoint's name away first, so that what is half deleted is none."""
+    doomed = folder.with_name(f".{folder.name}.deleted")
+    try:
+        folder.rename(doomed)
+    except OSError:
+        return
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Writes a file beside and moves it into place, on the disk."""
+    beside = path.with_name(f"{path.name}.beside")
+    with beside.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class _FailedError(Exception):
+    """A checkpoint that another rank could not write."""
+
+
+def _told(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}" + (f": {error.filename}" if error.filename else "")
+    return str(error)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""One job in a run's folder at a time, for as long as any process of it lives."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import threading
+import time
+from pathlib import Path
+
+from scalekit.errors import RunInUseError
+
+_JOB, _RANKS = ".job.lock", ".ranks.lock"
+_PATIENCE_SECONDS = 10.0
+_LOOK_SECONDS = 0.2
+
+
+def claim(folder: Path) -> int:
+    """Makes a run's folder this job's; one process of the job does, for all.
+
+    What is left of a job that was killed is given some seconds to notice.
+
+    Returns:
+        A descriptor to close at the job's end; the system closes it when the process ends, however it ends.
+
+    Raises:
+        RunInUseError: another job's process lives.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    mine = os.open(folder / _JOB, os.O_RDWR | os.O_CREAT, 0o644)
+    ranks = os.open(folder / _RANKS, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        began = time.monotonic()
+        while not (_lock(mine, fcntl.LOCK_EX) and _lock(ranks, fcntl.LOCK_EX)):
+            if time.monotonic() - began > _PATIENCE_SECONDS:
+                raise RunInUseError(
+                    f"{folder} is in use by another job, that of {os.pread(mine, 200, 0).decode().strip() or 'somebody'}: wait "
+                    "for it, end it, or choose another output_dir"
+                )
+            time.sleep(_LOOK_SECONDS)
+        os.ftruncate(mine, 0)
+        os.pwrite(mine, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+    except BaseException:
+        os.close(mine)
+        raise
+    finally:
+        os.close(ranks)
+    return mine
+
+
+def join(folder: Path) -> int:
+    """Shows that this process is one of the job's that has claimed the folder; every process of it does.
+
+    Returns:
+        A descriptor, as of `claim`.
+    """
+    descriptor = os.open(folder / _RANKS, os.O_RDONLY)
+    _lock(descriptor, fcntl.LOCK_SH)
+    return descriptor
+
+
+def end_with_parent() -> None:
+    """Ends this process when the one that started it is gone, from whose death nobody would tell it."""
+    parent = os.getppid()
+
+    def look() -> None:
+        while os.getppid() == parent:
+            time.sleep(_LOOK_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=look, name="scalekit-parent", daemon=True).start()
+
+
+def _lock(descriptor: int, how: int) -> bool:
+    """Whether a lock could be had; it is held until its descriptor is closed."""
+    try:
+        fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True  # a file system without locks: there is nothing to be known
+    return True

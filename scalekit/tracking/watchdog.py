@@ -1,0 +1,185 @@
+"""Says which rank has stopped making progress, and where every rank is, long before a collective's time-out ends the job."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, final
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+
+from scalekit.world import World
+
+_LEAST_SECONDS = 60.0
+_FIRST_STEP_SECONDS = 600.0
+_STEPS = 20
+_BEAT_SECONDS = 1.0
+_ANSWER_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Pulse:
+    """What a rank tells of itself.
+
+    Attributes:
+        beats: how often it has told; one that tells no more is stopped, or dead.
+        step: the optimizer step that it is in.
+        idle_seconds: since it has last done a micro-batch.
+        stack: where its main thread is; only of a rank that is idle for too long.
+    """
+
+    beats: int
+    step: int
+    idle_seconds: float
+    stack: str = ""
+
+
+@final
+class Watchdog(Callback):
+    """Watches over a job from a thread of each rank's, which the ranks' collectives do not hold up.
+
+    Args:
+        world: the job's processes.
+        step_seconds: how long a step takes, by the latest ones; None before there is one.
+        limit_seconds: how long a rank may take over a micro-batch without a word about it; None is 20 steps, and at least a
+            minute.
+        say: tells the user something.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        step_seconds: Callable[[], float | None],
+        limit_seconds: float | None,
+        say: Callable[[str], None],
+    ) -> None:
+        self._world, self._step_seconds, self._limit, self._say = world, step_seconds, limit_seconds, say
+        self._board = _Board(world)
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._main = threading.get_ident()
+        self._step, self._moved = 0, time.monotonic()
+        self._has_reported = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._move(trainer)
+        self._thread = threading.Thread(target=self._watch, name="scalekit-watchdog", daemon=True)
+        self._thread.start()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._move(trainer)
+
+    def on_validation_batch_end(self, trainer: Trainer, *rest: Any) -> None:
+        self._move(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._ended.set()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._ended.set()
+
+    def _move(self, trainer: Trainer) -> None:
+        self._step, self._moved, self._has_reported = trainer.global_step + 1, time.monotonic(), False
+
+    def _watch(self) -> None:
+        beats = 0
+        while not self._ended.wait(min(_BEAT_SECONDS, self._limit or _BEAT_SECONDS)):
+            beats += 1
+            idle = time.monotonic() - self._moved
+            is_late = idle > self._allowed()
+            pulse = Pulse(beats, self._step, idle, self._stack() if is_late else "")
+            try:
+                self._board.write(pulse)
+                if is_late and not self._has_reported:
+                    self._has_reported = True
+                    self._report(idle)
+            except (RuntimeError, OSError):
+                return  # the board went with whoever kept it, and so does the job
+
+    def _allowed(self) -> float:
+        if self._limit is not None:
+            return self._limit
+        seconds = self._step_seconds()
+        return _FIRST_STEP_SECONDS if seconds is None else max(_LEAST_SECONDS, _STEPS * seconds)
+
+    def _stack(self) -> str:
+        frame = sys._current_frames().get(self._main)
+        return "".join(traceback.format_stack(frame)[-12:]) if frame is not None else ""
+
+    def _report(self, idle: float) -> None:
+        """The first rank that answers speaks for all, when each has had time to tell."""
+        before = self._board.read()
+        if self._ended.wait(_ANSWER_SECONDS):
+            return
+        pulses = self._board.read()
+        answering = [rank for rank, pulse in pulses.items() if pulse.beats > before.get(rank, Pulse(-1, 0, 0)).beats]
+        if min([*answering, self._world.rank]) != self._world.rank:
+            return
+        self._say(told(pulses, answering, self._world.size, idle))
+
+
+def told(pulses: Mapping[int, Pulse], answering: list[int], ranks: int, idle: float) -> str:
+    """What there is to say of a job that stands still.
+
+    Args:
+        pulses: the latest of each rank.
+        answering: the ranks that still tell.
+        ranks: how many there are.
+        idle: seconds since the rank that speaks has last done something.
+    """
+    lines = [f"WARNING    no progress for {idle:.0f} s"]
+    for rank in range(ranks):
+        pulse = pulses.get(rank)
+        if pulse is None:
+            lines.append(f"  rank {rank} has not begun")
+        elif rank not in answering:
+            lines.append(f"  rank {rank} does not answer any more, since step {pulse.step}: it is stopped, or dead")
+        else:
+            lines.append(f"  rank {rank} is in step {pulse.step}, for {pulse.idle_seconds:.0f} s")
+            lines += [f"    {line}" for line in pulse.stack.splitlines()]
+    return "\n".join(lines)
+
+
+class _Board:
+    """Where the ranks write their pulses: the store by which the launcher has brought them together."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._own: Pulse | None = None
+        self._store: Any = None
+
+    def write(self, pulse: Pulse) -> None:
+        self._own = pulse
+        store = self._connected()
+        if store is not None:
+            store.set(str(self._world.rank), json.dumps(asdict(pulse)))
+
+    def read(self) -> dict[int, Pulse]:
+        store = self._connected()
+        if store is None:
+            return {self._world.rank: self._own} if self._own is not None else {}
+        found = {}
+        for rank in range(self._world.size):
+            if store.check([str(rank)]):
+                found[rank] = Pulse(**json.loads(store.get(str(rank))))
+        return found
+
+    def _connected(self) -> Any:
+        if self._world.size == 1 or "MASTER_ADDR" not in os.environ:
+            return None
+        if self._store is None:
+            # A connection of its own: the one of the process group may be held by a collective that waits.
+            place = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+            store = TCPStore(*place, is_master=False)
+            attempt = os.environ.get("TORCHELASTIC_RUN_ID", "") + os.environ.get("TORCHELASTIC_RESTART_COUNT", "")
+            self._store = PrefixStore(f"scalekit-watchdog-{attempt}", store)
+        return self._store

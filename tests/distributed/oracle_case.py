@@ -1,0 +1,44 @@
+"""The job of the oracle: a run that is never interrupted, against which all others are held."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from tests.distributed import parity_cases as parity
+
+STEPS = 40
+GLOBAL_BATCH = 12
+"""Which 1, 2, 3 and 4 ranks can share. An epoch's last global batch has 2 rows of 50, less than some have ranks."""
+
+STEPS_PER_EPOCH = 5
+
+
+def rows() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = parity.causal_rows()
+    return found[:50]
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """What a run did, step by step."""
+    kept = ("step", "loss", "grad_norm", "learning_rate", "samples", "items")
+    return [{name: record[name] for name in kept} for record in _lines(folder / "metrics.jsonl")]
+
+
+def used(folder: Path) -> dict[int, list[int]]:
+    """The rows that each step used; a step that came twice used the same."""
+    found: dict[int, list[int]] = {}
+    for line in _lines(folder / "rows.jsonl"):
+        if found.setdefault(line["step"], line["rows"]) != line["rows"]:
+            raise AssertionError(f"step {line['step']} used {found[line['step']]}, and then {line['rows']}")
+    return found
+
+
+def final(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "checkpoints" / f"step-{STEPS:08d}" / "model" / "model.safetensors")
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
