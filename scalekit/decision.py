@@ -102,7 +102,8 @@ def decide(
         [*_reasons(job, forecast, best), *_warnings(job, forecast, best, failed)],
         peak_bytes=best.memory.peak_bytes,
         # What goes on has run so before.
-        wants_probe=not before and (job.memory_check == "probe" or (job.memory_check == "refuse" and is_thin)),
+        wants_probe="strategy" not in before
+        and (job.memory_check == "probe" or (job.memory_check == "refuse" and is_thin)),
     )
 
 
@@ -115,9 +116,11 @@ def _before(job: Job, world: World) -> dict[str, Any]:
         before = json.loads((folder / "plan.json").read_text())
     except (OSError, json.JSONDecodeError):
         return {}
+    names = ["strategy", "micro_batch_size", "activation_checkpointing"]
     if before.get("world_size") != world.size:
-        return {}
-    names = ("strategy", "micro_batch_size", "activation_checkpointing")
+        # On other ranks at least what dropout draws by: micro-batches of the same size.
+        shares = job.global_batch_size % (before.get("micro_batch_size", 1) * world.size) == 0
+        names = ["micro_batch_size"] if shares else []
     return {
         name: before[name] if getattr(job, name) == "auto" else getattr(job, name) for name in names if name in before
     }

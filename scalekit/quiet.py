@@ -18,11 +18,14 @@ def quiet_lightning() -> Iterator[None]:
     lightning.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
-            # Neither is the user's to act on: torch's and Lightning's own use of each other's older names, and a
-            # `validation_step` without rows held out.
+            # None is the user's to act on: torch's and Lightning's own use of each other's older names, a `validation_step`
+            # without rows held out, and loaders that Lightning cannot know to begin at their position.
             warnings.filterwarnings("ignore", category=FutureWarning, module=r"(torch|lightning)\.")
             warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
             warnings.filterwarnings("ignore", message=r"You defined a `validation_step` but have no")
+            warnings.filterwarnings(
+                "ignore", message=r"You're resuming from a checkpoint that ended before the epoch ended"
+            )
             yield
     finally:
         lightning.setLevel(level)

@@ -81,6 +81,11 @@ def _claim(job: Job, path: Path, checkpoint: Path | None, plan: Plan) -> RunFold
     folder = RunFolder(path) if checkpoint is None else _resume(path, checkpoint, plan)
     folder.checkpoints.mkdir(parents=True, exist_ok=True)
     sweep(folder.checkpoints)
+    if job.resume == "auto":
+        # What stands and is later than the newest sound one is damaged: it must neither be counted nor be gone on from.
+        for each in published(folder.checkpoints):
+            if (step_of(each) or 0) > folder.step:
+                each.rename(each.with_name(f"damaged-{each.name}"))
     (path / "STOP").unlink(missing_ok=True)
     (folder.path / "config.yaml").write_text(yaml.safe_dump(job.resolved(), sort_keys=False))
     write_plan(folder.path, plan.as_dict())

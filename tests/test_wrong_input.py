@@ -1,6 +1,7 @@
 """Each wrong input gives one clear error of ScaleKit's own tree, before any training."""
 
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -155,10 +156,12 @@ def test_another_jobs_folder_is_not_continued() -> None:
         fit(output_dir="run", resume="never")
 
 
-def test_another_layout_is_not_continued() -> None:
+def test_another_schedule_is_not_continued() -> None:
     fit(output_dir="run", checkpoint_every=1, max_steps=3)
-    with pytest.raises(errors.CheckpointError, match=r"micro_batch_size 4 \(now 2\), accumulation 1 \(now 2\)"):
-        fit(output_dir="run", micro_batch_size=2, max_steps=3)
+    with pytest.raises(
+        errors.CheckpointError, match="a job of 3 steps, on which its schedule depends, and this one has 4"
+    ):
+        fit(output_dir="run", max_steps=4)
     with pytest.raises(errors.CheckpointError, match="differs in learning_rate"):
         fit(output_dir="run", learning_rate=1.0, max_steps=3)
     with pytest.raises(errors.ConfigError, match="holds later checkpoints"):
@@ -176,14 +179,35 @@ def test_settings_that_a_lightning_module_would_not_use() -> None:
         fit(loss=None, count=len)
 
 
-def test_a_damaged_checkpoint_is_named() -> None:
-    fit(output_dir="run", checkpoint_every=1)
+def test_a_damaged_checkpoint_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    whole = fit(output_dir="run", checkpoint_every=1)
     path = Path("run/checkpoints/step-00000002/model/model.safetensors")
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
     with pytest.raises(errors.CheckpointError, match=r"model\.safetensors is damaged"):
-        fit(output_dir="run")
+        fit(output_dir="other", resume="run/checkpoints/step-00000002")
+    again = fit(output_dir="run", checkpoint_every=1)
+    assert "model.safetensors is damaged" in capsys.readouterr().out
+    assert [record["loss"] for record in again.history] == [record["loss"] for record in whole.history]
+    assert sorted(each.name for each in Path("run/checkpoints").iterdir()) == [
+        "damaged-step-00000002",
+        "step-00000001",
+        "step-00000002",
+    ]
+
+
+def test_a_folder_in_use_is_nobody_elses(tmp_path: Path) -> None:
+    from scalekit.lock import claim, join
+
+    taken = claim(tmp_path / "run"), join(tmp_path / "run")
+    with pytest.raises(errors.RunInUseError, match="in use by another job, that of process"):
+        fit(output_dir=str(tmp_path / "run"))
+    os.close(taken[0])  # its first process is gone, another lives
+    with pytest.raises(errors.RunInUseError):
+        fit(output_dir=str(tmp_path / "run"))
+    os.close(taken[1])
+    fit(output_dir=str(tmp_path / "run"))
 
 
 def test_remote_code_is_off(tmp_path: Path, text_model: str) -> None:
