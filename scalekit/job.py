@@ -51,6 +51,7 @@ class Job:
     warmup_steps: int = 0
     weight_decay: float = 0.0
     gradient_clip: float | str | None = "auto"
+    average_decay: float | None = None
     seed: int = 0
     devices: int | str = "auto"
     num_nodes: int | str = "auto"
@@ -90,6 +91,8 @@ class Job:
         for name, known in (("memory_check", MEMORY_CHECKS), ("on_bad_row", ON_BAD_ROW)):
             if getattr(self, name) not in known:
                 raise UnknownNameError(name, getattr(self, name), known)
+        if self.average_decay is not None and not 0 < self.average_decay < 1:
+            raise ConfigError(f"average_decay={self.average_decay} must lie between 0 and 1, such as 0.999")
         if self.count is not None and self.loss is None:
             raise ConfigError("count is for a loss function of yours, and there is none: give `loss` too")
         if (self.max_steps is None) == (self.max_epochs is None):
@@ -140,7 +143,7 @@ _INTEGERS = (
     "keep_every",
     "evaluate_every",
 )
-_NUMBERS = ("max_epochs", "learning_rate", "weight_decay", "gradient_clip", "watchdog_seconds")
+_NUMBERS = ("max_epochs", "learning_rate", "weight_decay", "gradient_clip", "average_decay", "watchdog_seconds")
 # What may change when a run goes on: where and how it runs (the plan is compared by itself), and what it tells.
 _FREE = {
     "strategy",

@@ -117,6 +117,7 @@ def fit(
     warmup_steps: int = 0,
     weight_decay: float = 0.0,
     gradient_clip: float | str | None = "auto",
+    average_decay: float | None = None,
     seed: int = 0,
     devices: int | str = "auto",
     num_nodes: int | str = "auto",
@@ -180,6 +181,8 @@ def fit(
         warmup_steps: optimizer steps over which the learning rate rises.
         weight_decay: on matrices; biases and norms never decay.
         gradient_clip: the largest global gradient norm; None clips nothing; ``"auto"`` is 1.0, and None for a LightningModule.
+        average_decay: of an exponential moving average of the weights, such as 0.999, which checkpoints hold as ``average/``;
+            none is kept by default.
         seed: of initial weights, order and dropout.
         devices: processes on each node; what torchrun started by default.
         num_nodes: likewise.
@@ -258,6 +261,7 @@ def _run(job: Job, held_until_end: ExitStack) -> Run:
 
     engine.initial_weights = folder.checkpoint
     engine.saves_in_background = True
+    engine.average_decay = job.average_decay
     engine.job_state["total_steps"] = total_steps
     run_id = engine.job_state["wandb_run_id"] = (folder.state or {}).get("wandb_run_id") or uuid.uuid4().hex[:8]
     loggers = loggers_of(job, plan, folder.path, run_id)

@@ -4,6 +4,7 @@ step-00000100/
   model/          what `from_pretrained` opens, in the precision of the master weights
   optimizer/      the optimizer's state, a family of tensors a file: exp_avg.safetensors holds one of the shape of each
                   parameter, by the names that `model/` has
+  average/        the same as `model/`, of the weights' moving average, where the job keeps one
   state.json      step, position, schedules, loops, callbacks; tensors among them in state.safetensors
   MANIFEST.json   every file with its size and checksum; written last
 
@@ -26,6 +27,7 @@ from scalekit.errors import CheckpointError
 MANIFEST = "MANIFEST.json"
 WEIGHTS = "model/model"
 ADAPTER = "model/adapter_model"
+AVERAGE = "average"
 REST = "optimizer/weights"
 """Trained weights that the model's own format leaves out, as PEFT's does with what is trained beside an adapter."""
 

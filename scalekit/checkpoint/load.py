@@ -79,6 +79,26 @@ def fill(families: Mapping[str, Sequence[Part]], folder: Path) -> None:
                     reader.fill(files.places[part.name], part.start, part.data)
 
 
+def fill_named(parts: Sequence[Part], folder: Path, kind: str) -> None:
+    """Reads parts of tensors, in place, that one of several families in a part of a checkpoint holds.
+
+    Args:
+        parts: what to read.
+        folder: of the checkpoint.
+        kind: the folder in it.
+
+    Raises:
+        CheckpointError: it has none of that name.
+    """
+    stems = {path.name.partition(".")[0].partition("-")[0] for path in (folder / kind).glob("*.safetensors")}
+    places = {name: place for s in stems for name, place in TensorFiles.found(folder, f"{kind}/{s}").places.items()}
+    with Reader(folder) as reader:
+        for part in parts:
+            if part.name not in places:
+                raise CheckpointError(f"{folder / kind} lacks {part.name}")
+            reader.fill(places[part.name], part.start, part.data)
+
+
 def _checked(folder: Path, rank: int, ranks: int) -> dict[str, int]:
     files = read_manifest(folder)
     for path in folder.rglob("*"):

@@ -7,13 +7,15 @@ optimizer steps, and calls the hooks; the engine answers it.
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
@@ -22,10 +24,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from scalekit import strategies
+from scalekit.average import Average
 from scalekit.checkpoint import documents, load, optimizers
+from scalekit.checkpoint.layout import AVERAGE
 from scalekit.checkpoint.loops import resumed
 from scalekit.checkpoint.model_files import families, files_beside, names
-from scalekit.checkpoint.parts import Part, Slot
+from scalekit.checkpoint.parts import Part, Slot, owned
 from scalekit.checkpoint.save import Saver
 from scalekit.dtypes import Dtypes, promised
 from scalekit.engines.buffers import Buffers
@@ -70,6 +74,8 @@ class Engine(LightningStrategy):
         self.spec = spec
         self.precision = precision
         self.initial_weights: Path | None = None
+        self.average_decay: float | None = None
+        self.average: Average | None = None
         self.saves_in_background = False
         self.is_asked_to_stop: Callable[[], bool] = lambda: False  # this rank
         self.is_stopping = False  # what the ranks have agreed on, in the latest step
@@ -139,6 +145,8 @@ class Engine(LightningStrategy):
         self._check_norm()
         if self._buffers is not None:
             self._buffers.after_step()
+        if self.average is not None:
+            self.average.update(self._trained_parts())
         if self._module.automatic_optimization:
             # Lightning would keep them through the next forward pass, beside its activations.
             optimizer.zero_grad()
@@ -148,6 +156,10 @@ class Engine(LightningStrategy):
         super().on_train_start()
         if self._world_size > 1:
             self._buffers = Buffers(self._module, self.root_device, self._gather)
+        if self.average_decay is not None:
+            self.average = Average(self.average_decay, self._trained_parts())
+            if self.initial_weights is not None and (self.initial_weights / AVERAGE).is_dir():
+                load.fill_named(self.average.parts, self.initial_weights, AVERAGE)
 
     def settle(self) -> None:
         """Every rank calls it before the model is saved; evaluations do by themselves."""
@@ -240,6 +252,29 @@ class Engine(LightningStrategy):
         found = families(self._module)
         return {stem: [self._part(name, t) for name, t in tensors.items()] for stem, tensors in found.items()}
 
+    def _trained_parts(self) -> list[Part]:
+        """Of the trained weights, what this rank saves."""
+        found = families(self._module)
+        trained = ((name, t) for tensors in found.values() for name, t in tensors.items() if t.requires_grad)
+        return list(owned((self._part(name, tensor) for name, tensor in trained), self._rank, self._world_size))
+
+    def _averaged_parts(self, parts: Mapping[str, Sequence[Part]]) -> dict[str, Sequence[Part]]:
+        """What a checkpoint holds of the average: as of the model, but for the trained weights."""
+        if self.average is None:
+            return {}
+        averaged = {part.name: part for part in self.average.parts}
+        shapes = {
+            name: t for family in families(self._module).values() for name, t in family.items() if t.requires_grad
+        }
+        nothing = torch.empty(0)
+        return {
+            f"{AVERAGE}/{Path(stem).name}": [
+                averaged.get(part.name, replace(part, data=nothing, everywhere=False)) if part.name in shapes else part
+                for part in family
+            ]
+            for stem, family in parts.items()
+        }
+
     def _part(self, name: str, tensor: Tensor) -> Part:
         """This rank's part of a tensor of the model's; the whole, where no part of it is elsewhere."""
         return Part(name, tuple(tensor.shape), tensor.detach())
@@ -277,6 +312,7 @@ class Engine(LightningStrategy):
         """
         folder = Path(self.broadcast(str(filepath)))
         parts: dict[str, Sequence[Part]] = {**self.weight_parts()}
+        parts |= self._averaged_parts(parts)
         settings = []
         for number, optimizer in enumerate(self.optimizers):
             found, setting = optimizers.describe(self.inner_optimizer(optimizer), self.slots(optimizer))
@@ -286,6 +322,9 @@ class Engine(LightningStrategy):
         checkpoint["optimizer_states"] = settings
         checkpoint["scalekit"] = {**self.job_state, "position": self.position, **self._stream_state()}
         files = {**documents.written(checkpoint, "state"), **self._files_beside} if self._rank == 0 else {}
+        if self.average is not None:
+            beside = [(name, content) for name, content in files.items() if name.startswith("model/")]
+            files |= {f"{AVERAGE}/{name.removeprefix('model/')}": content for name, content in beside}
         self.saver.save(folder, parts, files, (storage_options or {}).get("unwanted", ()))
         if not self.saves_in_background:
             self.finish_saving()
@@ -395,11 +434,14 @@ class Engine(LightningStrategy):
 
 
 def seed_micro_batch(micro: MicroBatch, device: torch.device) -> None:
-    """Keys dropout by (seed, step, index of the micro-batch in its global batch): the same on any ranks.
+    """Keys dropout by (seed, step, index of the micro-batch in its global batch): the same on any ranks, whatever came before.
 
-    Only the generators in use are seeded: `torch.manual_seed` takes milliseconds where there is no GPU.
+    What Python and NumPy draw is keyed too, so that there is no state of a generator that a checkpoint would have to hold. Only
+    the generators in use are seeded: `torch.manual_seed` takes milliseconds where there is no GPU.
     """
     key = _mix(micro.seed, micro.step, micro.index)
+    random.seed(key)
+    np.random.seed(key & 0xFFFFFFFF)
     torch.default_generator.manual_seed(key)
     if device.type == "cuda":
         torch.cuda.manual_seed(key)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from math import isfinite
 from pathlib import Path
 from statistics import median
@@ -13,6 +14,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from scalekit.engines.engine import Engine
+from scalekit.files import write_at_once
 from scalekit.hardware import most_resident_bytes
 
 Record = dict[str, Any]
@@ -41,6 +43,7 @@ class Metrics(Callback):
         self._position = 0
         self._waited = 0.0
         self._written_step = resumed_step
+        self._behind: set[Path] = set()
         self.history = read_records(self._steps, resumed_step)
         self.evaluations = read_records(self._evaluations, resumed_step)
 
@@ -110,11 +113,24 @@ class Metrics(Callback):
     def _publish(self, trainer: Trainer, path: Path, record: Record, prefix: str) -> None:
         if not trainer.is_global_zero:
             return
-        with path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        self._append(path, record)
         numbers = {prefix + name: value for name, value in record.items() if name != "step" and value is not None}
         for logger in trainer.loggers:
             logger.log_metrics(numbers, step=record["step"])
+
+    def _append(self, path: Path, record: Record) -> None:
+        """A line more. What could not be written, as on a full disk, is written as a whole as soon as it can be."""
+        try:
+            if path in self._behind:
+                write_records(path, self.history if path == self._steps else self.evaluations)
+                self._behind.discard(path)
+            else:
+                with path.open("a") as file:
+                    file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            if path not in self._behind:
+                warnings.warn(f"{path} cannot be written: {error.strerror}. It is tried again with every line")
+            self._behind.add(path)
 
 
 def data_warning(history: list[Record], spare_cores: int) -> str | None:
@@ -151,7 +167,7 @@ def read_records(path: Path, last_step: int) -> list[Record]:
 
 def write_records(path: Path, records: list[Record]) -> None:
     """Writes a file of them, a line each."""
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    write_at_once(path, "".join(json.dumps(record) + "\n" for record in records))
 
 
 def _parse(line: str) -> Record | None:

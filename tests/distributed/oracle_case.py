@@ -37,7 +37,10 @@ def used(folder: Path) -> dict[int, list[int]]:
 
 
 def final(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "checkpoints" / f"step-{STEPS:08d}" / "model" / "model.safetensors")
+    """The weights, and their average."""
+    last = folder / "checkpoints" / f"step-{STEPS:08d}"
+    found = {kind: load_file(last / kind / "model.safetensors") for kind in ("model", "average")}
+    return {f"{kind}/{name}": tensor for kind, tensors in found.items() for name, tensor in tensors.items()}
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
