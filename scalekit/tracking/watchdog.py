@@ -91,17 +91,21 @@ class Watchdog(Callback):
         self._step, self._moved, self._has_reported = trainer.global_step + 1, time.monotonic(), False
 
     def _watch(self) -> None:
-        beats = 0
+        """Tells of this rank; and where it has not moved for too long, of all, some beats later, when each has had time to tell."""
+        beats, before, asked = 0, None, 0.0
         while not self._ended.wait(min(_BEAT_SECONDS, self._limit or _BEAT_SECONDS)):
             beats += 1
             idle = time.monotonic() - self._moved
             is_late = idle > self._allowed()
-            pulse = Pulse(beats, self._step, idle, self._stack() if is_late else "")
             try:
-                self._board.write(pulse)
-                if is_late and not self._has_reported:
+                self._board.write(Pulse(beats, self._step, idle, self._stack() if is_late else ""))
+                if not is_late:
+                    before = None
+                elif before is None:
+                    before, asked = self._board.read(), time.monotonic()
+                elif not self._has_reported and time.monotonic() - asked > _ANSWER_SECONDS:
                     self._has_reported = True
-                    self._report(idle)
+                    self._report(before, idle)
             except (RuntimeError, OSError):
                 return  # the board went with whoever kept it, and so does the job
 
@@ -115,16 +119,12 @@ class Watchdog(Callback):
         frame = sys._current_frames().get(self._main)
         return "".join(traceback.format_stack(frame)[-12:]) if frame is not None else ""
 
-    def _report(self, idle: float) -> None:
-        """The first rank that answers speaks for all, when each has had time to tell."""
-        before = self._board.read()
-        if self._ended.wait(_ANSWER_SECONDS):
-            return
+    def _report(self, before: Mapping[int, Pulse], idle: float) -> None:
+        """The first rank that answers speaks for all."""
         pulses = self._board.read()
-        answering = [rank for rank, pulse in pulses.items() if pulse.beats > before.get(rank, Pulse(-1, 0, 0)).beats]
-        if min([*answering, self._world.rank]) != self._world.rank:
-            return
-        self._say(told(pulses, answering, self._world.size, idle))
+        answering = [rank for rank, pulse in pulses.items() if rank not in before or pulse.beats > before[rank].beats]
+        if min(answering, default=self._world.rank) == self._world.rank:
+            self._say(told(pulses, answering, self._world.size, idle))
 
 
 def told(pulses: Mapping[int, Pulse], answering: list[int], ranks: int, idle: float) -> str:
