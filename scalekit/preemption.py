@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 from types import FrameType
@@ -30,9 +31,10 @@ class StopRequest:
         self.reason: str | None = None
 
     def listen(self) -> None:
-        """Answers signals from now on, in place of whoever did; from the main thread."""
-        for each in SIGNALS:
-            signal.signal(each, self._note)
+        """Answers signals from now on, in place of whoever did; in the main thread, which alone is sent any."""
+        if threading.current_thread() is threading.main_thread():
+            for each in SIGNALS:
+                signal.signal(each, self._note)
 
     def asked(self) -> bool:
         """Whether this rank has been asked."""

@@ -91,7 +91,7 @@ class Watchdog(Callback):
         self._step, self._moved, self._has_reported = trainer.global_step + 1, time.monotonic(), False
 
     def _watch(self) -> None:
-        """Tells of this rank; and where it has not moved for too long, of all, some beats later, when each has had time to tell."""
+        """Tells of this rank; and where it has not moved for too long, of all, when each has had time to tell."""
         beats, before, asked = 0, None, 0.0
         while not self._ended.wait(min(_BEAT_SECONDS, self._limit or _BEAT_SECONDS)):
             beats += 1

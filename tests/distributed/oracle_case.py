@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -41,6 +42,21 @@ def final(folder: Path) -> dict[str, torch.Tensor]:
     last = folder / "checkpoints" / f"step-{STEPS:08d}"
     found = {kind: load_file(last / kind / "model.safetensors") for kind in ("model", "average")}
     return {f"{kind}/{name}": tensor for kind, tensors in found.items() for name, tensor in tensors.items()}
+
+
+def same(folder: Path, other: Path, tolerance: float) -> None:
+    """Two runs did the same at every step, and came to the same.
+
+    Raises:
+        AssertionError: they did not.
+    """
+    found, expected = metrics(folder), metrics(other)
+    assert [record["step"] for record in found] == list(range(1, STEPS + 1))
+    assert used(folder) == used(other)
+    for one, two in zip(found, expected, strict=True):
+        assert one == pytest.approx(two, rel=tolerance, abs=0)
+    for name, value in final(other).items():
+        torch.testing.assert_close(final(folder)[name], value, rtol=tolerance, atol=tolerance)
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -139,10 +139,9 @@ def fill_the_disk(job: FaultyJob, draw: random.Random) -> None:
         process = job.start()
         log = job.folder / f"output-{len(job.outputs)}.txt"
         _until(lambda: bool(job.checkpoints))
-        with (folder / "filler").open("wb") as file, suppress(OSError):
+        with (folder / "filler").open("wb", buffering=0) as file, suppress(OSError):
             while True:
                 file.write(bytes(4096))
-                file.flush()
         _until(lambda: "could not be saved: No space left on device" in log.read_text())
         (folder / "filler").unlink()
         assert job.wait(process) == 0, job.outputs[-1]

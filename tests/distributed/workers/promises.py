@@ -5,7 +5,6 @@ promises.py STRATEGY FOLDER
 
 import json
 import os
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from torchmetrics.classification import MulticlassF1Score
 
 import scalekit
 from tests.distributed import parity_cases as parity
+from tests.distributed.workers.oracle import train
 from tests.distributed.workers.parity import OwnModule
 
 RANK, WORLD_SIZE = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -84,43 +84,11 @@ def nothing_dropped(strategy: str, folder: Path) -> dict[str, Any]:
     }
 
 
-def tiny_gpt2_with_dropout() -> nn.Module:
-    model = parity.gpt2()
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.2
-    return model
-
-
-def continued(strategy: str, folder: Path, output: Path) -> list[dict[str, Any]]:
-    run = scalekit.fit(
-        tiny_gpt2_with_dropout,
-        torch.utils.data.DataLoader(parity.causal_rows(), collate_fn=parity.collate, shuffle=True),
-        strategy=strategy,
-        precision="32-true",
-        global_batch_size=8,
-        micro_batch_size=2,
-        max_steps=10,
-        schedule="cosine",
-        learning_rate=1e-3,
-        checkpoint_every=4,
-        seed=parity.SEED,
-        output_dir=str(output),
-    )
-    return [{k: h[k] for k in ("step", "loss", "grad_norm", "learning_rate", "samples")} for h in run.history]
-
-
-def resumed(strategy: str, folder: Path) -> dict[str, Any]:
-    """The same job three times: whole; from its checkpoint at step 4; and once more, when it has ended."""
-    whole = continued(strategy, folder, folder / "whole")
-    if RANK == 0:
-        shutil.copytree(folder / "whole", folder / "part")
-        for step in ("00000008", "00000010"):
-            shutil.rmtree(folder / "part" / "checkpoints" / f"step-{step}")
-    torch.distributed.barrier()
-    part = continued(strategy, folder, folder / "part")
-    again = continued(strategy, folder, folder / "part")
-    return {"whole": whole, "part": part, "again": again}
+def resumed(strategy: str, folder: Path) -> None:
+    """The oracle's job, as a whole; stopped in the middle of an epoch; and where one ends."""
+    for name, ends in (("whole", (40,)), ("middle", (13, 26, 40)), ("end", (15, 30, 40))):
+        for until in ends:
+            train(folder / name, strategy, until)
 
 
 class FrozenAndBuffered(nn.Module):
@@ -341,9 +309,9 @@ def types(strategy: str, precision: str, folder: Path) -> dict[str, Any]:
 
 if __name__ == "__main__":
     strategy, folder = sys.argv[1], Path(sys.argv[2])
+    resumed(strategy, folder)
     results = {
         "dropped": nothing_dropped(strategy, folder),
-        "resumed": resumed(strategy, folder),
         "frozen": frozen_and_buffers(strategy, folder),
         "few": few_held_out(strategy, folder),
         "changing": changing_buffers(strategy, folder),

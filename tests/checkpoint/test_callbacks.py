@@ -1,0 +1,126 @@
+"""What callbacks have come to is saved and gone on with: early stopping counts on, evaluations come once, the best is kept."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.callbacks import EarlyStopping
+from torch import nn
+
+import scalekit
+from scalekit import errors
+from tests.distributed import parity_cases as parity
+
+
+class GetsWorse(LightningModule):
+    """Its held-out loss falls for three evaluations and rises from then on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(6, 2)
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        return nn.functional.mse_loss(self.layer(batch["x"]), batch["y"])
+
+    def validation_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        step = self.global_step
+        loss = torch.tensor(float(abs(step - 6)))
+        self.log("held_out", loss)
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+class EndedError(Exception):
+    pass
+
+
+class Ends(Callback):
+    """Ends the job after a step, as a kill would; what it was writing then is done."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: Any, *rest: Any) -> None:
+        if trainer.global_step == self.step:
+            trainer.strategy.finish_saving()
+            raise EndedError
+
+
+def train(folder: Path, *callbacks: Callback, **settings: Any) -> scalekit.Run:
+    usual = {"max_steps": 20, "evaluate_every": 2, "checkpoint_every": 2, "global_batch_size": 4}
+    rows = parity.number_rows()
+    stopping = EarlyStopping("held_out", patience=3)
+    return scalekit.fit(
+        GetsWorse(),
+        torch.utils.data.DataLoader(rows[:40], collate_fn=parity.collate),
+        validation=torch.utils.data.DataLoader(rows[40:], collate_fn=parity.collate),
+        callbacks=[stopping, *callbacks],
+        output_dir=str(folder),
+        **{**usual, **settings},
+    )
+
+
+def lines(folder: Path, name: str) -> list[tuple[int, float]]:
+    return [(record["step"], record["loss"]) for record in map(json.loads, (folder / name).read_text().splitlines())]
+
+
+@pytest.mark.parametrize("step", [7, 8, 10])
+def test_early_stopping_counts_on(step: int, tmp_path: Path) -> None:
+    """The best is at step 6, so that the job ends with step 12, wherever it was stopped before."""
+    whole = train(tmp_path / "whole")
+    with suppress(EndedError):
+        train(tmp_path / "part", Ends(step))
+    part = train(tmp_path / "part")
+    assert whole.history[-1]["step"] == 12
+    for name in ("metrics.jsonl", "evaluations.jsonl"):
+        assert lines(tmp_path / "part", name) == lines(tmp_path / "whole", name)
+    assert part.checkpoint is not None
+    assert part.checkpoint.name == "step-00000012"
+
+
+def test_the_best_and_the_last_are_kept(tmp_path: Path) -> None:
+    train(tmp_path, keep_last=1, keep_best="loss")
+    assert sorted(each.name for each in (tmp_path / "checkpoints").iterdir()) == ["step-00000006", "step-00000012"]
+
+
+def test_a_metric_that_is_not_found_ends_the_job_before_its_first_step(tmp_path: Path) -> None:
+    with pytest.raises(errors.ConfigError, match="keep_best='accuracy' is not found"):
+        train(tmp_path, keep_last=1, keep_best="accuracy")
+
+
+def by_a_file(folder: Path) -> None:
+    (folder / "STOP").touch()
+    time.sleep(1.1)  # it is looked for once a second
+
+
+def by_a_signal(folder: Path) -> None:
+    os.kill(os.getpid(), signal.SIGUSR1)
+
+
+@pytest.mark.parametrize("ask", [by_a_file, by_a_signal])
+def test_a_job_stops_when_it_is_asked_to(ask: Callable[[Path], None], tmp_path: Path) -> None:
+    class Asks(Callback):
+        def on_train_batch_start(self, trainer: Any, *rest: Any) -> None:
+            if trainer.global_step == 4:
+                ask(tmp_path / "part")
+
+    with pytest.raises(errors.PreemptedError) as caught:
+        train(tmp_path / "part", Asks(), checkpoint_every=None)
+    assert caught.value.code == 75
+    assert [each.name for each in (tmp_path / "part" / "checkpoints").iterdir()] == ["step-00000005"]
+    assert not (tmp_path / "part" / "STOP").exists()
+    train(tmp_path / "part", checkpoint_every=None)
+    train(tmp_path / "whole", checkpoint_every=None)
+    for name in ("metrics.jsonl", "evaluations.jsonl"):
+        assert lines(tmp_path / "part", name) == lines(tmp_path / "whole", name)
