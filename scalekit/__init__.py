@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from scalekit.data.mixture import Mixture
     from scalekit.errors import ScaleKitError
+    from scalekit.exporting import export
     from scalekit.module import ScaleModule
     from scalekit.public import plan, strategy
     from scalekit.training import Run, fit
@@ -26,9 +27,10 @@ _HOME = {
     "ScaleKitError": "scalekit.errors",
     "plan": "scalekit.public",
     "strategy": "scalekit.public",
+    "export": "scalekit.exporting",
 }
 
-__all__ = ["Mixture", "Run", "ScaleKitError", "ScaleModule", "__version__", "fit", "plan", "strategy"]
+__all__ = ["Mixture", "Run", "ScaleKitError", "ScaleModule", "__version__", "export", "fit", "plan", "strategy"]
 
 
 def __getattr__(name: str) -> Any:

@@ -93,6 +93,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     launch.set_defaults(run=_launch)
 
+    export = commands.add_parser("export", help="write a checkpoint's model for others", description=_EXPORT)
+    export.add_argument("checkpoint", help="a checkpoint's folder, or a run's, of which the newest is taken")
+    export.add_argument("output", help="the folder to write")
+    export.add_argument("--format", default="huggingface", help="huggingface (default): what from_pretrained opens")
+    export.add_argument("--merge", action="store_true", help="put an adapter into its base model")
+    export.set_defaults(run=_export)
+
     listing = commands.add_parser("strategies", help="list the strategies")
     listing.set_defaults(run=_strategies)
     return parser
@@ -110,6 +117,7 @@ _INSPECT = "Shows rows as the model will see them: what is cut, what padded, whi
 _LAUNCH = (
     "Starts `fit job.yaml` or a script of yours on several processes, by torchrun: launch --nproc 2 -- fit job.yaml"
 )
+_EXPORT = "Writes the model of a checkpoint, which is checked first, into a folder that others open."
 
 
 def _fit(parsed: argparse.Namespace, rest: list[str]) -> int:
@@ -199,6 +207,13 @@ def _launch(parsed: argparse.Namespace, rest: list[str]) -> int:
 
     placed = (parsed.nproc, parsed.nodes, parsed.node_rank, parsed.endpoint)
     return launch(Launch(*placed, max_restarts=parsed.max_restarts), rest)
+
+
+def _export(parsed: argparse.Namespace, rest: list[str]) -> int:
+    from scalekit.exporting import export
+
+    export(parsed.checkpoint, parsed.output, parsed.format, parsed.merge)
+    return 0
 
 
 def _strategies(parsed: argparse.Namespace, rest: list[str]) -> int:

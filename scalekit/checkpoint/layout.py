@@ -29,7 +29,7 @@ WEIGHTS = "model/model"
 ADAPTER = "model/adapter_model"
 AVERAGE = "average"
 REST = "optimizer/weights"
-"""Trained weights that the model's own format leaves out, as PEFT's does with what is trained beside an adapter."""
+"""What changes and the model's own format leaves out, as PEFT's does with what is trained beside an adapter."""
 
 _CHUNK_BYTES = 16 << 20
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from scalekit.checkpoint.layout import ADAPTER, REST, WEIGHTS
@@ -35,13 +36,15 @@ def families(module: nn.Module) -> Families:
     if _is_adapted(target):
         from peft import get_peft_model_state_dict
 
+        _check_adapters(target)
         kept: dict[str, Tensor] = get_peft_model_state_dict(target, state_dict=dict(state))
         found = {ADAPTER: kept}
     else:
         ignored = getattr(target, "_keys_to_ignore_on_save", None) or ()
         found = {WEIGHTS: {name: tensor for name, tensor in state.items() if name not in ignored}}
     ids = {id(tensor) for family in found.values() for tensor in family.values()}
-    rest = {name: tensor for name, tensor in state.items() if tensor.requires_grad and id(tensor) not in ids}
+    changing = {name: tensor for name, tensor in state.items() if tensor.requires_grad or _is_buffer(tensor)}
+    rest = {name: tensor for name, tensor in changing.items() if id(tensor) not in ids}
     return {**found, REST: rest} if rest else found
 
 
@@ -55,7 +58,9 @@ def files_beside(module: nn.Module, processor: Any) -> dict[str, bytes]:
     target: Any = saved_module(module)
     with tempfile.TemporaryDirectory() as place:
         if hasattr(target, "save_pretrained"):
-            _quietly(target.save_pretrained, place, state_dict={})
+            # An adapter's own looks for what it would save, by name; a model's does not.
+            state = dict.fromkeys(target.state_dict(), torch.empty(0)) if _is_adapted(target) else {}
+            _quietly(target.save_pretrained, place, state_dict=state)
         if processor is not None:
             processor.save_pretrained(place)
         files = (path for path in Path(place).rglob("*") if path.is_file() and path.suffix != ".safetensors")
@@ -75,6 +80,18 @@ def _is_adapted(target: nn.Module) -> bool:
     from peft import PeftModel
 
     return isinstance(target, PeftModel)
+
+
+def _check_adapters(target: Any) -> None:
+    if list(target.peft_config) != ["default"]:
+        raise CheckpointError(
+            f"the model has the adapters {', '.join(target.peft_config)}: a checkpoint holds one, by the name that "
+            "get_peft_model gives it, 'default'"
+        )
+
+
+def _is_buffer(tensor: Tensor) -> bool:
+    return not isinstance(tensor, nn.Parameter)
 
 
 def _quietly(save: Any, place: str, state_dict: Mapping[str, Tensor]) -> None:

@@ -154,6 +154,10 @@ class Engine(LightningStrategy):
 
     def on_train_start(self) -> None:
         super().on_train_start()
+        # What cannot be saved shows before the first step.
+        self.weight_parts()
+        if self._rank == 0:
+            _ = self._files_beside
         if self._world_size > 1:
             self._buffers = Buffers(self._module, self.root_device, self._gather)
         if self.average_decay is not None:

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from scalekit.data.permutation import shuffled
 from tests.distributed import oracle_case as oracle
 from tests.distributed import parity_cases as parity
 from tests.distributed.processes import torchrun
+from tests.distributed.workers import adapter
 
 STRATEGIES = [
     *("ddp", "fsdp2", "zero2", "zero3", "zero3-offload"),
@@ -94,6 +96,39 @@ def test_the_folder_opens_with_plain_transformers(folder: Path) -> None:
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
     assert model.lm_head.weight is model.transformer.wte.weight
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The adapter's job on one process."""
+    folder = tmp_path_factory.mktemp("adapter")
+    adapter.train("single", folder, 4)
+    return folder
+
+
+def test_an_adapter_is_saved_alone_and_whole(folder: Path, alone: Path) -> None:
+    """Nothing of its base, nothing that is trained left out, the same as on one process, and gone on with."""
+    from peft import PeftModel
+    from safetensors.torch import load_file
+
+    last = Path("checkpoints", "step-00000004")
+    for file in ("model/adapter_model.safetensors", "optimizer/weights.safetensors", "optimizer/exp_avg.safetensors"):
+        found, resumed, expected = (load_file(each / last / file) for each in _three(folder, alone))
+        assert found.keys() == expected.keys() == resumed.keys()
+        for name, value in expected.items():
+            torch.testing.assert_close(
+                found[name], value, rtol=1e-5, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}"
+            )
+            assert torch.equal(resumed[name], found[name]), name
+    adapters = load_file(folder / "adapter" / last / "model" / "adapter_model.safetensors")
+    assert {name.split(".")[-2] for name in adapters} == {"lora_A", "lora_B", "ln_f"}
+    assert all(value.abs().max() > 0 for value in adapters.values())
+    assert len(load_file(folder / "adapter" / last / "optimizer" / "weights.safetensors")) == 2
+    PeftModel.from_pretrained(parity.gpt2(), folder / "adapter" / last / "model")
+
+
+def _three(folder: Path, alone: Path) -> tuple[Path, Path, Path]:
+    return folder / "adapter", folder / "adapter-resumed", alone
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -18,6 +18,7 @@ from torchmetrics.classification import MulticlassF1Score
 
 import scalekit
 from tests.distributed import parity_cases as parity
+from tests.distributed.workers import adapter
 from tests.distributed.workers.oracle import train
 from tests.distributed.workers.parity import OwnModule
 
@@ -204,6 +205,13 @@ def few_held_out(strategy: str, folder: Path) -> dict[str, Any]:
     return {"usual": found[0], "given": found[1]}
 
 
+def adapted(strategy: str, folder: Path) -> None:
+    """An adapter, with layers trained beside it: without a stop, and stopped after step 2."""
+    for name, ends in (("adapter", (4,)), ("adapter-resumed", (2, 4))):
+        for until in ends:
+            adapter.train(strategy, folder / name, until)
+
+
 class ByHand(pl.LightningModule):
     """A LightningModule that steps its optimizer by hand."""
 
@@ -310,6 +318,7 @@ def types(strategy: str, precision: str, folder: Path) -> dict[str, Any]:
 if __name__ == "__main__":
     strategy, folder = sys.argv[1], Path(sys.argv[2])
     resumed(strategy, folder)
+    adapted(strategy, folder)
     results = {
         "dropped": nothing_dropped(strategy, folder),
         "frozen": frozen_and_buffers(strategy, folder),
