@@ -1,0 +1,84 @@
+"""`scalekit launch`: what it starts, what it starts again, and what it leaves to the job."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from scalekit.errors import ConfigError
+from scalekit.launcher import Launch
+from tests.distributed.processes import ROOT
+
+JOB = """
+import os, signal, sys, time
+from pathlib import Path
+
+folder, ranks = Path(sys.argv[1]), int(os.environ["WORLD_SIZE"])
+if os.environ["RANK"] == "0":
+    with (folder / "starts").open("a") as file:
+        file.write(f"{ranks}\\n")
+signal.signal(signal.SIGTERM, lambda *_: os._exit(75))
+codes = dict(pair.split("=") for pair in sys.argv[2:])
+if "wait" in codes:
+    (folder / f"ready-{os.environ['RANK']}").touch()
+    time.sleep(60)
+starts = (folder / "starts").read_text().count(f"{ranks}\\n")
+os._exit(int(codes.get(f"{ranks}.{starts}", codes.get(str(ranks), 0))))
+"""
+
+
+def start(folder: Path, *words: str, options: tuple[str, ...]) -> subprocess.Popen[str]:
+    job = folder / "job.py"
+    job.write_text(JOB)
+    return subprocess.Popen(
+        [sys.executable, "-m", "scalekit", "launch", *options, "--", str(job), str(folder), *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+
+
+def launched(folder: Path, *words: str, options: tuple[str, ...]) -> tuple[int, list[int]]:
+    """The exit code, and on how many processes each start was."""
+    process = start(folder, *words, options=options)
+    process.communicate(timeout=120)
+    return process.returncode, [int(line) for line in (folder / "starts").read_text().split()]
+
+
+@pytest.mark.parametrize(
+    ("words", "options", "expected"),
+    [
+        (["1=3"], ("--nproc", "1"), (3, [1])),
+        (["1.1=3"], ("--nproc", "1", "--max-restarts", "2"), (0, [1, 1])),
+        (["1=3"], ("--nproc", "1", "--max-restarts", "1"), (3, [1, 1])),
+        (["1=2"], ("--nproc", "1", "--max-restarts", "1"), (2, [1])),
+        (["1=75"], ("--nproc", "1", "--max-restarts", "1"), (75, [1])),
+        (["2=3"], ("--nproc", "1:2", "--max-restarts", "3"), (0, [2, 2, 1])),
+    ],
+    ids=["no-restarts", "restarted", "in-vain", "refused", "asked-to-stop", "on-fewer"],
+)
+def test_what_is_started_again(
+    words: list[str], options: tuple[str, ...], expected: tuple[int, list[int]], tmp_path: Path
+) -> None:
+    assert launched(tmp_path, *words, options=options) == expected
+
+
+def test_a_request_to_stop_is_the_jobs_to_answer(tmp_path: Path) -> None:
+    process = start(tmp_path, "wait=1", options=("--nproc", "2", "--max-restarts", "3"))
+    while not all((tmp_path / f"ready-{rank}").exists() for rank in range(2)):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert (tmp_path / "starts").read_text() == "2\n"
+
+
+@pytest.mark.parametrize("nproc", ["0", "x", "3:2", "2:", ":2", "1:x", "-1"])
+def test_what_is_no_number_of_processes(nproc: str) -> None:
+    with pytest.raises(ConfigError, match="neither 'auto' nor a number nor a range"):
+        Launch(nproc).sizes()
