@@ -266,18 +266,15 @@ class Engine(LightningStrategy):
         """What a checkpoint holds of the average: as of the model, but for the trained weights."""
         if self.average is None:
             return {}
-        averaged = {part.name: part for part in self.average.parts}
-        shapes = {
-            name: t for family in families(self._module).values() for name, t in family.items() if t.requires_grad
-        }
-        nothing = torch.empty(0)
-        return {
-            f"{AVERAGE}/{Path(stem).name}": [
-                averaged.get(part.name, replace(part, data=nothing, everywhere=False)) if part.name in shapes else part
-                for part in family
-            ]
-            for stem, family in parts.items()
-        }
+        mine = {part.name: part for part in self.average.parts}
+        found = families(self._module).values()
+        trained = {name for family in found for name, tensor in family.items() if tensor.requires_grad}
+
+        def averaged(part: Part) -> Part:
+            elsewhere = replace(part, data=torch.empty(0), everywhere=False)
+            return mine.get(part.name, elsewhere) if part.name in trained else part
+
+        return {f"{AVERAGE}/{Path(stem).name}": list(map(averaged, family)) for stem, family in parts.items()}
 
     def _part(self, name: str, tensor: Tensor) -> Part:
         """This rank's part of a tensor of the model's; the whole, where no part of it is elsewhere."""

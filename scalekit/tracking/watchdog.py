@@ -70,6 +70,7 @@ class Watchdog(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._move(trainer)
+        self._board.write(Pulse(0, self._step, 0.0))  # before anything can hold this rank up
         self._thread = threading.Thread(target=self._watch, name="scalekit-watchdog", daemon=True)
         self._thread.start()
 
