@@ -3,7 +3,7 @@ PYTHON := .venv/bin/python
 SCALEKIT := .venv/bin/scalekit
 QUESTION := What is your favorite book?
 
-.PHONY: install demo test test-all lint format benchmark benchmark-plan benchmark-data constraints clean
+.PHONY: install demo test test-all lint format benchmark benchmark-plan benchmark-data benchmark-checkpoint constraints clean
 
 install: .venv/.installed
 
@@ -47,6 +47,9 @@ benchmark-data: install
 	uv pip install --quiet --target build/trl --no-deps trl==1.16.0
 	$(PYTHON) examples/prepare_finetune.py
 	PYTHONPATH=.:build/trl $(PYTHON) tests/benchmarks/data.py
+
+benchmark-checkpoint: install
+	$(PYTHON) tests/benchmarks/checkpoint.py
 
 # Pins every dependency with its hashes. torch stays below 2.15: torchaudio is built for CUDA 13.0, as torch up to 2.14 is.
 constraints:

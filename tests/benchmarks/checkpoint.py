@@ -8,6 +8,7 @@ or on several processes:   scalekit launch --nproc 2 -- tests/benchmarks/checkpo
 """
 
 import argparse
+import gc
 import json
 import os
 import statistics
@@ -158,6 +159,7 @@ class PeakOfLoad(Callback):
         self.bytes = 0
 
     def on_fit_start(self, trainer: Any, module: Any) -> None:
+        gc.collect()  # what an earlier job has left would be freed meanwhile, and be missing from the growth
         self._watch = peak_bytes()
         self._most = self._watch.__enter__()
 
