@@ -8,7 +8,6 @@ or on several processes:   scalekit launch --nproc 2 -- tests/benchmarks/checkpo
 """
 
 import argparse
-import gc
 import json
 import os
 import statistics
@@ -152,23 +151,6 @@ class Peak(Callback):
         raise EndedError
 
 
-class PeakOfLoad(Callback):
-    """The most memory that restoring the optimizer's state takes, its own included."""
-
-    def __init__(self) -> None:
-        self.bytes = 0
-
-    def on_fit_start(self, trainer: Any, module: Any) -> None:
-        gc.collect()  # what an earlier job has left would be freed meanwhile, and be missing from the growth
-        self._watch = peak_bytes()
-        self._most = self._watch.__enter__()
-
-    def on_train_start(self, trainer: Any, module: Any) -> None:
-        self._watch.__exit__(None, None, None)
-        self.bytes = self._most[0]
-        raise EndedError
-
-
 def move(checkpoint: Path, position: int) -> None:
     """Makes a checkpoint one of another position."""
     path = checkpoint / "state.json"
@@ -268,9 +250,6 @@ def main() -> None:
     peak.folder.parent.mkdir(exist_ok=True)
     fit(args, peak, output_dir=str(folder / "b"))
     say(f"{'memory of a save, of the share':40} {peak.bytes / (state_bytes / WORLD_SIZE):.3f}")
-    load = PeakOfLoad()
-    fit(args, load, output_dir=str(folder / "c"), resume=str(peak.folder))
-    say(f"{'memory of the optimizer, of its share':40} {load.bytes / (state_bytes * 2 / 3 / WORLD_SIZE):.3f}")
 
     starts: dict[str, list[float]] = {}
     for number in range(args.rounds):
