@@ -11,10 +11,20 @@ from pathlib import Path
 from filelock import FileLock
 
 
-def write_at_once(path: Path, text: str) -> None:
-    """Writes a file beside and moves it into place: whoever reads finds the old text or the new one, never a part."""
+def write_at_once(path: Path, text: str, on_disk: bool = False) -> None:
+    """Writes a file beside and moves it into place: whoever reads finds the old text or the new one, never a part.
+
+    Args:
+        path: of the file.
+        text: all of it.
+        on_disk: whether to wait until it is on the disk.
+    """
     beside = path.with_name(f"{path.name}.{os.getpid()}")
-    beside.write_text(text)
+    with beside.open("w") as file:
+        file.write(text)
+        if on_disk:
+            file.flush()
+            os.fsync(file.fileno())
     beside.replace(path)
 
 

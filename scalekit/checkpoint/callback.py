@@ -13,6 +13,7 @@ from scalekit.checkpoint.rotation import Rotation
 from scalekit.checkpoint.writer import Outcome
 from scalekit.errors import CheckpointError, ConfigError, PreemptedError
 from scalekit.preemption import StopRequest
+from scalekit.tracking.evaluation import is_due
 from scalekit.tracking.metrics import Metrics
 
 
@@ -85,10 +86,9 @@ class Checkpoints(Callback):
     def _close_step(self, trainer: Trainer) -> None:
         """Saves where it is due; and stops, where the job is not at its end anyway."""
         step = trainer.global_step
-        is_last = step == self._total
-        if is_last or self._is_stopping or (self._every is not None and step % self._every == 0):
+        if self._is_stopping or is_due(step, self._every, self._total):
             self._save(trainer)
-        if self._is_stopping and not is_last:
+        if self._is_stopping and step != self._total:
             engine: Any = trainer.strategy
             engine.finish_saving()
             self._request.answered()
@@ -104,10 +104,14 @@ class Checkpoints(Callback):
         for outcome in engine.saver.outcomes(wait=True):
             self._hear(outcome, trainer)
         step = self._saved_step = trainer.global_step
-        standing = [*(each for each in map(step_of, published(self._folder)) if each is not None and each < step), step]
-        unwanted = [checkpoint_name(each) for each in self._rotation.unwanted(standing, self._metrics.evaluations)]
+        unwanted = self._unwanted(step) if trainer.is_global_zero else []
         trainer.save_checkpoint(self._folder / checkpoint_name(step), storage_options={"unwanted": unwanted})
         self._metrics.restart_clock()
+
+    def _unwanted(self, step: int) -> list[str]:
+        """The checkpoints that go once a step's stands."""
+        older = [each for each in map(step_of, published(self._folder)) if each is not None and each < step]
+        return [checkpoint_name(each) for each in self._rotation.unwanted([*older, step], self._metrics.evaluations)]
 
     def _hear(self, outcome: Outcome, trainer: Trainer) -> None:
         """Rank 0's writer says what has become of a checkpoint; the others' of their own parts."""

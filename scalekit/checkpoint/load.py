@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from scalekit.checkpoint import documents
-from scalekit.checkpoint.layout import MANIFEST, checksum, published, read_manifest
+from scalekit.checkpoint.layout import MANIFEST, Listed, checksum, published, read_manifest
 from scalekit.checkpoint.parts import Part
 from scalekit.checkpoint.tensorfiles import Reader, TensorFiles
 from scalekit.errors import CheckpointError
@@ -35,8 +35,10 @@ def check(folder: Path, rank: int, gather: Callable[[Any], list[Any]], ranks: in
     Raises:
         CheckpointError: on every rank: it is no checkpoint, something in it is damaged, missing, or could run code.
     """
+    files: dict[str, Listed] = {}
     try:
-        found: dict[str, int] | CheckpointError = _checked(folder, rank, ranks)
+        files = read_manifest(folder)
+        found: dict[str, int] | CheckpointError = _checked(folder, files, rank, ranks)
     except CheckpointError as error:
         found = error
     except OSError as error:
@@ -45,7 +47,7 @@ def check(folder: Path, rank: int, gather: Callable[[Any], list[Any]], ranks: in
     for part in parts:
         if isinstance(part, CheckpointError):
             raise part
-    for name, listed in read_manifest(folder).items():
+    for name, listed in files.items():
         if reduce(xor, (part.get(name, 0) for part in parts)) != listed.crc32:
             raise CheckpointError(f"{folder / name} is damaged: it differs from the checkpoint's manifest")
 
@@ -79,34 +81,14 @@ def fill(families: Mapping[str, Sequence[Part]], folder: Path) -> None:
                     reader.fill(files.places[part.name], part.start, part.data)
 
 
-def fill_named(parts: Sequence[Part], folder: Path, kind: str) -> None:
-    """Reads parts of tensors, in place, that one of several families in a part of a checkpoint holds.
-
-    Args:
-        parts: what to read.
-        folder: of the checkpoint.
-        kind: the folder in it.
-
-    Raises:
-        CheckpointError: it has none of that name.
-    """
-    stems = {path.name.partition(".")[0].partition("-")[0] for path in (folder / kind).glob("*.safetensors")}
-    places = {name: place for s in stems for name, place in TensorFiles.found(folder, f"{kind}/{s}").places.items()}
-    with Reader(folder) as reader:
-        for part in parts:
-            if part.name not in places:
-                raise CheckpointError(f"{folder / kind} lacks {part.name}")
-            reader.fill(places[part.name], part.start, part.data)
-
-
-def _checked(folder: Path, rank: int, ranks: int) -> dict[str, int]:
-    files = read_manifest(folder)
+def _checked(folder: Path, files: Mapping[str, Listed], rank: int, ranks: int) -> dict[str, int]:
+    listed_paths = {folder / name for name in (MANIFEST, *files)}
     for path in folder.rglob("*"):
         if path.is_symlink():
             raise CheckpointError(f"{path} is a symbolic link, which a checkpoint has none of")
         if path.suffix in _PICKLES:
             raise CheckpointError(f"{path} may be a pickle, which runs code when it is loaded: a checkpoint has none")
-        if path.is_file() and str(path.relative_to(folder)) not in (MANIFEST, *files):
+        if path.is_file() and path not in listed_paths:
             raise CheckpointError(f"{path} is not in the checkpoint's manifest: somebody has added it")
     for name, listed in files.items():
         path = folder / name
@@ -140,8 +122,13 @@ def _compare(parts: Sequence[Part], files: TensorFiles, folder: Path) -> None:
 
 def _listed(what: str, names: Iterable[str]) -> list[str]:
     found = list(names)
-    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-    return [f"{what} {', '.join(found[:_SHOWN])}{more}"] if found else []
+    return [f"{what} {first_few(found)}"] if found else []
+
+
+def first_few(names: Sequence[str]) -> str:
+    """The first names of a list, and how many more there are."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
 
 
 def _short(dtype: Any) -> str:

@@ -6,8 +6,9 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +19,70 @@ from scalekit.errors import CheckpointError
 Families = dict[str, dict[str, Tensor]]
 
 
-def families(module: nn.Module) -> Families:
-    """A module's tensors as checkpoints hold them, by the stem of their files' names; each once, by its first name.
+@final
+class ModelFormat:
+    """How a LightningModule's model is saved by its own library.
 
-    Raises:
-        CheckpointError: the module has state that is no tensor.
+    Args:
+        module: built. Its tensors may be replaced later, under the same names.
     """
-    target = saved_module(module)
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+
+    @property
+    def _target(self) -> nn.Module:
+        return saved_module(self._module)
+
+    @cached_property
+    def _adapter_names(self) -> dict[str, str]:
+        """What PEFT calls what it saves of a model, by the model's own names. Asked once: PEFT may look on the hub for it."""
+        from peft import get_peft_model_state_dict
+
+        _check_adapters(self._target)
+        state = {name: torch.empty(0) for name in self._target.state_dict()}
+        kept = get_peft_model_state_dict(self._target, state_dict=dict(state))
+        own = {id(tensor): name for name, tensor in state.items()}
+        return {own[id(tensor)]: name for name, tensor in kept.items()}
+
+    def families(self) -> Families:
+        """The model's tensors as checkpoints hold them, by the stem of their files' names; each once, by its first name.
+
+        Raises:
+            CheckpointError: the model has state that is no tensor.
+        """
+        state = _state(self._target)
+        if _is_adapted(self._target):
+            names = self._adapter_names
+            found = {ADAPTER: {names[name]: tensor for name, tensor in state.items() if name in names}}
+        else:
+            ignored = getattr(self._target, "_keys_to_ignore_on_save", None) or ()
+            found = {WEIGHTS: {name: tensor for name, tensor in state.items() if name not in ignored}}
+        ids = {id(tensor) for family in found.values() for tensor in family.values()}
+        changing = {name: tensor for name, tensor in state.items() if tensor.requires_grad or _is_buffer(tensor)}
+        rest = {name: tensor for name, tensor in changing.items() if id(tensor) not in ids}
+        return {**found, REST: rest} if rest else found
+
+    def names(self) -> dict[int, str]:
+        """What checkpoints call each tensor, by its identity."""
+        return {id(tensor): name for family in self.families().values() for name, tensor in family.items()}
+
+    def files_beside(self, processor: Any) -> dict[str, bytes]:
+        """What else the model's and a processor's own `save_pretrained` write, by path in the checkpoint: config.json, ..."""
+        target: Any = self._target
+        with tempfile.TemporaryDirectory() as place:
+            if hasattr(target, "save_pretrained"):
+                # An adapter's own looks for what it would save, by name; a model's does not.
+                state = dict.fromkeys(target.state_dict(), torch.empty(0)) if _is_adapted(target) else {}
+                _quietly(target.save_pretrained, place, state_dict=state)
+            if processor is not None:
+                processor.save_pretrained(place)
+            files = (path for path in Path(place).rglob("*") if path.is_file() and path.suffix != ".safetensors")
+            return {f"model/{path.relative_to(place)}": path.read_bytes() for path in files}
+
+
+def _state(target: nn.Module) -> dict[str, Tensor]:
+    """A model's state, each tensor once, by its first name."""
     state: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in target.state_dict(keep_vars=True).items():
@@ -33,38 +91,7 @@ def families(module: nn.Module) -> Families:
         if id(tensor) not in seen:
             state[name] = tensor
         seen.add(id(tensor))
-    if _is_adapted(target):
-        from peft import get_peft_model_state_dict
-
-        _check_adapters(target)
-        kept: dict[str, Tensor] = get_peft_model_state_dict(target, state_dict=dict(state))
-        found = {ADAPTER: kept}
-    else:
-        ignored = getattr(target, "_keys_to_ignore_on_save", None) or ()
-        found = {WEIGHTS: {name: tensor for name, tensor in state.items() if name not in ignored}}
-    ids = {id(tensor) for family in found.values() for tensor in family.values()}
-    changing = {name: tensor for name, tensor in state.items() if tensor.requires_grad or _is_buffer(tensor)}
-    rest = {name: tensor for name, tensor in changing.items() if id(tensor) not in ids}
-    return {**found, REST: rest} if rest else found
-
-
-def names(module: nn.Module) -> dict[int, str]:
-    """What checkpoints call each tensor, by its identity."""
-    return {id(tensor): name for family in families(module).values() for name, tensor in family.items()}
-
-
-def files_beside(module: nn.Module, processor: Any) -> dict[str, bytes]:
-    """What else the model's and the processor's own `save_pretrained` write, such as config.json, by path in the checkpoint."""
-    target: Any = saved_module(module)
-    with tempfile.TemporaryDirectory() as place:
-        if hasattr(target, "save_pretrained"):
-            # An adapter's own looks for what it would save, by name; a model's does not.
-            state = dict.fromkeys(target.state_dict(), torch.empty(0)) if _is_adapted(target) else {}
-            _quietly(target.save_pretrained, place, state_dict=state)
-        if processor is not None:
-            processor.save_pretrained(place)
-        files = (path for path in Path(place).rglob("*") if path.is_file() and path.suffix != ".safetensors")
-        return {f"model/{path.relative_to(place)}": path.read_bytes() for path in files}
+    return state
 
 
 def saved_module(module: nn.Module) -> nn.Module:

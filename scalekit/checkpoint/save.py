@@ -9,7 +9,6 @@ import select
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
@@ -31,9 +30,6 @@ class Saver:
     Args:
         rank: this rank.
         ranks: all of them. Rank 0 publishes.
-
-    Attributes:
-        held_seconds: for how long the latest save has held the training up.
     """
 
     def __init__(self, rank: int, ranks: int) -> None:
@@ -42,7 +38,6 @@ class Saver:
         self._writer: subprocess.Popen[bytes] | None = None
         self._outcomes: list[Outcome] = []
         self._pending: str | None = None
-        self.held_seconds = 0.0
 
     def save(
         self,
@@ -59,11 +54,8 @@ class Saver:
             files: further ones, by their paths in the checkpoint; those of rank 0 count.
             unwanted: checkpoints beside it, by name, that are deleted once it stands.
         """
-        started = time.perf_counter()
         self._wait_for_outcome()
-        order = self._stage(folder.absolute(), families, files if self._rank == 0 else {}, unwanted)
-        self._tell(order)
-        self.held_seconds = time.perf_counter() - started
+        self._tell(self._stage(folder.absolute(), families, files if self._rank == 0 else {}, unwanted))
 
     def outcomes(self, wait: bool = False) -> list[Outcome]:
         """What has become of checkpoints since the last call.

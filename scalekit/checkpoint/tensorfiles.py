@@ -85,9 +85,12 @@ class TensorFiles:
         # Wide elements come first, so that every tensor lies at a multiple of its elements' size.
         ordered = sorted(tensors.values(), key=lambda part: (-part.data.element_size(), part.name))
         groups: list[list[Part]] = [[]]
+        size = 0
         for part in ordered:
-            if groups[-1] and sum(each.whole_bytes for each in groups[-1]) + part.whole_bytes > file_bytes:
+            size += part.whole_bytes
+            if groups[-1] and size > file_bytes:
                 groups.append([])
+                size = part.whole_bytes
             groups[-1].append(part)
         places: dict[str, Place] = {}
         headers: dict[str, bytes] = {}

@@ -20,6 +20,7 @@ from pathlib import Path
 from isal import isal_zlib
 
 from scalekit.checkpoint.layout import MANIFEST, Listed, contribution, manifest
+from scalekit.files import write_at_once
 from scalekit.lock import end_with_parent
 
 _CHUNK_BYTES = 16 << 20
@@ -95,25 +96,29 @@ def give_up(folder: Path, rank: int) -> None:
     a while, and then give up too.
     """
     with contextlib.suppress(OSError):
-        for each in _places(folder):
-            each.mkdir(exist_ok=True)
-        (_places(folder)[1] / f"{rank}.failed").touch()
+        (_marks(_partial(folder)) / f"{rank}.failed").touch()
 
 
-def _places(folder: Path) -> tuple[Path, Path]:
-    """Where a checkpoint is while it is written, and where in it the ranks say that they have."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    return partial, partial / ".written"
+def _partial(folder: Path) -> Path:
+    """Where a checkpoint is while it is written."""
+    return folder.with_name(f".{folder.name}.partial")
+
+
+def _marks(partial: Path) -> Path:
+    """Where in it the ranks say that they have written; made by the first, but nothing above it."""
+    marks = partial / ".written"
+    for each in (partial, marks):
+        each.mkdir(exist_ok=True)
+    return marks
 
 
 def _carry_out(order: Order, memory_descriptor: int) -> Outcome:
     folder = Path(order.folder)
-    partial, marks = _places(folder)
+    partial = _partial(folder)
     try:
-        for each in (partial, marks):
-            each.mkdir(exist_ok=True)
-        mark = marks / f"{order.rank}.json"
-        _write_text(mark, json.dumps(_write(order, partial, memory_descriptor)))
+        marks = _marks(partial)
+        written = json.dumps(_write(order, partial, memory_descriptor))
+        write_at_once(marks / f"{order.rank}.json", written, on_disk=True)
     except OSError as error:
         give_up(folder, order.rank)
         if order.rank == 0:
@@ -200,7 +205,7 @@ def _publish(partial: Path, folder: Path, parts: list[dict[str, tuple[int, int]]
     for name, listed in files.items():
         if (partial / name).stat().st_size != listed.size_bytes:
             raise _FailedError(f"the ranks wrote {listed.size_bytes} bytes of {name}, which is of another size")
-    _write_text(partial / MANIFEST, manifest(files))
+    write_at_once(partial / MANIFEST, manifest(files), on_disk=True)
     for path in (*(path for path in partial.rglob("*") if path.is_dir()), partial):
         _sync(path)
     replaced = folder.with_name(f".{folder.name}.replaced")
@@ -220,16 +225,6 @@ def _delete(folder: Path) -> None:
     except OSError:
         return
     shutil.rmtree(doomed, ignore_errors=True)
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Writes a file beside and moves it into place, on the disk."""
-    beside = path.with_name(f"{path.name}.beside")
-    with beside.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
 
 
 def _sync(folder: Path) -> None:

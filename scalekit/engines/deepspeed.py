@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from scalekit import weights
-from scalekit.checkpoint.model_files import names
 from scalekit.checkpoint.parts import Part, Slot
 from scalekit.engines.engine import Engine
 from scalekit.engines.precision import Plugin
@@ -239,7 +238,7 @@ class DeepSpeedEngine(Engine, DeepSpeedStrategy):
 
     def _slots_of_groups(self) -> Iterator[Slot]:
         """ZeRO-1 and 2: a rank has a run of each group's elements, which begins and ends anywhere."""
-        zero, called = self.deepspeed_engine.optimizer, names(self._module)
+        zero, called = self.deepspeed_engine.optimizer, self._format.names()
         for group, parameters in enumerate(zero.bit16_groups):
             for parameter in parameters:
                 lies = parameter._hp_mapping
@@ -254,7 +253,7 @@ class DeepSpeedEngine(Engine, DeepSpeedStrategy):
 
     def _slots_of_parts(self) -> Iterator[Slot]:
         """ZeRO-3: a rank has a part of each parameter, and those of a group one after another in flat tensors."""
-        zero, called = self.deepspeed_engine.optimizer, names(self._module)
+        zero, called = self.deepspeed_engine.optimizer, self._format.names()
         for number, parameters in enumerate(zero.fp16_groups):
             holder, group, offset = zero.fp32_partitioned_groups_flat[number], zero.sub_group_to_group_id[number], 0
             for parameter in parameters:

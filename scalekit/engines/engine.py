@@ -28,9 +28,10 @@ from scalekit.average import Average
 from scalekit.checkpoint import documents, load, optimizers
 from scalekit.checkpoint.layout import AVERAGE
 from scalekit.checkpoint.loops import resumed
-from scalekit.checkpoint.model_files import families, files_beside, names
+from scalekit.checkpoint.model_files import ModelFormat
 from scalekit.checkpoint.parts import Part, Slot, owned
 from scalekit.checkpoint.save import Saver
+from scalekit.checkpoint.writer import Outcome
 from scalekit.dtypes import Dtypes, promised
 from scalekit.engines.buffers import Buffers
 from scalekit.engines.precision import plugin
@@ -76,6 +77,7 @@ class Engine(LightningStrategy):
         self.initial_weights: Path | None = None
         self.average_decay: float | None = None
         self.average: Average | None = None
+        self._averaged: dict[str, Tensor] = {}
         self.saves_in_background = False
         self.is_asked_to_stop: Callable[[], bool] = lambda: False  # this rank
         self.is_stopping = False  # what the ranks have agreed on, in the latest step
@@ -161,9 +163,15 @@ class Engine(LightningStrategy):
         if self._world_size > 1:
             self._buffers = Buffers(self._module, self.root_device, self._gather)
         if self.average_decay is not None:
+            self._averaged = {
+                name: tensor
+                for f in self._format.families().values()
+                for name, tensor in f.items()
+                if tensor.requires_grad
+            }
             self.average = Average(self.average_decay, self._trained_parts())
             if self.initial_weights is not None and (self.initial_weights / AVERAGE).is_dir():
-                load.fill_named(self.average.parts, self.initial_weights, AVERAGE)
+                load.fill(self._average_parts(self.weight_parts()), self.initial_weights)
 
     def settle(self) -> None:
         """Every rank calls it before the model is saved; evaluations do by themselves."""
@@ -253,26 +261,23 @@ class Engine(LightningStrategy):
 
     def weight_parts(self) -> dict[str, list[Part]]:
         """This rank's parts of what a checkpoint's model holds, by the stem of their files' names."""
-        found = families(self._module)
+        found = self._format.families()
         return {stem: [self._part(name, t) for name, t in tensors.items()] for stem, tensors in found.items()}
 
     def _trained_parts(self) -> list[Part]:
-        """Of the trained weights, what this rank saves."""
-        found = families(self._module)
-        trained = ((name, t) for tensors in found.values() for name, t in tensors.items() if t.requires_grad)
-        return list(owned((self._part(name, tensor) for name, tensor in trained), self._rank, self._world_size))
+        """Of the weights that are averaged, what this rank saves."""
+        parts = (self._part(name, tensor) for name, tensor in self._averaged.items())
+        return list(owned(parts, self._rank, self._world_size))
 
-    def _averaged_parts(self, parts: Mapping[str, Sequence[Part]]) -> dict[str, Sequence[Part]]:
+    def _average_parts(self, parts: Mapping[str, Sequence[Part]]) -> dict[str, Sequence[Part]]:
         """What a checkpoint holds of the average: as of the model, but for the trained weights."""
         if self.average is None:
             return {}
         mine = {part.name: part for part in self.average.parts}
-        found = families(self._module).values()
-        trained = {name for family in found for name, tensor in family.items() if tensor.requires_grad}
 
         def averaged(part: Part) -> Part:
             elsewhere = replace(part, data=torch.empty(0), everywhere=False)
-            return mine.get(part.name, elsewhere) if part.name in trained else part
+            return mine.get(part.name, elsewhere) if part.name in self._averaged else part
 
         return {f"{AVERAGE}/{Path(stem).name}": list(map(averaged, family)) for stem, family in parts.items()}
 
@@ -282,7 +287,7 @@ class Engine(LightningStrategy):
 
     def slots(self, optimizer: Optimizer) -> list[Slot]:
         """Where the optimizer's state of this rank's part of each parameter lies."""
-        called = names(self._module)
+        called = self._format.names()
         found = []
         for number, group in enumerate(self.inner_optimizer(optimizer).param_groups):
             for tensor in group["params"]:
@@ -313,7 +318,7 @@ class Engine(LightningStrategy):
         """
         folder = Path(self.broadcast(str(filepath)))
         parts: dict[str, Sequence[Part]] = {**self.weight_parts()}
-        parts |= self._averaged_parts(parts)
+        parts |= self._average_parts(parts)
         settings = []
         for number, optimizer in enumerate(self.optimizers):
             found, setting = optimizers.describe(self.inner_optimizer(optimizer), self.slots(optimizer))
@@ -336,9 +341,9 @@ class Engine(LightningStrategy):
         Raises:
             CheckpointError: on every rank: it could not be written.
         """
-        (*_, outcome) = (None, *self.broadcast(self.saver.outcomes(wait=True)))
-        if outcome is not None and outcome.done == "failed":
-            raise CheckpointError(f"{outcome.folder} could not be saved: {outcome.why}")
+        outcomes: list[Outcome] = self.broadcast(self.saver.outcomes(wait=True))
+        if outcomes and outcomes[-1].done == "failed":
+            raise CheckpointError(f"{outcomes[-1].folder} could not be saved: {outcomes[-1].why}")
 
     @cached_property
     def saver(self) -> Saver:
@@ -346,8 +351,12 @@ class Engine(LightningStrategy):
         return Saver(self._rank, self._world_size)
 
     @cached_property
+    def _format(self) -> ModelFormat:
+        return ModelFormat(self._module)
+
+    @cached_property
     def _files_beside(self) -> dict[str, bytes]:
-        return files_beside(self._module, getattr(self._module, "processor", None))
+        return self._format.files_beside(getattr(self._module, "processor", None))
 
     def teardown(self) -> None:
         if "saver" in self.__dict__:

@@ -20,13 +20,12 @@ from torch import Tensor, nn
 
 from scalekit import models
 from scalekit.checkpoint.layout import ADAPTER, REST, WEIGHTS
-from scalekit.checkpoint.load import fill
+from scalekit.checkpoint.load import fill, first_few
 from scalekit.checkpoint.parts import Part
 from scalekit.checkpoint.tensorfiles import FILE_BYTES, Place, TensorFiles
 from scalekit.errors import ConfigError, DependencyError, ModelError
 from scalekit.weights import build
 
-_SHOWN = 3
 _WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
 _ADAPTER_FILES = ("adapter_config.json", "README.md")
 _OPENERS = {
@@ -144,12 +143,8 @@ def _refuse_rest(checkpoint: Path) -> None:
     if names:
         raise ConfigError(
             f"{checkpoint} holds an adapter, and weights trained beside it that PEFT's format has no place for "
-            f"({_listed(names)}): export the whole model, with --merge"
+            f"({first_few(names)}): export the whole model, with --merge"
         )
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
 def _merge(checkpoint: Path, folder: Path) -> None:

@@ -34,4 +34,9 @@ class Evaluation(Callback):
 
     def due(self, step: int) -> bool:
         """Whether a step is followed by an evaluation, where rows are held out."""
-        return step == self._total or (self._every is not None and step % self._every == 0)
+        return is_due(step, self._every, self._total)
+
+
+def is_due(step: int, every: int | None, total_steps: int) -> bool:
+    """Whether something is done after a step that is done every so many steps, and after the last."""
+    return step == total_steps or (every is not None and step % every == 0)

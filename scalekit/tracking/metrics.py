@@ -76,7 +76,7 @@ class Metrics(Callback):
 
     def usual_step_seconds(self) -> float | None:
         """The median of the latest steps; None before the second of them, since the first takes longer."""
-        latest = [record["step_seconds"] for record in self.history[1:][-20:]]
+        latest = [record["step_seconds"] for record in self.history[max(1, len(self.history) - 20) :]]
         return median(latest) if latest else None
 
     def restart_clock(self) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from scalekit.checkpoint.layout import ADAPTER, REST, WEIGHTS
-from scalekit.checkpoint.model_files import families
+from scalekit.checkpoint.model_files import Families, ModelFormat
 from scalekit.errors import CheckpointError
 from scalekit.module import ScaleModule
 from tests.distributed import parity_cases as parity
@@ -26,8 +26,12 @@ class WithState(nn.Linear):
         return {"calls": 3}
 
 
+def families(model: nn.Module) -> Families:
+    return ModelFormat(ScaleModule(model)).families()
+
+
 def test_tied_tensors_are_held_once() -> None:
-    found = families(ScaleModule(parity.gpt2()))
+    found = families(parity.gpt2())
     assert found.keys() == {WEIGHTS}
     assert "transformer.wte.weight" in found[WEIGHTS]
     assert "lm_head.weight" not in found[WEIGHTS]
@@ -35,7 +39,7 @@ def test_tied_tensors_are_held_once() -> None:
 
 def test_beside_an_adapter_stands_what_else_changes() -> None:
     adapted = peft.get_peft_model(Normed(), peft.LoraConfig(r=2, target_modules=["layer"]))
-    found = families(ScaleModule(adapted))
+    found = families(adapted)
     assert {name.split(".")[-2] for name in found[ADAPTER]} == {"lora_A", "lora_B"}
     assert {name.split(".")[-1] for name in found[REST]} == {"running_mean", "running_var", "num_batches_tracked"}
 
@@ -44,9 +48,9 @@ def test_several_adapters_are_refused() -> None:
     adapted = peft.get_peft_model(parity.gpt2(), peft.LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True))
     adapted.add_adapter("other", peft.LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True))
     with pytest.raises(CheckpointError, match="the adapters default, other"):
-        families(ScaleModule(adapted))
+        families(adapted)
 
 
 def test_state_that_is_no_tensor_is_refused() -> None:
     with pytest.raises(CheckpointError, match="_extra_state of WithState is a dict"):
-        families(ScaleModule(WithState(1, 1)))
+        families(WithState(1, 1))
