@@ -18,6 +18,7 @@ from torch import nn
 import scalekit
 from scalekit import errors
 from tests.distributed import parity_cases as parity
+from tests.legs import EndedError, Ends
 
 
 class GetsWorse(LightningModule):
@@ -39,22 +40,6 @@ class GetsWorse(LightningModule):
 
     def configure_optimizers(self) -> Any:
         return torch.optim.SGD(self.parameters(), lr=0.01)
-
-
-class EndedError(Exception):
-    pass
-
-
-class Ends(Callback):
-    """Ends the job after a step, as a kill would; what it was writing then is done."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_train_batch_start(self, trainer: Any, *rest: Any) -> None:
-        if trainer.global_step == self.step:
-            trainer.strategy.finish_saving()
-            raise EndedError
 
 
 def train(folder: Path, *callbacks: Callback, **settings: Any) -> scalekit.Run:

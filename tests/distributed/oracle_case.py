@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.distributed import parity_cases as parity
+from tests.legs import used
 
 STEPS = 40
 GLOBAL_BATCH = 12
@@ -25,16 +26,8 @@ def rows() -> list[dict[str, Any]]:
 def metrics(folder: Path) -> list[dict[str, Any]]:
     """What a run did, step by step."""
     kept = ("step", "loss", "grad_norm", "learning_rate", "samples", "items")
-    return [{name: record[name] for name in kept} for record in _lines(folder / "metrics.jsonl")]
-
-
-def used(folder: Path) -> dict[int, list[int]]:
-    """The rows that each step used; a step that came twice used the same."""
-    found: dict[int, list[int]] = {}
-    for line in _lines(folder / "rows.jsonl"):
-        if found.setdefault(line["step"], line["rows"]) != line["rows"]:
-            raise AssertionError(f"step {line['step']} used {found[line['step']]}, and then {line['rows']}")
-    return found
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{name: record[name] for name in kept} for record in map(json.loads, lines)]
 
 
 def final(folder: Path) -> dict[str, torch.Tensor]:
@@ -57,7 +50,3 @@ def same(folder: Path, other: Path, tolerance: float) -> None:
         assert one == pytest.approx(two, rel=tolerance, abs=0)
     for name, value in final(other).items():
         torch.testing.assert_close(final(folder)[name], value, rtol=tolerance, atol=tolerance)
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]

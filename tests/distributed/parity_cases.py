@@ -94,12 +94,16 @@ def llama(tied: bool) -> nn.Module:
     return LlamaForCausalLM(config)
 
 
-def gpt2() -> nn.Module:
+def gpt2(dropout: float = 0.0) -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=32)
-    config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = 0.0
+    config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = dropout
     return GPT2LMHeadModel(config)
+
+
+def gpt2_with_dropout() -> nn.Module:
+    return gpt2(dropout=0.2)
 
 
 def bert() -> nn.Module:

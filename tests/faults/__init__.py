@@ -1,4 +1,4 @@
 """Real kills of real jobs, at moments that a seed chooses."""
 
-STEPS = 18
-"""Of the job: three epochs and a half, with a checkpoint every three steps."""
+STEPS = 60
+"""Of the job: twelve epochs, with a checkpoint every three steps; long enough for several faults one after the other."""

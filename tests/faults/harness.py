@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import re
 import signal
 import subprocess
 import sys
@@ -12,15 +14,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scalekit.checkpoint.layout import published
+from scalekit.checkpoint.layout import published, step_of
 from scalekit.checkpoint.load import check
 from tests.distributed.processes import ROOT
 from tests.faults import STEPS
+from tests.faults.alive import JOB, processes
+from tests.legs import used
 
 HERE = Path(__file__).parent
 PATIENCE_SECONDS = 240
-STARTS_AGAIN = 75
 METRICS = ("step", "loss", "grad_norm", "learning_rate", "samples", "items")
+ROWS = 50
 
 
 @dataclass
@@ -30,79 +34,102 @@ class FaultyJob:
     Attributes:
         folder: where it works.
         strategy: under which.
-        ranks: how many processes, as `scalekit launch` takes it.
         options: more of `scalekit launch`.
         environment: of its processes.
+        damaged: the checkpoints that were damaged on purpose, by name.
         outputs: what each start has printed so far.
     """
 
     folder: Path
-    strategy: str = "ddp"
-    ranks: str = "2"
+    strategy: str
     options: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
+    damaged: set[str] = field(default_factory=set)
     outputs: list[str] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self.folder.mkdir()
+        draw = random.Random(1)
+        texts = ("".join(draw.choices("abcdefgh ", k=draw.randint(3, 24))) for _ in range(ROWS))
+        self.data.write_text("".join(json.dumps({"text": f"{text}."}) + "\n" for text in texts))
+
+    @property
+    def data(self) -> Path:
+        return self.folder / "rows.jsonl"
+
+    @property
+    def log(self) -> Path:
+        """Of the start that is under way."""
+        return self.folder / f"output-{len(self.outputs)}.txt"
+
+    # -- its processes ----------------------------------------------------------------------------------------------
+
     def start(self) -> subprocess.Popen[str]:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._log = (self.folder / f"output-{len(self.outputs)}.txt").open("w+")
-        paths = os.pathsep.join([str(HERE / "inside"), str(ROOT)])
-        return subprocess.Popen(
-            [
-                *(sys.executable, "-m", "scalekit", "launch", "--nproc", self.ranks, *self.options, "--"),
-                *(str(HERE / "job.py"), str(self.folder), self.strategy),
-            ],
-            stdout=self._log,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-            env={
-                **os.environ,
-                "OMP_NUM_THREADS": "1",
-                "PYTHONPATH": paths,
-                "FAULT_DONE": str(self.folder / "fault-done"),
-                **self.environment,
-            },
-        )
+        (self.folder / "now").unlink(missing_ok=True)
+        self.began_at = self.newest
+        return self._start(self.log)
+
+    def refused(self) -> str:
+        """What the same command prints while the job runs.
+
+        Raises:
+            AssertionError: it was not refused.
+        """
+        log = self.folder / "second.txt"
+        assert self._start(log).wait(PATIENCE_SECONDS) != 0
+        return log.read_text()
+
+    def _start(self, log: Path) -> subprocess.Popen[str]:
+        with log.open("w") as file:
+            return subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "scalekit", "launch", "--nproc", "2", *self.options, "--"),
+                    *(str(HERE / "job.py"), str(self.folder), self.strategy),
+                ],
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+                env={
+                    **os.environ,
+                    "OMP_NUM_THREADS": "1",
+                    "PYTHONPATH": os.pathsep.join([str(HERE / "inside"), str(ROOT)]),
+                    JOB: str(self.folder),
+                    **self.environment,
+                },
+            )
 
     def wait(self, process: subprocess.Popen[str]) -> int:
         """Until the job's first process has ended, and all of the job after it.
 
         Raises:
-            AssertionError: something of it lives on.
+            AssertionError: something of it lives on, or it did not go on with its newest sound checkpoint.
         """
         try:
             code = process.wait(PATIENCE_SECONDS)
             gone = wait_until(lambda: not self.processes(), 60)
         finally:
-            for each in self.processes():
-                os.kill(each, signal.SIGKILL)
-            self._log.seek(0)
-            self.outputs.append(self._log.read())
-            self._log.close()
+            self.kill()
+            self.outputs.append(self.log.read_text())
         assert gone, f"processes of the job live on: {self.outputs[-1]}"
+        began = re.search(r"^run        \S+(?:, resumed at step (\d+))?$", self.outputs[-1], re.MULTILINE)
+        assert began is None or int(began[1] or 0) == self.began_at, (self.began_at, self.outputs[-1])
         return code
 
     def run(self) -> int:
         return self.wait(self.start())
 
-    def wait_for_step(self, step: int) -> None:
-        """Until the job has done a step."""
-        now = self.folder / "now"
-        if not wait_until(lambda: now.is_file() and int(now.read_text() or 0) >= step, PATIENCE_SECONDS):
-            raise AssertionError(f"step {step} was not reached")
+    def end(self, process: subprocess.Popen[str]) -> None:
+        """Kills all of it at once, as when the power fails."""
+        self.kill()
+        self.wait(process)
+
+    def kill(self) -> None:
+        for each in self.processes():
+            os.kill(each, signal.SIGKILL)
 
     def processes(self) -> list[int]:
-        """All that has this job's environment, by what the system says."""
-        mark = f"FAULT_DONE={self.folder / 'fault-done'}".encode()
-        found = []
-        for entry in Path("/proc").iterdir():
-            try:
-                if entry.name.isdigit() and mark in (entry / "environ").read_bytes().split(b"\0"):
-                    found.append(int(entry.name))
-            except OSError:
-                continue
-        return found
+        return processes(str(self.folder))
 
     def rank(self, rank: int) -> int:
         """A rank's process."""
@@ -115,53 +142,68 @@ class FaultyJob:
                 return process
         raise AssertionError(f"rank {rank} is not there")
 
+    # -- how far it is ----------------------------------------------------------------------------------------------
+
+    def wait_for_steps(self, steps: int) -> None:
+        """Until the job has done so many steps more than its newest checkpoint had when it was started."""
+        now = self.folder / "now"
+        self.wait_for(lambda: now.is_file() and int(now.read_text() or 0) >= self.began_at + steps)
+
+    def wait_for_checkpoint(self) -> None:
+        """Until one more stands."""
+        newest = self.newest
+        self.wait_for(lambda: self.newest > newest)
+
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        if not wait_until(condition, PATIENCE_SECONDS):
+            raise AssertionError(f"it did not happen: {self.log.read_text()}")
+
     @property
     def checkpoints(self) -> list[Path]:
-        return published(self.folder / "run" / "checkpoints")
+        """Those that are published, and not damaged on purpose."""
+        found = published(self.folder / "run" / "checkpoints")
+        return [each for each in found if each.name not in self.damaged]
+
+    @property
+    def newest(self) -> int:
+        """The step of the newest checkpoint; 0 where there is none."""
+        return max((step_of(each) or 0 for each in self.checkpoints), default=0)
 
     @property
     def metrics(self) -> list[dict[str, float]]:
         lines = (self.folder / "run" / "metrics.jsonl").read_text().splitlines()
         return [{name: record[name] for name in METRICS} for record in map(json.loads, lines)]
 
-    def rows(self) -> dict[int, list[int]]:
-        """The rows that each step used; a step that came again used the same, as far as its ranks could tell."""
-        times: dict[tuple[int, int], dict[int, list[int]]] = {}
-        for path in sorted(self.folder.glob("rows-*.jsonl")):
-            counts: dict[tuple[int, int], int] = {}
-            for line in path.read_text().splitlines():
-                try:
-                    said = json.loads(line)
-                except json.JSONDecodeError:
-                    continue  # a kill cut it short
-                key = (said["step"], said["ranks"])
-                counts[key] = counts.get(key, 0) + 1
-                mine = times.setdefault(key, {}).setdefault(int(path.stem.partition("-")[2]), said["rows"])
-                assert mine == said["rows"], f"step {said['step']} came again with other rows"
-        whole = {key: parts for key, parts in times.items() if len(parts) == key[1]}
-        found: dict[int, list[int]] = {}
-        for (step, _), parts in whole.items():
-            rows = sorted(row for part in parts.values() for row in part)
-            assert found.setdefault(step, rows) == rows, f"step {step} has other rows on other ranks"
-        return found
+    # -- whether anything is lost -----------------------------------------------------------------------------------
 
-    def expect_like(self, other: FaultyJob, tolerance: float = 0.0) -> None:
-        """It came to what the other came to, every row was used once an epoch, and every checkpoint is sound.
+    def expect_sound_checkpoints(self) -> None:
+        """Every checkpoint that stands is what its manifest says.
+
+        Raises:
+            CheckpointError: one is not.
+        """
+        for checkpoint in self.checkpoints:
+            check(checkpoint, 0, lambda value: [value], 1)
+
+    def expect_like(self, other: FaultyJob) -> None:
+        """It came to what the other came to, bit for bit; every row was used once an epoch, and nothing is left behind.
 
         Raises:
             AssertionError: it did not.
         """
-        found, expected = self.metrics, other.metrics
-        assert [record["step"] for record in found] == list(range(1, STEPS + 1)), found
-        for one, two in zip(found, expected, strict=True):
-            for name in METRICS:
-                assert abs(one[name] - two[name]) <= tolerance * abs(two[name]), (one, two)
-        assert self.rows() == other.rows()
-        assert self.checkpoints[-1].name == f"step-{STEPS:08d}"
-        for checkpoint in self.checkpoints:
-            check(checkpoint, 0, lambda value: [value], 1)
-        left = [path.name for path in (self.folder / "run" / "checkpoints").iterdir() if path.name.startswith(".")]
-        assert not left, f"left behind: {left}"
+        assert [record["step"] for record in self.metrics] == list(range(1, STEPS + 1))
+        for one, two in zip(self.metrics, other.metrics, strict=True):
+            assert one == two
+        assert used(self.folder) == used(other.folder)
+        assert _manifest(self) == _manifest(other)
+        left = {path.name for path in (self.folder / "run" / "checkpoints").iterdir()}
+        assert left == {*(each.name for each in self.checkpoints), *(f"damaged-{name}" for name in self.damaged)}
+
+
+def _manifest(job: FaultyJob) -> dict[str, str]:
+    """Of the last checkpoint, what its tensors' files must be, byte for byte."""
+    files = json.loads((job.checkpoints[-1] / "MANIFEST.json").read_text())["files"]
+    return {name: listed["crc32"] for name, listed in files.items() if name.endswith(".safetensors")}
 
 
 def wait_until(condition: Callable[[], bool], seconds: float) -> bool:

@@ -2,15 +2,14 @@
 
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import peft
 import torch
-from lightning.pytorch import Callback
 from torch import nn
 
 import scalekit
 from tests.distributed import parity_cases as parity
+from tests.legs import EndedError, Ends
 
 
 def adapter() -> nn.Module:
@@ -21,23 +20,9 @@ def adapter() -> nn.Module:
     return model
 
 
-class _EndedError(Exception):
-    pass
-
-
-class _Ends(Callback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_train_batch_start(self, trainer: Any, *rest: Any) -> None:
-        if trainer.global_step == self.step:
-            trainer.strategy.finish_saving()
-            raise _EndedError
-
-
 def train(strategy: str, folder: Path, until: int) -> None:
     """Four steps, or as many as `until` says."""
-    with suppress(_EndedError):
+    with suppress(EndedError):
         scalekit.fit(
             adapter,
             torch.utils.data.DataLoader(parity.causal_rows(), collate_fn=parity.collate, shuffle=True),
@@ -50,6 +35,6 @@ def train(strategy: str, folder: Path, until: int) -> None:
             optimizer_options={"eps": parity.EPS},
             checkpoint_every=2,
             seed=parity.SEED,
-            callbacks=[_Ends(until)],
+            callbacks=[Ends(until)],
             output_dir=str(folder),
         )

@@ -1,8 +1,7 @@
 """Kills at a chosen moment, from inside: Python imports this file by its name in every process that has it on its path.
 
-FAULT names the moment: ``RANK:COUNT`` is just before the COUNTth change that a rank's writer makes to the file system.
-FAULT_KILLS says whom: ``all`` processes of the job, or the writer's own ``self``. It happens once: FAULT_DONE is the file that
-says so.
+FAULT is ``RANK:COUNT:WHOM``: just before the COUNTth change that a rank's writer makes to the file system it kills ``all``
+processes of the job, or its own ``self``. It strikes once: the file ``struck`` in the job's folder says so, and where.
 """
 
 import os
@@ -13,40 +12,29 @@ from pathlib import Path
 _CHANGES = ("pwrite", "ftruncate", "fsync", "rename", "replace", "unlink", "rmdir", "mkdir")
 
 
-def _strike() -> None:
-    done = Path(os.environ["FAULT_DONE"])
-    if done.exists():
+def _strike(whom: str, where: str) -> None:
+    from tests.faults.alive import JOB, processes
+
+    struck = Path(os.environ[JOB], "struck")
+    if struck.exists():
         return
-    done.touch()
-    if os.environ["FAULT_KILLS"] == "all":
-        for process in _of_the_job():
+    struck.write_text(where)
+    if whom == "all":
+        for process in processes(os.environ[JOB]):
             if process != os.getpid():
                 os.kill(process, signal.SIGKILL)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _of_the_job() -> list[int]:
-    """Every process that has inherited this job's environment."""
-    mark = f"FAULT_DONE={os.environ['FAULT_DONE']}".encode()
-    found = []
-    for folder in Path("/proc").iterdir():
-        try:
-            if folder.name.isdigit() and mark in (folder / "environ").read_bytes().split(b"\0"):
-                found.append(int(folder.name))
-        except OSError:
-            continue
-    return found
-
-
-def _in_writer(rank: int, count: int) -> None:
+def _watch(count: int, whom: str) -> None:
+    """Counts what the writer, and shutil for it, ask of the system."""
     left = [count]
 
     def before(function):  # type: ignore[no-untyped-def]
         def changed(*arguments, **options):  # type: ignore[no-untyped-def]
-            if _rank() == rank:
-                left[0] -= 1
-                if left[0] == 0:
-                    _strike()
+            left[0] -= 1
+            if left[0] == 0:
+                _strike(whom, f"{function.__name__} {arguments[0]}")
             return function(*arguments, **options)
 
         return changed
@@ -55,11 +43,7 @@ def _in_writer(rank: int, count: int) -> None:
         setattr(os, name, before(getattr(os, name)))
 
 
-def _rank() -> int:
-    return int(os.environ.get("RANK", 0))
-
-
-if "FAULT" in os.environ and not Path(os.environ["FAULT_DONE"]).exists():
-    _who, _when = os.environ["FAULT"].split(":")
-    if "scalekit.checkpoint.writer" in sys.orig_argv:
-        _in_writer(int(_who), int(_when))
+if "FAULT" in os.environ and "scalekit.checkpoint.writer" in sys.orig_argv:
+    _rank, _count, _whom = os.environ["FAULT"].split(":")
+    if os.environ.get("RANK", "0") == _rank:
+        _watch(int(_count), _whom)
