@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from scalekit.errors import DependencyError, ModelError
-from scalekit.weights import build
+from scalekit.weights import build, needs_values
 
 TASKS = {
     "causal-lm": "AutoModelForCausalLM",
@@ -115,7 +115,7 @@ def _from_name(name: str, task: str | None, trust_remote_code: bool, classes: Se
 
     def pretrained() -> nn.Module:
         options = {"trust_remote_code": trust_remote_code} if cls.__name__.startswith("Auto") else {}
-        if torch.empty(0).is_meta:
+        if not needs_values():
             built = cls.from_config(config, **options) if options else cls(config)
         else:
             # A head for other classes than those it was saved with starts anew.

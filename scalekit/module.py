@@ -15,7 +15,6 @@ from scalekit.engines.engine import Engine, T
 from scalekit.errors import ModelError
 from scalekit.loss import FunctionLoss, LossFunction, ModelLoss, Objective
 from scalekit.recompute import recompute_blocks
-from scalekit.weights import build
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ class ScaleModule(LightningModule):
     def configure_model(self) -> None:
         if self.model is None and self._builder is not None:
             strategy = self.trainer.strategy
-            self.model = build(self._builder, here=not isinstance(strategy, Engine) or strategy.builds_here())
+            self.model = strategy.build(self._builder) if isinstance(strategy, Engine) else self._builder()
         if self._recompute:
             recompute_blocks(self._built)
             self._recompute = False

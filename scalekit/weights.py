@@ -1,16 +1,20 @@
 """Initial weights: rank 0 builds or loads them once, and every other rank receives what it owns.
 
 So the weights of a job are those that one process would start with, bit for bit, whatever the strategy; and no more than
-one process of the job ever holds a whole model that it does not need.
+one process of the job ever holds a whole model that it does not need. Where a checkpoint fills the model, none does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakIdKeyDictionary
 
 from scalekit.errors import ModelError
 
@@ -31,6 +35,64 @@ def build(builder: Callable[[], nn.Module], here: bool) -> nn.Module:
             f"the model's builder fails on the meta device, where all ranks but one build it: {error!r}. "
             "Let it create tensors without reading their values, or pass the built module instead"
         ) from error
+
+
+def build_to_fill(builder: Callable[[], nn.Module]) -> nn.Module | None:
+    """Runs a builder for a model that a checkpoint fills: parameters are on the meta device, buffers are what they always are.
+
+    So the model is never whole in one process, and nothing is initialised or read only to be overwritten.
+
+    Returns:
+        None where the builder needs its parameters' values, or where random numbers are drawn for something else than
+        parameters while no state dict names all buffers: those may come out otherwise than where parameters draw too.
+    """
+    token = _WITH_VALUES.set(False)
+    handle = register_module_parameter_registration_hook(_on_meta(WeakIdKeyDictionary()))  # type: ignore[arg-type]
+    try:
+        with _Draws() as draws:  # type: ignore[no-untyped-call]
+            module = builder()
+    except Exception:
+        return None  # built for real, it says what is wrong with it
+    finally:
+        handle.remove()
+        _WITH_VALUES.reset(token)
+    if any(tensor.is_meta != isinstance(tensor, nn.Parameter) for _, _, tensor in tensors(module)):
+        return None
+    return None if draws.seen and any(m._non_persistent_buffers_set for m in module.modules()) else module
+
+
+def needs_values() -> bool:
+    """Whether a model that is built now keeps the values that its parameters are given."""
+    return _WITH_VALUES.get() and not torch.empty(0).is_meta
+
+
+_WITH_VALUES = ContextVar("_WITH_VALUES", default=True)
+
+
+def _on_meta(made: MutableMapping[Any, Any]) -> Callable[..., nn.Parameter | None]:
+    """Takes the memory of a parameter away as a module gets it; one that several modules get stays one."""
+
+    def hook(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+        if parameter is None or parameter.is_meta:
+            return None
+        if parameter not in made:
+            made[parameter] = _like(parameter, torch.empty_like(parameter, device="meta"))
+        found: nn.Parameter = made[parameter]
+        return found
+
+    return hook
+
+
+class _Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notices random numbers that are drawn for tensors with memory."""
+
+    seen = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        is_random = torch.Tag.nondeterministic_seeded in func.tags
+        self.seen = self.seen or (is_random and not getattr(result, "is_meta", False))
+        return result
 
 
 def tensors(module: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:

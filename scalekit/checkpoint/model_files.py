@@ -81,6 +81,17 @@ class ModelFormat:
             return {f"model/{path.relative_to(place)}": path.read_bytes() for path in files}
 
 
+def holds_adapter(checkpoint: Path) -> bool:
+    """Whether a checkpoint is an adapter's, of which the base comes from elsewhere."""
+    return (checkpoint / f"{ADAPTER}.safetensors").is_file()
+
+
+def is_whole(model: nn.Module) -> bool:
+    """Whether a checkpoint holds all of a model's parameters."""
+    held = ModelFormat(model).names()
+    return all(id(parameter) in held for parameter in model.parameters())
+
+
 def _state(target: nn.Module) -> dict[str, Tensor]:
     """A model's state, each tensor once, by its first name."""
     state: dict[str, Tensor] = {}

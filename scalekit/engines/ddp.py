@@ -22,9 +22,9 @@ class DDPEngine(Engine, DDPStrategy):
 
     def setup(self, trainer: Any) -> None:
         self.precision_plugin.convert_module(self._module)
+        weights.materialise(self._module, self.root_device)
         if self._rank == 0:
             self.restore_weights()
-        weights.materialise(self._module, self.root_device)
         self.model_to_device()
         weights.broadcast(self._module, self.root_device)
         super().setup(trainer)

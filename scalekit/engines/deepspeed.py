@@ -94,10 +94,11 @@ class DeepSpeedEngine(Engine, DeepSpeedStrategy):
             weights.hold_places(self._module)
             self._built_optimizers = super()._init_optimizers()
             self._partition(self._module)
+        weights.materialise(self._module, self.root_device)
+        if self._stage == 3:
             self._restore_parts()
         elif self._rank == 0:
             self.restore_weights()
-        weights.materialise(self._module, self.root_device)
         weights.broadcast(self._module, self.root_device, buffers_only=True)
         kept = [
             (owner, name, tensor) for owner, name, tensor in weights.tensors(self._module) if name in owner._buffers
@@ -203,7 +204,6 @@ class DeepSpeedEngine(Engine, DeepSpeedStrategy):
 
     def _restore_parts(self) -> None:
         """ZeRO-3's parts of the weights, before its masters are made of them; what was made of the old ones is made anew."""
-        weights.materialise(self._module, self.root_device)
         self.restore_weights()
         for parameter in self._module.parameters():
             parameter.ds_secondary_tensor = None  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""What every engine does beside Lightning's own strategy: initial weights, the loss contract, and checkpoints.
+"""What every engine does beside Lightning's own strategy: initial weights, the loss contract, evaluations.
 
 An engine is a Lightning strategy. Lightning's loop stays in charge: it runs the micro-batches, decides when the
 optimizer steps, and calls the hooks; the engine answers it.
@@ -8,34 +8,24 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule
-from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import Strategy as LightningStrategy
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from scalekit import strategies
-from scalekit.average import Average
-from scalekit.checkpoint import documents, load, optimizers
-from scalekit.checkpoint.layout import AVERAGE
-from scalekit.checkpoint.loops import resumed
-from scalekit.checkpoint.model_files import ModelFormat
-from scalekit.checkpoint.parts import Part, Slot, owned
-from scalekit.checkpoint.save import Saver
-from scalekit.checkpoint.writer import Outcome
+from scalekit import strategies, weights
+from scalekit.checkpoint.model_files import holds_adapter, is_whole
 from scalekit.dtypes import Dtypes, promised
 from scalekit.engines.buffers import Buffers
+from scalekit.engines.checkpointed import Checkpointed
 from scalekit.engines.precision import plugin
-from scalekit.errors import CheckpointError, NonFiniteError
+from scalekit.errors import NonFiniteError
 from scalekit.loss import Ledger, MicroBatch, StepLoss
 from scalekit.scores import Scores
 
@@ -59,7 +49,7 @@ class StepRecord:
     gradient_norm: float | None
 
 
-class Engine(LightningStrategy):
+class Engine(Checkpointed):
     """The part that all engines share; each engine adds one of Lightning's strategies to it.
 
     Args:
@@ -74,16 +64,8 @@ class Engine(LightningStrategy):
         self.precision_plugin = plugin(precision, device_type)
         self.spec = spec
         self.precision = precision
-        self.initial_weights: Path | None = None
-        self.average_decay: float | None = None
-        self.average: Average | None = None
-        self._averaged: dict[str, Tensor] = {}
-        self.saves_in_background = False
         self.is_asked_to_stop: Callable[[], bool] = lambda: False  # this rank
         self.is_stopping = False  # what the ranks have agreed on, in the latest step
-        self.turns_done: int | None = None  # micro-batches of this epoch before the job was resumed
-        self.job_state: dict[str, Any] = {}
-        self._resumed_from = Path()
         self.last_step: StepRecord | None = None
         self.scores: Scores | None = None  # of a `ScaleModule`
         self._ledger: Ledger | None = None
@@ -102,9 +84,16 @@ class Engine(LightningStrategy):
         """See `tensor_init_context`: DeepSpeed's own would hand empty tensors to initialisers."""
         yield
 
-    def builds_here(self) -> bool:
-        """Whether this rank builds real weights. The others build the same model on the meta device and receive."""
-        return self._rank == 0
+    def build(self, builder: Callable[[], nn.Module]) -> nn.Module:
+        """Builds the model with its weights on rank 0 alone, and where a checkpoint has all of them, on none.
+
+        The other ranks build the same model on the meta device, and receive.
+        """
+        if self._rank:
+            return weights.build(builder, here=False)
+        fills = self.initial_weights is not None and not holds_adapter(self.initial_weights)
+        empty = weights.build_to_fill(builder) if fills else None
+        return empty if empty is not None and is_whole(empty) else weights.build(builder, here=True)
 
     @property
     def dtypes(self) -> Dtypes:
@@ -156,22 +145,18 @@ class Engine(LightningStrategy):
 
     def on_train_start(self) -> None:
         super().on_train_start()
-        # What cannot be saved shows before the first step.
-        self.weight_parts()
-        if self._rank == 0:
-            _ = self._files_beside
         if self._world_size > 1:
             self._buffers = Buffers(self._module, self.root_device, self._gather)
-        if self.average_decay is not None:
-            self._averaged = {
-                name: tensor
-                for f in self._format.families().values()
-                for name, tensor in f.items()
-                if tensor.requires_grad
-            }
-            self.average = Average(self.average_decay, self._trained_parts())
-            if self.initial_weights is not None and (self.initial_weights / AVERAGE).is_dir():
-                load.fill(self._average_parts(self.weight_parts()), self.initial_weights)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether no rank has the whole model, so that all must run it together."""
+        return "parameters" in self.spec.shards
+
+    @property
+    def waited_seconds(self) -> float:
+        """For rows of training data, so far."""
+        return float(getattr(self._module.trainer.train_dataloader, "waited_seconds", 0.0))
 
     def settle(self) -> None:
         """Every rank calls it before the model is saved; evaluations do by themselves."""
@@ -246,201 +231,6 @@ class Engine(LightningStrategy):
             return
         step = "this step" if self._micro is None else f"step {self._micro.step}"
         raise NonFiniteError(f"the gradient norm of {step} is {norm}, although its loss is finite")
-
-    def _sum(self, tensor: Tensor) -> Tensor:
-        return self.reduce(tensor.clone(), reduce_op="sum") if self._world_size > 1 else tensor
-
-    def _gather(self, value: Any) -> list[Any]:
-        if self._world_size == 1:
-            return [value]
-        parts: list[Any] = [None] * self._world_size
-        torch.distributed.all_gather_object(parts, value)
-        return parts
-
-    # -- checkpoints ------------------------------------------------------------------------------------------------
-
-    def weight_parts(self) -> dict[str, list[Part]]:
-        """This rank's parts of what a checkpoint's model holds, by the stem of their files' names."""
-        found = self._format.families()
-        return {stem: [self._part(name, t) for name, t in tensors.items()] for stem, tensors in found.items()}
-
-    def _trained_parts(self) -> list[Part]:
-        """Of the weights that are averaged, what this rank saves."""
-        parts = (self._part(name, tensor) for name, tensor in self._averaged.items())
-        return list(owned(parts, self._rank, self._world_size))
-
-    def _average_parts(self, parts: Mapping[str, Sequence[Part]]) -> dict[str, Sequence[Part]]:
-        """What a checkpoint holds of the average: as of the model, but for the trained weights."""
-        if self.average is None:
-            return {}
-        mine = {part.name: part for part in self.average.parts}
-
-        def averaged(part: Part) -> Part:
-            elsewhere = replace(part, data=torch.empty(0), everywhere=False)
-            return mine.get(part.name, elsewhere) if part.name in self._averaged else part
-
-        return {f"{AVERAGE}/{Path(stem).name}": list(map(averaged, family)) for stem, family in parts.items()}
-
-    def _part(self, name: str, tensor: Tensor) -> Part:
-        """This rank's part of a tensor of the model's; the whole, where no part of it is elsewhere."""
-        return Part(name, tuple(tensor.shape), tensor.detach())
-
-    def slots(self, optimizer: Optimizer) -> list[Slot]:
-        """Where the optimizer's state of this rank's part of each parameter lies."""
-        called = self._format.names()
-        found = []
-        for number, group in enumerate(self.inner_optimizer(optimizer).param_groups):
-            for tensor in group["params"]:
-                part = self._part(called[id(tensor)], tensor)
-                place = (part.start, 0, part.data.numel(), part.everywhere)
-                found.append(Slot(part.name, part.shape, tensor, number, *place))
-        return found
-
-    def inner_optimizer(self, optimizer: Optimizer) -> Optimizer:
-        """The torch optimizer that holds this rank's state."""
-        return optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
-
-    def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Nothing: no rank gathers what `save_checkpoint` takes in parts."""
-        return {}
-
-    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """Nothing: see `lightning_module_state_dict`."""
-        return {}
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        """Begins a checkpoint; every rank calls it. It is a folder, as `checkpoint.layout` has it.
-
-        Args:
-            checkpoint: what Lightning has collected.
-            filepath: where it shall stand.
-            storage_options: ``{"unwanted": [...]}``, checkpoints beside it that are deleted once it stands.
-        """
-        folder = Path(self.broadcast(str(filepath)))
-        parts: dict[str, Sequence[Part]] = {**self.weight_parts()}
-        parts |= self._average_parts(parts)
-        settings = []
-        for number, optimizer in enumerate(self.optimizers):
-            found, setting = optimizers.describe(self.inner_optimizer(optimizer), self.slots(optimizer))
-            parts |= {optimizers.stem(number, key): each for key, each in found.items()}
-            settings.append(setting)
-        checkpoint = {name: value for name, value in checkpoint.items() if name != "state_dict"}
-        checkpoint["optimizer_states"] = settings
-        checkpoint["scalekit"] = {**self.job_state, "position": self.position, **self._stream_state()}
-        files = {**documents.written(checkpoint, "state"), **self._files_beside} if self._rank == 0 else {}
-        if self.average is not None:
-            beside = [(name, content) for name, content in files.items() if name.startswith("model/")]
-            files |= {f"{AVERAGE}/{name.removeprefix('model/')}": content for name, content in beside}
-        self.saver.save(folder, parts, files, (storage_options or {}).get("unwanted", ()))
-        if not self.saves_in_background:
-            self.finish_saving()
-
-    def finish_saving(self) -> None:
-        """Waits until the checkpoint that was begun stands; every rank calls it.
-
-        Raises:
-            CheckpointError: on every rank: it could not be written.
-        """
-        outcomes: list[Outcome] = self.broadcast(self.saver.outcomes(wait=True))
-        if outcomes and outcomes[-1].done == "failed":
-            raise CheckpointError(f"{outcomes[-1].folder} could not be saved: {outcomes[-1].why}")
-
-    @cached_property
-    def saver(self) -> Saver:
-        """What writes this rank's parts."""
-        return Saver(self._rank, self._world_size)
-
-    @cached_property
-    def _format(self) -> ModelFormat:
-        return ModelFormat(self._module)
-
-    @cached_property
-    def _files_beside(self) -> dict[str, bytes]:
-        return self._format.files_beside(getattr(self._module, "processor", None))
-
-    def teardown(self) -> None:
-        if "saver" in self.__dict__:
-            self.saver.close()
-            del self.saver
-        super().teardown()
-
-    def _stream_state(self) -> dict[str, Any]:
-        """How far all ranks have read a stream; nothing where the data has places, of which the position is one."""
-        loader: Any = self._module.trainer.train_dataloader
-        if not hasattr(loader, "state"):
-            return {}
-        from scalekit.data.stream import merge
-
-        return {"stream": merge(self._gather(loader.state()))}
-
-    def restore_weights(self) -> None:
-        """Fills the model with the weights of the checkpoint that the job goes on from, where there is one."""
-        if self.initial_weights is not None:
-            load.fill(self.weight_parts(), self.initial_weights)
-
-    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        self._resumed_from = Path(checkpoint_path)
-        found = {**load.state(self._resumed_from), "state_dict": {}}
-        found["loops"]["fit_loop"] = resumed(self._module.trainer, found["loops"]["fit_loop"], self.turns_done)
-        return found
-
-    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        """Nothing: a checkpoint's weights are this job's initial weights, which `setup` has placed.
-
-        Raises:
-            CheckpointError: nobody told `setup` of the checkpoint, as with a Trainer of the user's own.
-        """
-        if self.initial_weights is None:
-            raise CheckpointError(
-                "a Trainer of your own restores no ScaleKit checkpoint by `ckpt_path`: set the strategy's `initial_weights` to "
-                "the checkpoint's folder as well, or resume with scalekit.fit(resume=...)"
-            )
-
-    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        pairs = zip(self.optimizers, checkpoint["optimizer_states"], strict=True)
-        for number, (optimizer, saved) in enumerate(pairs):
-            inner = self.inner_optimizer(optimizer)
-            optimizers.restore(inner, self.slots(optimizer), number, saved, self._resumed_from)
-
-    @property
-    def lightning_restore_optimizer(self) -> bool:
-        return True
-
-    @property
-    def restore_checkpoint_after_setup(self) -> bool:
-        return True
-
-    @property
-    def is_shared(self) -> bool:
-        """Whether no rank has the whole model, so that all must run it together."""
-        return "parameters" in self.spec.shards
-
-    @property
-    def waited_seconds(self) -> float:
-        """For rows of training data, so far."""
-        return float(getattr(self._module.trainer.train_dataloader, "waited_seconds", 0.0))
-
-    @property
-    def position(self) -> int:
-        """Samples used so far; 0 where the data is not ScaleKit's."""
-        return int(getattr(self._module.trainer.train_dataloader, "position", 0))
-
-    # -- what Lightning knows as optional ---------------------------------------------------------------------------
-
-    @property
-    def _module(self) -> LightningModule:
-        module = self.lightning_module
-        if module is None:
-            raise RuntimeError("the engine is not connected to a LightningModule yet")
-        return module
-
-    @property
-    def _rank(self) -> int:
-        return int(getattr(self, "global_rank", 0))
-
-    @property
-    def _world_size(self) -> int:
-        return int(getattr(self, "world_size", 1))
 
 
 def seed_micro_batch(micro: MicroBatch, device: torch.device) -> None:

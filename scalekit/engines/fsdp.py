@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import compress
 from math import prod
 from typing import Any
 
@@ -75,6 +76,7 @@ class FSDPEngine(Engine, _StepsThroughRoot):
 
     def _shard(self, module: nn.Module) -> None:
         full = [tensor.data for tensor in _unique(module)]
+        is_sent = self.broadcast([not tensor.is_meta for tensor in full])  # the rest is in a checkpoint
         ties = weights.ties(module)
         weights.to_meta(module)
         mesh = self.device_mesh["data_parallel"]
@@ -84,7 +86,7 @@ class FSDPEngine(Engine, _StepsThroughRoot):
         for owner, name, others in ties:
             for other, other_name in others:
                 setattr(other, other_name, getattr(owner, name))
-        for source, target in zip(full, _unique(module), strict=True):
+        for source, target in compress(zip(full, _unique(module), strict=True), is_sent):
             self._receive(target, source)
 
     def _policy(self) -> MixedPrecisionPolicy:

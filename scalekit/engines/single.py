@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
+from scalekit import weights
 from scalekit.engines.engine import Engine
 from scalekit.strategies import Strategy
 
@@ -20,5 +21,6 @@ class SingleEngine(Engine, SingleDeviceStrategy):
 
     def setup(self, trainer: Any) -> None:
         self.precision_plugin.convert_module(self._module)
+        weights.materialise(self._module, self.root_device)
         self.restore_weights()
         super().setup(trainer)

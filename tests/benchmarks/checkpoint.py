@@ -8,6 +8,7 @@ or on several processes:   scalekit launch --nproc 2 -- tests/benchmarks/checkpo
 """
 
 import argparse
+import gc
 import json
 import os
 import statistics
@@ -151,6 +152,13 @@ class Peak(Callback):
         raise EndedError
 
 
+class Loaded(Callback):
+    """Ends a job as soon as it is what its checkpoint was."""
+
+    def on_train_start(self, *rest: Any) -> None:
+        raise EndedError
+
+
 def move(checkpoint: Path, position: int) -> None:
     """Makes a checkpoint one of another position."""
     path = checkpoint / "state.json"
@@ -250,6 +258,11 @@ def main() -> None:
     peak.folder.parent.mkdir(exist_ok=True)
     fit(args, peak, output_dir=str(folder / "b"))
     say(f"{'memory of a save, of the share':40} {peak.bytes / (state_bytes / WORLD_SIZE):.3f}")
+
+    gc.collect()  # what the jobs before have left
+    with peak_bytes() as most:
+        fit(args, Loaded(), output_dir=str(folder / "c"), resume=str(peak.folder))
+    say(f"{'memory of a load, of the share':40} {most[0] / (state_bytes / WORLD_SIZE):.3f}")
 
     starts: dict[str, list[float]] = {}
     for number in range(args.rounds):

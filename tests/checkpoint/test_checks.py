@@ -3,7 +3,10 @@
 import json
 import pickle
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
+from typing import Any
 
 import pytest
 import torch
@@ -29,14 +32,22 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 def checked(folder: Path, ranks: int = 3) -> None:
-    """As so many ranks do it together, each its share."""
-    shares: list[object] = []
-    for rank in range(ranks):
-        try:
-            check(folder, rank, lambda value: shares.append(value) or [0], ranks)
-        except (CheckpointError, AttributeError):
-            continue
-    check(folder, 0, lambda _: shares, ranks)
+    """As so many ranks do it together, each its share; all of them have to come to the same."""
+    all_here, shares = Barrier(ranks), [None] * ranks
+
+    def one(rank: int) -> None:
+        def gather(value: Any) -> list[Any]:
+            shares[rank] = value
+            all_here.wait(10)
+            return shares
+
+        check(folder, rank, gather, ranks)
+
+    with ThreadPoolExecutor(ranks) as threads:
+        came_to = [future.exception() for future in [threads.submit(one, rank) for rank in range(ranks)]]
+    assert len(set(map(str, came_to))) == 1
+    if came_to[0] is not None:
+        raise came_to[0]
 
 
 def test_a_sound_one_passes(checkpoint: Path) -> None:
