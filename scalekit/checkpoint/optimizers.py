@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +33,15 @@ def stem(number: int, key: str) -> str:
     return f"optimizer/{key}" if number == 0 else f"optimizer/{number}.{key}"
 
 
-def describe(optimizer: Optimizer, slots: Sequence[Slot]) -> tuple[dict[str, list[Part]], Settings]:
+def describe(
+    optimizer: Optimizer, slots: Sequence[Slot], at: Callable[[Tensor, Tensor], Tensor]
+) -> tuple[dict[str, list[Part]], Settings]:
     """This rank's parts of an optimizer's state by its keys, and all else that it has to keep.
+
+    Args:
+        optimizer: to describe.
+        slots: where it keeps its state.
+        at: gives the elements of a holder, or of state that belongs to it: of (holder, tensor).
 
     Raises:
         CheckpointError: state of a shared-out parameter that is neither a number nor one value a weight.
@@ -46,7 +55,8 @@ def describe(optimizer: Optimizer, slots: Sequence[Slot]) -> tuple[dict[str, lis
                 numbers.setdefault(slot.name, {})[key] = value.item() if isinstance(value, Tensor) else value
                 types[key] = "tensor" if isinstance(value, Tensor) else "number"
             else:
-                parts.setdefault(key, []).append(_part(slot, key, value))
+                elements = _local(at(slot.holder, slot.holder)).numel()
+                parts.setdefault(key, []).append(_part(slot, key, at(slot.holder, value), elements))
     groups = [
         {name: value for name, value in group.items() if name not in _IMPLEMENTATION}
         for group in optimizer.param_groups
@@ -60,7 +70,14 @@ def describe(optimizer: Optimizer, slots: Sequence[Slot]) -> tuple[dict[str, lis
     }
 
 
-def restore(optimizer: Optimizer, slots: Sequence[Slot], number: int, saved: Settings, folder: Path) -> None:
+def restore(
+    optimizer: Optimizer,
+    slots: Sequence[Slot],
+    number: int,
+    saved: Settings,
+    folder: Path,
+    opened: Callable[[Tensor], AbstractContextManager[None]],
+) -> None:
     """Fills an optimizer with what `describe` told of one, of any number of ranks under any strategy.
 
     Args:
@@ -69,6 +86,7 @@ def restore(optimizer: Optimizer, slots: Sequence[Slot], number: int, saved: Set
         number: of the optimizer, from 0.
         saved: its settings.
         folder: of the checkpoint.
+        opened: has a holder and its state in memory.
 
     Raises:
         CheckpointError: it is another optimizer's, or of parameters that it does not know.
@@ -82,12 +100,15 @@ def restore(optimizer: Optimizer, slots: Sequence[Slot], number: int, saved: Set
         group.update({name: value for name, value in settings.items() if name in group})
     families = {key: TensorFiles.found(folder, stem(number, key)) for key in saved["keys"]}
     with Reader(folder) as reader:
-        for slot in slots:
-            for key, files in families.items():
-                if slot.name in files.places:
-                    _fill(optimizer, slot, key, files, reader)
-            for key, value in saved["numbers"].get(slot.name, {}).items():
-                _set_number(optimizer, slot, key, value, saved)
+        for _, run in groupby(slots, lambda slot: id(slot.holder)):
+            mine = list(run)
+            with opened(mine[0].holder):
+                for slot in mine:
+                    for key, files in families.items():
+                        if slot.name in files.places:
+                            _fill(optimizer, slot, key, files, reader)
+                    for key, value in saved["numbers"].get(slot.name, {}).items():
+                        _set_number(optimizer, slot, key, value, saved)
 
 
 def _is_number(slot: Slot, key: str, value: Any) -> bool:
@@ -95,9 +116,10 @@ def _is_number(slot: Slot, key: str, value: Any) -> bool:
     return not isinstance(value, Tensor) or (value.ndim == 0 and (slot.holder.ndim > 0 or key == "step"))
 
 
-def _part(slot: Slot, key: str, value: Tensor) -> Part:
+def _part(slot: Slot, key: str, value: Tensor, elements: int) -> Part:
+    """Of state that has as many elements as its holder, which are `elements`, the slot's; else the whole."""
     local = _local(value)
-    if local.numel() == _local(slot.holder).numel():
+    if local.numel() == elements:
         flat = local.reshape(-1)[slot.offset : slot.offset + slot.elements]
         return Part(slot.name, slot.shape, flat, slot.start, slot.everywhere)
     if slot.everywhere:

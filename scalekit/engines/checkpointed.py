@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -109,6 +110,14 @@ class Checkpointed(LightningStrategy):
         """The torch optimizer that holds this rank's state."""
         return optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
 
+    def state_tensor(self, holder: Tensor, tensor: Tensor) -> Tensor:
+        """Where the elements are of a tensor that the optimizer keeps for a holder, or of the holder itself."""
+        return tensor
+
+    def opened(self, holder: Tensor) -> AbstractContextManager[None]:
+        """Has a holder and its state in memory, to be changed there."""
+        return nullcontext()
+
     # -- saving -----------------------------------------------------------------------------------------------------
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
@@ -132,7 +141,9 @@ class Checkpointed(LightningStrategy):
         parts |= self._average_parts(parts)
         settings = []
         for number, optimizer in enumerate(self.optimizers):
-            found, setting = optimizers.describe(self.inner_optimizer(optimizer), self.slots(optimizer))
+            found, setting = optimizers.describe(
+                self.inner_optimizer(optimizer), self.slots(optimizer), self.state_tensor
+            )
             parts |= {optimizers.stem(number, key): each for key, each in found.items()}
             settings.append(setting)
         checkpoint = {name: value for name, value in checkpoint.items() if name != "state_dict"}
@@ -214,7 +225,7 @@ class Checkpointed(LightningStrategy):
         pairs = zip(self.optimizers, checkpoint["optimizer_states"], strict=True)
         for number, (optimizer, saved) in enumerate(pairs):
             inner = self.inner_optimizer(optimizer)
-            optimizers.restore(inner, self.slots(optimizer), number, saved, self._resumed_from)
+            optimizers.restore(inner, self.slots(optimizer), number, saved, self._resumed_from, self.opened)
 
     @property
     def lightning_restore_optimizer(self) -> bool:

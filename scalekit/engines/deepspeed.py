@@ -10,8 +10,7 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -22,9 +21,10 @@ from torch.optim import Optimizer
 
 from scalekit import weights
 from scalekit.checkpoint.parts import Part, Slot
+from scalekit.engines import nvme
 from scalekit.engines.engine import Engine
 from scalekit.engines.precision import Plugin
-from scalekit.errors import CheckpointError, ConfigError, DependencyError, StrategyError
+from scalekit.errors import ConfigError, DependencyError
 from scalekit.strategies import Strategy
 
 _LEAST_POWER = 2.0**-26
@@ -59,7 +59,7 @@ class DeepSpeedEngine(Engine, DeepSpeedStrategy):
             raise ConfigError(
                 "DeepSpeed clips losses' scale along with gradients in '16-mixed': use 'bf16-mixed' or 'ddp'"
             )
-        _check_nvme(spec)
+        nvme.check(spec)
         super().__init__(spec, precision, device, config={}, logging_level=logging.WARNING)
         self.precision_plugin = DeepSpeedPlugin(precision)  # type: ignore[arg-type]
         self._device = device
@@ -169,6 +169,10 @@ class DeepSpeedEngine(Engine, DeepSpeedStrategy):
                 block[name] = {"device": offload[key], "pin_memory": self._device == "cuda"}
                 if offload[key] == "nvme":
                     block[name]["nvme_path"] = offload["nvme_path"]
+        if offload.get("parameters") == "nvme":
+            # A buffer that a part does not fit into ends the job; larger ones are memory that nobody uses.
+            largest = max(p.numel() for p in self._module.parameters())
+            block["offload_param"]["buffer_size"] = -(-largest // self._world_size)
         return block
 
     def _precision_block(self) -> dict[str, Any]:
@@ -212,7 +216,7 @@ class DeepSpeedEngine(Engine, DeepSpeedStrategy):
         if not hasattr(tensor, "ds_tensor"):
             return super()._part(name, tensor)
         start, elements = self._range(tensor)
-        part = tensor.ds_tensor.detach().narrow(0, 0, elements)
+        part = nvme.part(tensor).narrow(0, 0, elements)
         return Part(name, tuple(tensor.ds_shape), part, start, everywhere=False)  # type: ignore[attr-defined]
 
     def _range(self, tensor: Any) -> tuple[int, int]:
@@ -229,11 +233,13 @@ class DeepSpeedEngine(Engine, DeepSpeedStrategy):
         for optimizer in self.optimizers:
             _replay_powers(self.inner_optimizer(optimizer))
 
+    def state_tensor(self, holder: Tensor, tensor: Tensor) -> Tensor:
+        return nvme.state(self.deepspeed_engine.optimizer, holder, tensor) if self._stage == 3 else tensor
+
+    def opened(self, holder: Tensor) -> AbstractContextManager[None]:
+        return nvme.opened(self.deepspeed_engine.optimizer, holder) if self._stage == 3 else nullcontext()
+
     def slots(self, optimizer: Optimizer) -> list[Slot]:
-        if self.spec.offload.get("optimizer") == "nvme":
-            raise CheckpointError(
-                f"strategy {self.spec.name!r} keeps the optimizer's state on NVMe, from where it is not saved yet"
-            )
         return list(self._slots_of_parts() if self._stage == 3 else self._slots_of_groups())
 
     def _slots_of_groups(self) -> Iterator[Slot]:
@@ -292,18 +298,3 @@ def _replay_powers(optimizer: Any) -> None:
     settings = (group["lr"], *group["betas"], group["eps"], group["weight_decay"], group["bias_correction"])
     for step in range(1, steps + 1):
         optimizer.ds_opt_adam.adam_update(optimizer.opt_id, step, *settings, nothing, nothing, nothing, nothing)
-
-
-def _check_nvme(spec: Strategy) -> None:
-    if "nvme" not in spec.offload.values():
-        return
-    path = spec.offload.get("nvme_path")
-    if path is None or not Path(path).is_dir():
-        raise StrategyError(
-            f"strategy {spec.name!r} offloads to NVMe, but its nvme_path {path!r} is no folder. Copy the file, name a "
-            "folder on a fast local drive there, and give the copy's path as strategy"
-        )
-    from deepspeed.ops.op_builder import AsyncIOBuilder
-
-    if not AsyncIOBuilder().is_compatible(verbose=False):
-        raise StrategyError(f"strategy {spec.name!r} needs libaio and its headers (Debian: libaio-dev)")

@@ -47,7 +47,9 @@ class CopiesItself(nn.Module):
         self.register_buffer("start", self.layer.weight.detach().clone())
 
 
-@pytest.mark.parametrize("build", [parity.gpt2, parity.bert, parity.t5, parity.mlp, lambda: parity.llama(tied=True), Tied])
+@pytest.mark.parametrize(
+    "build", [parity.gpt2, parity.bert, parity.t5, parity.mlp, lambda: parity.llama(tied=True), Tied]
+)
 def test_parameters_have_no_memory_and_buffers_have_their_values(build: Callable[[], nn.Module]) -> None:
     built, expected = weights.build_to_fill(build), build()
     assert built is not None
