@@ -1,6 +1,8 @@
 # Every habit of the project is a target here; `make demo` and `make test` are all that a newcomer needs.
 PYTHON := .venv/bin/python
 SCALEKIT := .venv/bin/scalekit
+# Two at a time, a file on one of them: the processes of a job start one after another, and leave a core idle meanwhile.
+PYTEST := $(PYTHON) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 QUESTION := What is your favorite book?
 
 .PHONY: install demo test test-all lint format benchmark benchmark-plan benchmark-data benchmark-checkpoint constraints clean
@@ -21,10 +23,10 @@ demo: install
 	$(PYTHON) examples/ask.py "$$(ls -d runs/finetune/checkpoints/step-* | tail -n 1)/model" "$(QUESTION)"
 
 test: lint
-	$(PYTHON) -m pytest -m "not long"
+	$(PYTEST) -m "not long"
 
 test-all: lint
-	$(PYTHON) -m pytest
+	$(PYTEST)
 
 lint: install
 	.venv/bin/ruff format --check .

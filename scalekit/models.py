@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,15 +116,25 @@ def _from_name(name: str, task: str | None, trust_remote_code: bool, classes: Se
 
     def pretrained() -> nn.Module:
         options = {"trust_remote_code": trust_remote_code} if cls.__name__.startswith("Auto") else {}
-        if not needs_values():
-            built = cls.from_config(config, **options) if options else cls(config)
-        else:
+        if needs_values():
             # A head for other classes than those it was saved with starts anew.
             options |= {"ignore_mismatched_sizes": True} if classes is not None else {}
-            built = cls.from_pretrained(name, config=config, dtype=torch.float32, **options)
-        return built  # type: ignore[no-any-return]
+            return cls.from_pretrained(name, config=config, dtype=torch.float32, **options)  # type: ignore[no-any-return]
+        make = cls.from_config if options else cls._from_config
+        built: nn.Module = make(config, dtype=torch.float32, **options)
+        _take_generation_config(built, name)
+        return built
 
     return Model(pretrained, name.rstrip("/").split("/")[-1], config)
+
+
+def _take_generation_config(model: Any, name: str) -> None:
+    """How a model generates text, where it was saved with it; `from_pretrained` does it by itself."""
+    from transformers import GenerationConfig
+
+    if model.can_generate():
+        with suppress(OSError):  # there is none
+            model.generation_config = GenerationConfig.from_pretrained(name)
 
 
 def _named(classes: Sequence[str] | None) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -81,15 +82,20 @@ def _claim(job: Job, path: Path, checkpoint: Path | None, plan: Plan) -> RunFold
     folder = RunFolder(path) if checkpoint is None else _resume(path, checkpoint, plan)
     folder.checkpoints.mkdir(parents=True, exist_ok=True)
     sweep(folder.checkpoints)
-    if job.resume == "auto":
-        # What stands and is later than the newest sound one is damaged: it must neither be counted nor be gone on from.
-        for each in published(folder.checkpoints):
-            if (step_of(each) or 0) > folder.step:
-                each.rename(each.with_name(f"damaged-{each.name}"))
+    # What stands and is later than the newest sound one is damaged: it must neither be counted nor be gone on from.
+    for each in published(folder.checkpoints):
+        if (step_of(each) or 0) > folder.step:
+            each.rename(_free(each.with_name(f"damaged-{each.name}")))
     (path / "STOP").unlink(missing_ok=True)
-    (folder.path / "config.yaml").write_text(yaml.safe_dump(job.resolved(), sort_keys=False))
+    write_at_once(folder.path / "config.yaml", yaml.safe_dump(job.resolved(), sort_keys=False), on_disk=True)
     write_plan(folder.path, plan.as_dict())
     return folder
+
+
+def _free(path: Path) -> Path:
+    """A path that nothing has yet: the same, or with a number."""
+    numbered = (path.with_name(f"{path.name}-{number}") for number in count(2))
+    return next(each for each in chain([path], numbered) if not each.exists())
 
 
 def write_plan(path: Path, plan: Mapping[str, Any]) -> None:
@@ -117,6 +123,8 @@ def _find(job: Job, name: str, plan: Plan, held_until_end: ExitStack) -> tuple[P
     if job.resume not in ("auto", "never"):
         chosen = Path(job.resume)
         later = [each for each in standing if (step_of(each) or 0) > (step_of(chosen) or 0)]
+        if later and _has_begun_with(job, path):
+            return path, later[::-1]
         if later:
             raise ConfigError(f"{path} holds later checkpoints than {chosen}: choose another output_dir")
         return path, [chosen]
@@ -139,7 +147,7 @@ def _own_folder(job: Job, parent: Path, name: str, plan: Plan) -> Path:
         if not path.exists():
             return path
         unfinished = newest is not None and (step_of(newest) or 0) < plan.total_steps
-        if unfinished and job.resume == "auto" and not _differences(job, path):
+        if unfinished and not _differences(job, path) and (job.resume == "auto" or _has_begun_with(job, path)):
             return path
         number += 1
 
@@ -157,8 +165,18 @@ def _resume(path: Path, checkpoint: Path, plan: Plan) -> RunFolder:
 
 def _differences(job: Job, path: Path) -> list[str]:
     """The settings in which a folder's run is another job's; all of them where it does not say."""
+    return job.differences(_saved(path))
+
+
+def _has_begun_with(job: Job, path: Path) -> bool:
+    """Whether a folder's run is this very job, begun with the checkpoint of another run that it names."""
+    is_elsewhere = Path(job.resume).absolute().parent != (path / "checkpoints").absolute()
+    return is_elsewhere and _saved(path).get("resume") == job.resume and not _differences(job, path)
+
+
+def _saved(path: Path) -> dict[str, Any]:
+    """The settings of a folder's run; none where it does not say."""
     try:
-        saved = yaml.safe_load((path / "config.yaml").read_text())
+        return yaml.safe_load((path / "config.yaml").read_text()) or {}
     except (OSError, yaml.YAMLError):
-        saved = {}
-    return job.differences(saved or {})
+        return {}

@@ -43,11 +43,13 @@ def build_to_fill(builder: Callable[[], nn.Module]) -> nn.Module | None:
     So the model is never whole in one process, and nothing is initialised or read only to be overwritten.
 
     Returns:
-        None where the builder needs its parameters' values, or where random numbers are drawn for something else than
-        parameters while no state dict names all buffers: those may come out otherwise than where parameters draw too.
+        None where something could come out otherwise than from a usual build: where random numbers are drawn for something
+        else than parameters (which draw none here, and shift what comes after them), where a parameter is kept elsewhere than
+        in modules, and where its values are needed.
     """
+    made: MutableMapping[nn.Parameter, nn.Parameter] = WeakIdKeyDictionary()
     token = _WITH_VALUES.set(False)
-    handle = register_module_parameter_registration_hook(_on_meta(WeakIdKeyDictionary()))  # type: ignore[arg-type]
+    handle = register_module_parameter_registration_hook(_on_meta(made))  # type: ignore[arg-type]
     try:
         with _Draws() as draws:  # type: ignore[no-untyped-call]
             module = builder()
@@ -56,9 +58,13 @@ def build_to_fill(builder: Callable[[], nn.Module]) -> nn.Module | None:
     finally:
         handle.remove()
         _WITH_VALUES.reset(token)
-    if any(tensor.is_meta != isinstance(tensor, nn.Parameter) for _, _, tensor in tensors(module)):
-        return None
-    return None if draws.seen and any(m._non_persistent_buffers_set for m in module.modules()) else module
+    return None if draws.seen or made or _has_lost_values(module) else module
+
+
+def _has_lost_values(module: nn.Module) -> bool:
+    """Whether something else than a parameter has no memory: a buffer, or a tensor that a module keeps as it likes."""
+    own = (value for each in module.modules() for value in (*each._buffers.values(), *vars(each).values()))
+    return any(isinstance(value, Tensor) and value.is_meta for value in own)
 
 
 def needs_values() -> bool:
@@ -69,7 +75,7 @@ def needs_values() -> bool:
 _WITH_VALUES = ContextVar("_WITH_VALUES", default=True)
 
 
-def _on_meta(made: MutableMapping[Any, Any]) -> Callable[..., nn.Parameter | None]:
+def _on_meta(made: MutableMapping[nn.Parameter, nn.Parameter]) -> Callable[..., nn.Parameter | None]:
     """Takes the memory of a parameter away as a module gets it; one that several modules get stays one."""
 
     def hook(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
@@ -77,8 +83,7 @@ def _on_meta(made: MutableMapping[Any, Any]) -> Callable[..., nn.Parameter | Non
             return None
         if parameter not in made:
             made[parameter] = _like(parameter, torch.empty_like(parameter, device="meta"))
-        found: nn.Parameter = made[parameter]
-        return found
+        return made[parameter]
 
     return hook
 

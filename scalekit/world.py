@@ -16,6 +16,9 @@ from scalekit.errors import WorldSizeError
 
 T = TypeVar("T")
 
+BOARD = "SCALEKIT_BOARD"
+"""The variable that names a store, as ``host:port``, which outlives any of the processes that `scalekit launch` starts."""
+
 
 @dataclass(frozen=True)
 class World:

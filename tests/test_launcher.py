@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -26,12 +27,20 @@ codes = dict(pair.split("=") for pair in sys.argv[2:])
 if "wait" in codes:
     (folder / f"ready-{os.environ['RANK']}").touch()
     time.sleep(60)
+if "dies-on-node" in codes and not (folder / "died").exists():
+    (folder / f"ready-{os.environ['NODE']}").touch()
+    while not all((folder / f"ready-{node}").exists() for node in range(2)):
+        time.sleep(0.1)
+    if os.environ["NODE"] != codes["dies-on-node"]:
+        time.sleep(60)
+    (folder / "died").touch()
+    os.kill(os.getpid(), signal.SIGKILL)
 starts = (folder / "starts").read_text().count(f"{ranks}\\n")
 os._exit(int(codes.get(f"{ranks}.{starts}", codes.get(str(ranks), 0))))
 """
 
 
-def start(folder: Path, *words: str, options: tuple[str, ...]) -> subprocess.Popen[str]:
+def start(folder: Path, *words: str, options: tuple[str, ...], node: int = 0) -> subprocess.Popen[str]:
     job = folder / "job.py"
     job.write_text(JOB)
     return subprocess.Popen(
@@ -39,8 +48,24 @@ def start(folder: Path, *words: str, options: tuple[str, ...]) -> subprocess.Pop
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "NODE": str(node)},
     )
+
+
+def start_nodes(folder: Path, *words: str) -> list[subprocess.Popen[str]]:
+    """Two nodes, which meet at the first one."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        meeting = ("--nodes", "2", "--endpoint", f"localhost:{free.getsockname()[1]}")
+    return [
+        start(
+            folder,
+            *words,
+            options=("--nproc", "1", "--max-restarts", "2", *meeting, "--node-rank", str(node)),
+            node=node,
+        )
+        for node in range(2)
+    ]
 
 
 def launched(folder: Path, *words: str, options: tuple[str, ...]) -> tuple[int, list[int]]:
@@ -76,6 +101,32 @@ def test_a_request_to_stop_is_the_jobs_to_answer(tmp_path: Path) -> None:
     process.communicate(timeout=60)
     assert process.returncode == 75
     assert (tmp_path / "starts").read_text() == "2\n"
+
+
+@pytest.mark.parametrize("node", [0, 1])
+def test_nodes_are_started_again_together(node: int, tmp_path: Path) -> None:
+    """One process of two is killed, and the other one has not noticed anything: both nodes begin anew."""
+    nodes = start_nodes(tmp_path, f"dies-on-node={node}")
+    outputs = [each.communicate(timeout=120)[0] for each in nodes]
+    assert [each.returncode for each in nodes] == [0, 0], outputs
+    assert (tmp_path / "starts").read_text() == "2\n2\n"
+    assert "restart    1 of 2: a process ended with 9" in outputs[node]
+
+
+def test_nodes_that_are_asked_to_stop(tmp_path: Path) -> None:
+    nodes = start_nodes(tmp_path, "wait=1")
+    while not all((tmp_path / f"ready-{rank}").exists() for rank in range(2)):
+        time.sleep(0.05)
+    for each in nodes:
+        each.send_signal(signal.SIGTERM)
+    outputs = [each.communicate(timeout=120)[0] for each in nodes]
+    assert [each.returncode for each in nodes] == [75, 75], outputs
+    assert (tmp_path / "starts").read_text() == "2\n"
+
+
+def test_a_range_is_for_one_node() -> None:
+    with pytest.raises(ConfigError, match="a range, which one node may have"):
+        Launch("2:4", nodes=2, endpoint="here:1").sizes()
 
 
 @pytest.mark.parametrize("nproc", ["0", "x", "3:2", "2:", ":2", "1:x", "-1"])

@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from scalekit import errors
 from scalekit.job import Job
 from tests.distributed import parity_cases as parity
 from tests.distributed.processes import run
+from tests.legs import EndedError, Ends
 
 NUMBERS = parity.number_rows()
 
@@ -170,6 +172,18 @@ def test_another_schedule_is_not_continued() -> None:
     assert [record["step"] for record in again.history] == [2, 3]
 
 
+def test_a_job_that_began_with_anothers_checkpoint_goes_on_by_the_same_command(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    fit(output_dir="run", checkpoint_every=1, max_steps=4)
+    branch = {"output_dir": "branch", "resume": "run/checkpoints/step-00000001", "max_steps": 4, "checkpoint_every": 1}
+    with suppress(EndedError):
+        fit(**branch, callbacks=[Ends(3)])
+    again = fit(**branch)
+    assert "branch, resumed at step 3" in capsys.readouterr().out
+    assert [record["step"] for record in again.history] == [2, 3, 4]
+
+
 def test_settings_that_a_lightning_module_would_not_use() -> None:
     import lightning.pytorch as pl
 
@@ -182,16 +196,18 @@ def test_settings_that_a_lightning_module_would_not_use() -> None:
 def test_a_damaged_checkpoint_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     whole = fit(output_dir="run", checkpoint_every=1)
     path = Path("run/checkpoints/step-00000002/model/model.safetensors")
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(errors.CheckpointError, match=r"model\.safetensors is damaged"):
-        fit(output_dir="other", resume="run/checkpoints/step-00000002")
-    again = fit(output_dir="run", checkpoint_every=1)
-    assert "model.safetensors is damaged" in capsys.readouterr().out
-    assert [record["loss"] for record in again.history] == [record["loss"] for record in whole.history]
+    for _ in range(2):  # a bad disk damages what comes again, too
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
+        with pytest.raises(errors.CheckpointError, match=r"model\.safetensors is damaged"):
+            fit(output_dir="other", resume="run/checkpoints/step-00000002")
+        again = fit(output_dir="run", checkpoint_every=1)
+        assert "model.safetensors is damaged" in capsys.readouterr().out
+        assert [record["loss"] for record in again.history] == [record["loss"] for record in whole.history]
     assert sorted(each.name for each in Path("run/checkpoints").iterdir()) == [
         "damaged-step-00000002",
+        "damaged-step-00000002-2",
         "step-00000001",
         "step-00000002",
     ]

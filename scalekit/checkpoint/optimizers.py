@@ -49,14 +49,19 @@ def describe(
     parts: dict[str, list[Part]] = {}
     numbers: dict[str, dict[str, Any]] = {}
     types: dict[str, str] = {}
-    for slot in slots:
-        for key, value in optimizer.state.get(slot.holder, {}).items():
-            if _is_number(slot, key, value):
-                numbers.setdefault(slot.name, {})[key] = value.item() if isinstance(value, Tensor) else value
+    for _, run in groupby(slots, lambda slot: id(slot.holder)):
+        mine = list(run)
+        holder = mine[0].holder
+        elements = _local(at(holder, holder)).numel()
+        for key, value in optimizer.state.get(holder, {}).items():
+            if _is_number(holder, key, value):
+                number = value.item() if isinstance(value, Tensor) else value
                 types[key] = "tensor" if isinstance(value, Tensor) else "number"
+                for slot in mine:
+                    numbers.setdefault(slot.name, {})[key] = number
             else:
-                elements = _local(at(slot.holder, slot.holder)).numel()
-                parts.setdefault(key, []).append(_part(slot, key, at(slot.holder, value), elements))
+                there = at(holder, value)
+                parts.setdefault(key, []).extend(_part(slot, key, there, elements) for slot in mine)
     groups = [
         {name: value for name, value in group.items() if name not in _IMPLEMENTATION}
         for group in optimizer.param_groups
@@ -111,9 +116,9 @@ def restore(
                         _set_number(optimizer, slot, key, value, saved)
 
 
-def _is_number(slot: Slot, key: str, value: Any) -> bool:
+def _is_number(holder: Tensor, key: str, value: Any) -> bool:
     """Whether a value is one for a whole parameter, such as Adam's count of steps."""
-    return not isinstance(value, Tensor) or (value.ndim == 0 and (slot.holder.ndim > 0 or key == "step"))
+    return not isinstance(value, Tensor) or (value.ndim == 0 and (holder.ndim > 0 or key == "step"))
 
 
 def _part(slot: Slot, key: str, value: Tensor, elements: int) -> Part:

@@ -118,7 +118,11 @@ class Saver:
             self._hear()
 
     def _has_spoken(self) -> bool:
-        return self._writer is not None and bool(select.select([_stream(self._writer.stdout)], [], [], 0)[0])
+        if self._writer is None:
+            return False
+        poll = select.poll()  # `select.select` knows no descriptors above 1023
+        poll.register(_stream(self._writer.stdout), select.POLLIN)
+        return bool(poll.poll(0))
 
     def _hear(self) -> None:
         """One line of the writer's, waited for; a writer that has died has failed."""

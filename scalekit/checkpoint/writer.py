@@ -115,6 +115,8 @@ def _marks(partial: Path) -> Path:
 def _carry_out(order: Order, memory_descriptor: int) -> Outcome:
     folder = Path(order.folder)
     partial = _partial(folder)
+    if order.rank == 0:
+        _sweep_earlier(folder)
     try:
         marks = _marks(partial)
         written = json.dumps(_write(order, partial, memory_descriptor))
@@ -138,6 +140,13 @@ def _carry_out(order: Order, memory_descriptor: int) -> Outcome:
     return Outcome(order.folder, "published")
 
 
+def _sweep_earlier(folder: Path) -> None:
+    """Removes what is left of checkpoints before a folder's that could not be written, as by ranks that were late."""
+    for left in folder.parent.glob(_partial(folder.with_name("step-*")).name):
+        if left.name < _partial(folder).name:
+            shutil.rmtree(left, ignore_errors=True)
+
+
 def _write(order: Order, partial: Path, memory_descriptor: int) -> dict[str, tuple[int, int]]:
     """Writes a rank's pieces, and gives of each file how many bytes they are and what they contribute to its CRC-32."""
     end = max((at + count for _, _, at, count in order.pieces), default=0)
@@ -150,7 +159,7 @@ def _write(order: Order, partial: Path, memory_descriptor: int) -> dict[str, tup
             for name, offset, at, count in order.pieces:
                 size = order.sizes_bytes[name]
                 if name not in descriptors:
-                    (partial / name).parent.mkdir(parents=True, exist_ok=True)
+                    _make_folders(partial, name)
                     descriptors[name] = os.open(partial / name, os.O_WRONLY | os.O_CREAT, 0o644)
                     os.ftruncate(descriptors[name], size)
                 with view[at : at + count] as piece:
@@ -163,6 +172,12 @@ def _write(order: Order, partial: Path, memory_descriptor: int) -> dict[str, tup
             for descriptor in descriptors.values():
                 os.close(descriptor)
     return found
+
+
+def _make_folders(partial: Path, name: str) -> None:
+    """Those above a file, but not the checkpoint's own: where that is gone, another rank has given up."""
+    for parent in [*Path(name).parents][-2::-1]:
+        (partial / parent).mkdir(exist_ok=True)
 
 
 def _write_piece(descriptor: int, offset: int, piece: memoryview) -> int:

@@ -11,6 +11,7 @@ import argparse
 import logging
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -59,7 +60,7 @@ class DeepSpeedEngine(Engine, DeepSpeedStrategy):
             raise ConfigError(
                 "DeepSpeed clips losses' scale along with gradients in '16-mixed': use 'bf16-mixed' or 'ddp'"
             )
-        nvme.check(spec)
+        nvme.check(spec, precision)
         super().__init__(spec, precision, device, config={}, logging_level=logging.WARNING)
         self.precision_plugin = DeepSpeedPlugin(precision)  # type: ignore[arg-type]
         self._device = device
@@ -168,12 +169,22 @@ class DeepSpeedEngine(Engine, DeepSpeedStrategy):
             if key in offload:
                 block[name] = {"device": offload[key], "pin_memory": self._device == "cuda"}
                 if offload[key] == "nvme":
-                    block[name]["nvme_path"] = offload["nvme_path"]
+                    block[name]["nvme_path"] = str(self._drive)
         if offload.get("parameters") == "nvme":
             # A buffer that a part does not fit into ends the job; larger ones are memory that nobody uses.
             largest = max(p.numel() for p in self._module.parameters())
             block["offload_param"]["buffer_size"] = -(-largest // self._world_size)
         return block
+
+    @property
+    def _drive(self) -> Path:
+        """This job's own folder on a drive: one at a time works in a run's folder."""
+        return nvme.folder(self.spec, Path(self._module.trainer.default_root_dir))
+
+    def teardown(self) -> None:
+        super().teardown()
+        if "nvme" in self.spec.offload.values():
+            nvme.clear(self._drive, self._rank)
 
     def _precision_block(self) -> dict[str, Any]:
         if self.precision == "bf16-true":

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from scalekit.errors import StrategyError
+from scalekit.errors import ConfigError, StrategyError
 from scalekit.strategies import Strategy
 
+_KINDS = ("optimizer", "float32params", "bfloat16params")
 
-def check(spec: Strategy) -> None:
+
+def check(spec: Strategy, precision: str) -> None:
     """A strategy that uses NVMe has a folder on one, and what reads and writes there.
 
     Raises:
         StrategyError: it has not.
+        ConfigError: a precision whose optimizer's state DeepSpeed cannot bring back from a drive.
     """
     if "nvme" not in spec.offload.values():
         return
+    if precision == "bf16-true" and spec.offload.get("optimizer") == "nvme":
+        raise ConfigError(
+            f"strategy {spec.name!r} keeps the optimizer's state on NVMe, from where DeepSpeed takes float32 alone: use "
+            "'bf16-mixed' or '32-true'"
+        )
     path = spec.offload.get("nvme_path")
     if path is None or not Path(path).is_dir():
         raise StrategyError(
@@ -32,6 +42,21 @@ def check(spec: Strategy) -> None:
 
     if not AsyncIOBuilder().is_compatible(verbose=False):
         raise StrategyError(f"strategy {spec.name!r} needs libaio and its headers (Debian: libaio-dev)")
+
+
+def folder(spec: Strategy, run: Path) -> Path:
+    """Where a run's tensors are: jobs of several runs may share a drive."""
+    return Path(spec.offload["nvme_path"]) / f"{run.name}-{sha256(str(run.absolute()).encode()).hexdigest()[:12]}"
+
+
+def clear(drive: Path, rank: int) -> None:
+    """Removes a rank's files, and the folders above them when it is the last."""
+    top = drive / "zero_stage_3"
+    for kind in _KINDS:
+        shutil.rmtree(top / kind / f"rank{rank}", ignore_errors=True)
+    for each in (*(top / kind for kind in _KINDS), top, drive):
+        with suppress(OSError):  # others have files there yet
+            each.rmdir()
 
 
 def part(parameter: Any) -> Tensor:
@@ -53,11 +78,9 @@ def state(zero: Any, holder: Any, tensor: Tensor) -> Tensor:
     """
     info = _swapped(zero, holder)
     found = next((each for each in info.tensors if each.compute_tensor is tensor), None) if info is not None else None
-    return (
-        tensor
-        if found is None or found.compute_tensor.numel()
-        else _mapped(found.swap_path, info.numel(), tensor.dtype)
-    )
+    if found is None or found.compute_tensor.numel():
+        return tensor
+    return _mapped(found.swap_path, info.numel(), info.dtype())
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import traceback
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, final
@@ -15,7 +16,7 @@ from typing import Any, final
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
-from scalekit.world import World
+from scalekit.world import BOARD, World
 
 _LEAST_SECONDS = 60.0
 _FIRST_STEP_SECONDS = 600.0
@@ -70,6 +71,8 @@ class Watchdog(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._move(trainer)
+        # The launcher's store outlives the processes: what others wrote there before them is none of theirs.
+        self._board.name = trainer.strategy.broadcast(uuid.uuid4().hex)
         self._board.write(Pulse(0, self._step, 0.0))  # before anything can hold this rank up
         self._thread = threading.Thread(target=self._watch, name="scalekit-watchdog", daemon=True)
         self._thread.start()
@@ -151,10 +154,11 @@ def told(pulses: Mapping[int, Pulse], answering: list[int], ranks: int, idle: fl
 
 
 class _Board:
-    """Where the ranks write their pulses: the store by which the launcher has brought them together."""
+    """Where the ranks write their pulses: the launcher's store, or that by which torchrun has brought them together."""
 
     def __init__(self, world: World) -> None:
         self._world = world
+        self.name = ""
         self._own: Pulse | None = None
         self._store: Any = None
 
@@ -179,8 +183,8 @@ class _Board:
             return None
         if self._store is None:
             # A connection of its own: the one of the process group may be held by a collective that waits.
-            place = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
-            store = TCPStore(*place, is_master=False)
-            attempt = os.environ.get("TORCHELASTIC_RUN_ID", "") + os.environ.get("TORCHELASTIC_RESTART_COUNT", "")
-            self._store = PrefixStore(f"scalekit-watchdog-{attempt}", store)
+            usual = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+            host, _, port = os.environ.get(BOARD, usual).rpartition(":")
+            store = TCPStore(host, int(port), is_master=False)
+            self._store = PrefixStore(f"scalekit-watchdog-{self.name}", store)
         return self._store

@@ -36,7 +36,7 @@ class FaultyJob:
         strategy: under which.
         options: more of `scalekit launch`.
         environment: of its processes.
-        damaged: the checkpoints that were damaged on purpose, by name.
+        damaged: the checkpoints that were damaged on purpose, by name, as often as each was.
         outputs: what each start has printed so far.
     """
 
@@ -44,7 +44,7 @@ class FaultyJob:
     strategy: str
     options: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
-    damaged: set[str] = field(default_factory=set)
+    damaged: list[str] = field(default_factory=list)
     outputs: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -161,8 +161,13 @@ class FaultyJob:
     @property
     def checkpoints(self) -> list[Path]:
         """Those that are published, and not damaged on purpose."""
-        found = published(self.folder / "run" / "checkpoints")
-        return [each for each in found if each.name not in self.damaged]
+        folder = self.folder / "run" / "checkpoints"
+
+        def is_damaged(name: str) -> bool:
+            """Still: one that was set aside may have come again since."""
+            return self.damaged.count(name) > len([*folder.glob(f"damaged-{name}*")])
+
+        return [each for each in published(folder) if not is_damaged(each.name)]
 
     @property
     def newest(self) -> int:
@@ -197,7 +202,9 @@ class FaultyJob:
         assert used(self.folder) == used(other.folder)
         assert _manifest(self) == _manifest(other)
         left = {path.name for path in (self.folder / "run" / "checkpoints").iterdir()}
-        assert left == {*(each.name for each in self.checkpoints), *(f"damaged-{name}" for name in self.damaged)}
+        set_aside = {name for name in left if name.startswith("damaged-")}
+        assert len(set_aside) == len(self.damaged)
+        assert left - set_aside == {each.name for each in self.checkpoints}
 
 
 def _manifest(job: FaultyJob) -> dict[str, str]:

@@ -13,8 +13,6 @@ import subprocess
 from collections.abc import Callable
 from contextlib import suppress
 
-import pytest
-
 from tests.faults import STEPS
 from tests.faults.harness import ROWS, FaultyJob
 
@@ -155,7 +153,7 @@ def damage_the_newest(job: FaultyJob, draw: random.Random) -> str:
     if victim.name == "MANIFEST.json" and how == "deleted":
         shutil.rmtree(newest)  # without its manifest it is no checkpoint any more, and nobody's to speak of
     else:
-        job.damaged.add(newest.name)
+        job.damaged.append(newest.name)
     return f"{victim.name} {how}"
 
 
@@ -201,7 +199,9 @@ def fill_the_disk(job: FaultyJob, draw: random.Random) -> str:
     folder.rename(kept)
     folder.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)], check=False).returncode:
-        pytest.skip("no file system can be mounted here")
+        folder.rmdir()
+        kept.rename(folder)
+        return "not done: no file system can be mounted here"
     try:
         shutil.copytree(kept, folder, dirs_exist_ok=True)
         process = job.start()

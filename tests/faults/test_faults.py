@@ -4,11 +4,11 @@ A job suffers several faults, each in the start after the one before, and is the
 """
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.faults.conftest import Told
 from tests.faults.harness import FaultyJob
 from tests.faults.injections import ALL
 
@@ -45,15 +45,18 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, FaultyJob
 
 @pytest.mark.parametrize(("seed", "names", "strategy"), [pytest.param("short", SHORT, "zero2", id="short"), *LONG])
 def test_nothing_is_lost(
-    seed: str, names: list[str], strategy: str, undisturbed: dict[str, FaultyJob], tmp_path: Path, told: Told
+    seed: str,
+    names: list[str],
+    strategy: str,
+    undisturbed: dict[str, FaultyJob],
+    tmp_path: Path,
+    record_property: Callable[[str, str], None],
 ) -> None:
     job, draw = FaultyJob(tmp_path / "job", strategy), random.Random(seed)
     for name in names:
         injection, _ = ALL[name]
-        told.begins(name)
-        told.did(injection(job, draw))
+        record_property(name, injection(job, draw))
         job.expect_sound_checkpoints()
     assert job.run() == 0, job.outputs
     job.expect_sound_checkpoints()
     job.expect_like(undisturbed[strategy])
-    told.survived()
