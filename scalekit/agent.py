@@ -125,5 +125,5 @@ def run(arguments: list[str], sizes: Sequence[int]) -> int:
 
 def code_of(result: RunResult) -> int:
     """The exit code of the process that failed first, or the number of the signal that ended it; never 0."""
-    first = min(result.failures.values(), key=lambda failure: failure.timestamp)
-    return abs(first.exitcode) or 1
+    first = min(result.failures.values(), key=lambda failure: failure.timestamp, default=None)
+    return 1 if first is None else abs(first.exitcode) or 1

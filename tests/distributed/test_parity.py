@@ -59,6 +59,17 @@ def test_equals_a_plain_loop(trained: Path, cell: str) -> None:
         torch.testing.assert_close(last[key], value, rtol=1e-5, atol=1e-5, msg=lambda m, key=key: f"{key}: {m}")
 
 
+@pytest.mark.parametrize("name", ["llama-tied", "llama-untied", "gpt2", "bert", "t5"])
+def test_the_folder_gives_the_logits_of_the_trained_module(trained: Path, name: str) -> None:
+    case, folder = parity.CASES[name], trained / f"{name}-4-32-true"
+    model, info = type(case.build()).from_pretrained(folder / "final" / "model", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    with torch.no_grad():
+        logits = model.eval()(**parity.collate(case.rows()[:8])).logits
+    torch.testing.assert_close(logits, load_file(folder / "logits.safetensors")["logits"], rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("cell", MIXED)
 def test_mixed_precision_is_near(trained: Path, cell: str) -> None:
     history = json.loads((trained / cell.replace(":", "-") / "history.json").read_text())

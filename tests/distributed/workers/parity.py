@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule
+from safetensors.torch import save_file
 from torch import nn
 
 import scalekit
@@ -15,16 +16,22 @@ from tests.distributed import parity_cases as parity
 
 
 class Capture(Callback):
-    """Saves before the first step and after the last."""
+    """Saves before the first step and after the last, and notes what the trained model makes of some rows."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, rows: parity.Rows) -> None:
+        self.folder, self.rows = folder, rows
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         self._write(trainer, "initial")
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         self._write(trainer, "final")
+        model = pl_module.model
+        if hasattr(model, "save_pretrained"):
+            model.eval()
+            logits = trainer.strategy.run(lambda: model(**parity.collate(self.rows)).logits)
+            if trainer.is_global_zero:
+                save_file({"logits": logits.contiguous()}, self.folder / "logits.safetensors")
 
     def _write(self, trainer: Any, name: str) -> None:
         trainer.save_checkpoint(self.folder / name)
@@ -70,7 +77,7 @@ def train(strategy: str, name: str, accumulation: int, precision: str, folder: P
         **({} if case.is_lightning else settings),
         gradient_clip=parity.CLIP,
         seed=parity.SEED,
-        callbacks=[Capture(folder)],
+        callbacks=[Capture(folder, case.rows()[:8])],
         output_dir=str(folder / "run"),
     )
     if os.environ["RANK"] == "0":
