@@ -19,10 +19,14 @@ def way(model: Any, rows: list[dict], **settings: Any) -> Way:
     return Way(job, read(rows), model)
 
 
+def llama() -> Any:
+    return parity.llama(True)
+
+
 LOOKS = [
-    (lambda: parity.llama(True), {"messages": [{"role": "user", "content": "a"}]}, "causal-lm"),
-    (lambda: parity.llama(True), {"prompt": "a", "completion": "b"}, "causal-lm"),
-    (lambda: parity.llama(True), {"text": "a"}, "causal-lm"),
+    (llama, {"messages": [{"role": "user", "content": "a"}]}, "causal-lm"),
+    (llama, {"prompt": "a", "completion": "b"}, "causal-lm"),
+    (llama, {"text": "a"}, "causal-lm"),
     (parity.t5, {"prompt": "a", "completion": "b"}, "seq2seq-lm"),
     (parity.bert, {"text": "a", "label": 1}, "sequence-classification"),
     (parity.bert, {"tokens": ["a"], "tags": [1]}, "token-classification"),
@@ -30,11 +34,13 @@ LOOKS = [
     (parity.mlp, {"image": "a.png", "label": 1}, "image-classification"),
     (parity.mlp, {"audio": "a.wav", "label": 1}, "audio-classification"),
     (parity.mlp, {"text": "a", "label": 1}, None),
-    (lambda: parity.llama(True), {"input_ids": [1, 2]}, None),
+    (llama, {"input_ids": [1, 2]}, None),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("model", "row", "task"), LOOKS, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(
+    ("model", "row", "task"), LOOKS, ids=[f"{model.__name__}-{'-'.join(row)}" for model, row, _ in LOOKS]
+)
 def test_the_look_of_a_row_decides_its_task(model: Any, row: dict, task: str | None) -> None:
     found = way(model(), [row])
     assert found.task == task
@@ -56,7 +62,7 @@ def test_what_the_job_says_counts() -> None:
     ],
 )
 def test_packing_where_it_pays(lengths: np.ndarray, packs: bool) -> None:
-    found = way(parity.llama(True), [{"text": "a"}], sequence_length=64)
+    found = way(llama(), [{"text": "a"}], sequence_length=64)
     assert found.packs(lengths) == packs
     assert 0 <= padding_share(lengths, 0) < 0.6
 
@@ -64,10 +70,10 @@ def test_packing_where_it_pays(lengths: np.ndarray, packs: bool) -> None:
 def test_packing_that_cannot_be_is_refused_where_the_job_asks_for_it() -> None:
     lengths = np.tile([4, 30], 100)
     with pytest.raises(ConfigError, match="sequence_length, the length of a packed row, is not given"):
-        way(parity.llama(True), [{"text": "a"}], packing=True).packs(lengths)
+        way(llama(), [{"text": "a"}], packing=True).packs(lengths)
     with pytest.raises(ConfigError, match="causal language models alone"):
         way(parity.bert(), [{"text": "a", "label": 1}], packing=True, sequence_length=64).packs(lengths)
-    assert not way(parity.llama(True), [{"text": "a"}], packing=False, sequence_length=64).packs(lengths)
+    assert not way(llama(), [{"text": "a"}], packing=False, sequence_length=64).packs(lengths)
 
 
 def test_rows_that_the_user_formats_or_batches_are_left_alone() -> None:
