@@ -36,6 +36,7 @@ from scalekit.errors import ConfigError, UnknownNameError
 from scalekit.job import Job
 from scalekit.leaks import LeakCheck
 from scalekit.lock import end_with_parent
+from scalekit.loop import EpochLoop
 from scalekit.loss import LossFunction
 from scalekit.module import OptimizerSettings, ScaleModule
 from scalekit.optim import OPTIMIZERS, SCHEDULES, build_schedule
@@ -312,6 +313,7 @@ def _run(job: Job, held_until_end: ExitStack) -> Run:
             use_distributed_sampler=False,
             default_root_dir=folder.path,
         )
+        trainer.fit_loop.epoch_loop = EpochLoop(trainer, max_steps=total_steps)
         batching = (rows, order, world, _count(module), device == "cuda")
         training = training_loader(*batching, folder.state or {})
         engine.turns_done = training.turns_done

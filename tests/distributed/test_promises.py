@@ -80,6 +80,19 @@ def test_a_rank_without_rows_held_out_is_waited_for_by_nobody(results: dict) -> 
     assert 0 <= results["few"]["given"]["f1"] <= 1
 
 
+MEETINGS = {
+    **dict.fromkeys(("ddp", "zero1"), ()),
+    "fsdp2": ("c10d::_allgather_base_", "c10d::_reduce_scatter_base_"),
+    **dict.fromkeys(("zero2", "zero2-offload"), ("c10d::allreduce_",)),
+    **dict.fromkeys(("zero3", "zero3-offload", "zero3-hpz"), ("c10d::_reduce_scatter_base_",)),
+}
+"""By strategy, in a micro-batch that is not its step's last; of so small a layer ZeRO-3 keeps the parameters gathered."""
+
+
+def test_ranks_meet_before_a_step_is_done_for_their_shards_alone(results: dict) -> None:
+    assert tuple(results["meetings"]) == MEETINGS[results["strategy"]]
+
+
 def test_a_strategy_works_in_a_trainer_of_ones_own(results: dict) -> None:
     assert results["own_trainer"]["steps"] == results["own_trainer"]["expected"]
 

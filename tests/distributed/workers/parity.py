@@ -16,26 +16,35 @@ from tests.distributed import parity_cases as parity
 
 
 class Capture(Callback):
-    """Saves before the first step and after the last, and notes what the trained model makes of some rows."""
+    """Saves before the first step and after the last."""
 
-    def __init__(self, folder: Path, rows: parity.Rows) -> None:
-        self.folder, self.rows = folder, rows
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         self._write(trainer, "initial")
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         self._write(trainer, "final")
+
+    def _write(self, trainer: Any, name: str) -> None:
+        trainer.save_checkpoint(self.folder / name)
+        trainer.strategy.finish_saving()
+
+
+class Logits(Callback):
+    """Notes what the trained model makes of some rows, where it is one of transformers'."""
+
+    def __init__(self, folder: Path, rows: parity.Rows) -> None:
+        self.folder, self.rows = folder, rows
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         model = pl_module.model
         if hasattr(model, "save_pretrained"):
             model.eval()
             logits = trainer.strategy.run(lambda: model(**parity.collate(self.rows)).logits)
             if trainer.is_global_zero:
                 save_file({"logits": logits.contiguous()}, self.folder / "logits.safetensors")
-
-    def _write(self, trainer: Any, name: str) -> None:
-        trainer.save_checkpoint(self.folder / name)
-        trainer.strategy.finish_saving()
 
 
 class OwnModule(LightningModule):
@@ -77,7 +86,7 @@ def train(strategy: str, name: str, accumulation: int, precision: str, folder: P
         **({} if case.is_lightning else settings),
         gradient_clip=parity.CLIP,
         seed=parity.SEED,
-        callbacks=[Capture(folder, case.rows()[:8])],
+        callbacks=[Capture(folder), Logits(folder, case.rows()[:8])],
         output_dir=str(folder / "run"),
     )
     if os.environ["RANK"] == "0":

@@ -231,6 +231,35 @@ class ByHand(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
+class Meetings(Callback):
+    """What ranks tell each other in the third of four micro-batches; in earlier ones DeepSpeed looks how the model runs."""
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 1:
+            self._seen = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
+            self._seen.start()
+        elif batch_idx == 2:
+            self._seen.stop()
+            self.found = sorted(each.key for each in self._seen.key_averages() if each.key.startswith("c10d::"))
+
+
+def meetings(strategy: str, folder: Path) -> list[str]:
+    seen = Meetings()
+    scalekit.fit(
+        nn.Linear(6, 2),
+        parity.number_rows(),
+        loss=nn.MSELoss(),
+        strategy=strategy,
+        precision="32-true",
+        global_batch_size=4 * WORLD_SIZE,
+        micro_batch_size=1,
+        max_steps=1,
+        callbacks=[seen],
+        output_dir=str(folder / "meetings"),
+    )
+    return seen.found
+
+
 def own_trainer(strategy: str) -> dict[str, Any]:
     """`scalekit.strategy` in a Lightning Trainer of the user's own."""
     trainer = pl.Trainer(
@@ -320,10 +349,12 @@ if __name__ == "__main__":
     resumed(strategy, folder)
     adapted(strategy, folder)
     results = {
+        "strategy": strategy,
         "dropped": nothing_dropped(strategy, folder),
         "frozen": frozen_and_buffers(strategy, folder),
         "few": few_held_out(strategy, folder),
         "changing": changing_buffers(strategy, folder),
+        "meetings": meetings(strategy, folder),
         "own_trainer": own_trainer(strategy),
         "by_hand": by_hand(strategy, folder) if strategy == "ddp" else None,
         "types": {p: types(strategy, p, folder) for p in ("32-true", "bf16-mixed", "bf16-true")},
