@@ -35,18 +35,38 @@ def claim(folder: Path) -> int:
         while not (_lock(mine, fcntl.LOCK_EX) and _lock(ranks, fcntl.LOCK_EX)):
             if time.monotonic() - began > _PATIENCE_SECONDS:
                 raise RunInUseError(
-                    f"{folder} is in use by another job, that of {os.pread(mine, 200, 0).decode().strip() or 'somebody'}: wait "
-                    "for it, end it, or choose another output_dir"
+                    f"{folder} is in use by another job, that of {holder(folder) or 'somebody'}: wait for it, end it, "
+                    "or choose another output_dir"
                 )
             time.sleep(_LOOK_SECONDS)
         os.ftruncate(mine, 0)
-        os.pwrite(mine, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        who = f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}"
+        os.pwrite(mine, who.encode(), 0)
+        os.fsync(mine)
     except BaseException:
         os.close(mine)
         raise
     finally:
         os.close(ranks)
     return mine
+
+
+def holder(folder: Path) -> str:
+    """Who has claimed a folder last, in words; empty where nobody has."""
+    try:
+        return (folder / _JOB).read_text()
+    except OSError:
+        return ""
+
+
+def is_held_by(folder: Path, who: str) -> bool:
+    """Whether a folder is the one that somebody has claimed; file servers are given some seconds to tell."""
+    began = time.monotonic()
+    while holder(folder) != who:
+        if time.monotonic() - began > _PATIENCE_SECONDS:
+            return False
+        time.sleep(_LOOK_SECONDS)
+    return True
 
 
 def join(folder: Path) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,11 +16,11 @@ from typing import Any
 import yaml
 
 from scalekit.checkpoint.layout import published, step_of, sweep
-from scalekit.checkpoint.load import check, latest, state
+from scalekit.checkpoint.load import check, first_few, latest, state
 from scalekit.errors import CheckpointError, ConfigError
 from scalekit.files import write_at_once
 from scalekit.job import Job
-from scalekit.lock import claim, join
+from scalekit.lock import claim, holder, is_held_by, join
 from scalekit.planning.plan import Plan
 from scalekit.world import World, first, gather
 
@@ -56,13 +57,26 @@ def open_run(
     the one before. The folder is this job's alone until `held_until_end` is closed.
 
     Raises:
-        ConfigError: the folder holds a run, and the job says never to resume; or another job is at work in it.
+        ConfigError: the folder holds a run, and the job says never to resume; another job is at work in it; or it is not the
+            same one on every node.
         CheckpointError: the folder holds another job's run, or no checkpoint that is sound.
     """
     path, candidates = first(lambda: _find(job, name, plan, held_until_end), world)
+    _expect_one_folder(path, world)
     held_until_end.callback(os.close, join(path))
     checkpoint = _newest_sound(candidates, world, say)
     return first(lambda: _claim(job, path, checkpoint, plan), world)
+
+
+def _expect_one_folder(path: Path, world: World) -> None:
+    who = first(lambda: holder(path), world)
+    seen = gather((is_held_by(path, who), socket.gethostname()), world)
+    blind = [f"rank {rank} on {host}" for rank, (sees, host) in enumerate(seen) if not sees]
+    if blind:
+        raise ConfigError(
+            f"{path} is not the same folder for all: {first_few(blind)} cannot see what rank 0 on {seen[0][1]} has done in it. "
+            "Choose an output_dir on a file system that all nodes share, by its absolute path"
+        )
 
 
 def _newest_sound(candidates: Sequence[Path], world: World, say: Callable[[str], None]) -> Path | None:

@@ -226,6 +226,21 @@ def test_a_folder_in_use_is_nobody_elses(tmp_path: Path) -> None:
     fit(output_dir=str(tmp_path / "run"))
 
 
+def test_a_folder_that_is_another_one_on_each_node(tmp_path: Path) -> None:
+    script = tmp_path / "job.py"
+    script.write_text(
+        "import os, scalekit, torch\n"
+        f"here = os.path.join({str(tmp_path)!r}, os.environ['RANK'])\n"
+        "os.makedirs(here)\n"
+        "os.chdir(here)\n"
+        "rows = [{'x': [1.0], 'y': [1.0]}] * 4\n"
+        "scalekit.fit(torch.nn.Linear(1, 1), rows, loss=torch.nn.MSELoss(), max_steps=1, output_dir='run')\n"
+    )
+    command = [sys.executable, "-m", "scalekit", "launch", "--nproc", "2", "--", str(script)]
+    output = run(command, 120, expect_failure=True)
+    assert "ConfigError: run is not the same folder for all: rank 1 on" in output
+
+
 def test_remote_code_is_off(tmp_path: Path, text_model: str) -> None:
     import json
 
