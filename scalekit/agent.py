@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, final
 
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
-from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec
+from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.rendezvous import RendezvousParameters, registry
@@ -21,6 +22,9 @@ from scalekit.world import BOARD
 REFUSED = 2
 """The exit code of a job whose settings, data or model are wrong: they are so the next time too."""
 
+_ENDED = "SCALEKIT_ENDED"
+"""What a node says to the others when a process of its own has ended for good, with the exit code."""
+
 
 @final
 class Agent(LocalElasticAgent):
@@ -29,24 +33,48 @@ class Agent(LocalElasticAgent):
     Args:
         sizes: how many processes this node may have, the most first. It has as many; and less, one step at a time, when a job
             that was started again fails again.
+        is_asked: whether somebody wants the job to stop.
         options: torchrun's.
+
+    Attributes:
+        code: that the job has ended with.
     """
 
-    def __init__(self, sizes: Sequence[int], **options: Any) -> None:
+    def __init__(self, sizes: Sequence[int], is_asked: Callable[[], bool], **options: Any) -> None:
         super().__init__(**options)
-        self._sizes = list(sizes)
+        self._sizes, self._is_asked = list(sizes), is_asked
         self._failed_at: list[int] = []
+        self.code = 0
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         result: RunResult = super()._monitor_workers(worker_group)
-        if result.is_failed() and not self._goes_on(code_of(result)):
+        ended = self._ended_elsewhere(worker_group) if result.state == WorkerState.HEALTHY else None
+        if ended is not None:
+            result = RunResult(state=WorkerState.FAILED)
+        if not result.is_failed():
+            return result
+        code = code_of(result) if ended is None else ended
+        if ended is not None or not self._goes_on(code):
+            self.code = PreemptedError.code if self._is_asked() and code != REFUSED else code
             self._remaining_restarts = 0
+            if ended is None:
+                _store(worker_group).set(_ENDED, str(self.code))
             self._exit_barrier()  # type: ignore[no-untyped-call]  # the node where all meet must not go before the others have ended too
         return result
 
+    def _ended_elsewhere(self, worker_group: WorkerGroup) -> int | None:
+        """What a process of another node has ended with for good."""
+        store = _store(worker_group)
+        try:
+            return int(store.get(_ENDED)) if store.check([_ENDED]) else None
+        except DistError:
+            return None  # the node where all meet is gone, which the agent finds out by itself
+
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+        if self._is_asked():
+            raise SignalException("asked to stop", signal.SIGTERM)
         # What ranks tell of themselves stays readable when any of them is frozen or dead: none keeps it.
-        store: Any = worker_group.store
+        store = _store(worker_group)
         if worker_group.group_rank == 0:
             self._board = TCPStore(str(worker_group.master_addr), 0, is_master=True, wait_for_workers=False)
             store.set(BOARD, f"{self._board.host}:{self._board.port}")
@@ -57,12 +85,16 @@ class Agent(LocalElasticAgent):
     def _goes_on(self, code: int) -> bool:
         """Whether a job that has ended with a code is started again, and on how many processes."""
         limit = self._worker_group.spec.max_restarts
-        if code == PreemptedError.code or (code == REFUSED and not (self._failed_at and self._sizes[1:])):
+        if (
+            self._is_asked()
+            or code == PreemptedError.code
+            or (code == REFUSED and not (self._failed_at and self._sizes[1:]))
+        ):
             return False
         if code == REFUSED:
             self._remaining_restarts += 1  # fewer processes are another try at the same start
         elif len(self._failed_at) == limit:
-            return True  # to the agent, who has none left
+            return False
         else:
             self._failed_at.append(self._sizes[0])
         if self._sizes[1:] and (code == REFUSED or self._failed_at.count(self._sizes[0]) > 1):
@@ -77,12 +109,12 @@ class Agent(LocalElasticAgent):
         return True
 
 
-def run(arguments: list[str], sizes: Sequence[int]) -> int:
+def run(arguments: list[str], sizes: Sequence[int], is_asked: Callable[[], bool]) -> int:
     """Starts a node's processes and waits for them.
 
     Args:
         arguments: torchrun's command line.
-        sizes: as `Agent` takes them.
+        sizes, is_asked: as `Agent` takes them.
 
     Returns:
         0, or the exit code of the process that failed first.
@@ -112,15 +144,21 @@ def run(arguments: list[str], sizes: Sequence[int]) -> int:
             monitor_interval=config.monitor_interval,
             local_addr=config.local_addr,
         )
+        agent = Agent(sizes, is_asked, spec=spec, logs_specs=config.logs_specs, start_method=config.start_method)
         try:
-            result = Agent(sizes, spec=spec, logs_specs=config.logs_specs, start_method=config.start_method).run()
+            agent.run()
         except SignalException as error:
-            return 128 + int(error.sigval)
+            return PreemptedError.code if is_asked() else 128 + int(error.sigval)
         spec.rdzv_handler.shutdown()
     except RendezvousError as error:
         print(f"the nodes do not meet any more at {config.rdzv_endpoint}: {error}", file=sys.stderr, flush=True)
         return 1
-    return code_of(result) if result.is_failed() else 0
+    return agent.code
+
+
+def _store(worker_group: WorkerGroup) -> Any:
+    """Where the nodes of one start tell each other things."""
+    return worker_group.store
 
 
 def code_of(result: RunResult) -> int:

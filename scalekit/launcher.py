@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from scalekit.errors import ConfigError
-from scalekit.preemption import SIGNALS, forward
+from scalekit.preemption import SIGNALS, Forward
 
 
 @dataclass(frozen=True)
@@ -89,11 +89,12 @@ def launch(settings: Launch, program: Sequence[str]) -> int:
     sizes = settings.sizes()
     arguments = settings.arguments(program)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // sizes[0])))
+    forward = Forward()
     before = {each: signal.signal(each, forward) for each in SIGNALS}
     try:
         from scalekit import agent
 
-        return agent.run(arguments, sizes)
+        return agent.run(arguments, sizes, lambda: forward.is_asked)
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)

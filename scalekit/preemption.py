@@ -6,9 +6,13 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import final
+
+from scalekit.errors import PreemptedError
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 """What schedulers send before they take a machine away; SLURM's by ``--signal=USR1@300``."""
@@ -20,41 +24,101 @@ _LOOK_SECONDS = 1.0
 class StopRequest:
     """Notes that somebody wants the job to stop; the ranks agree on when.
 
+    Before the first step there is nothing to save, so a signal ends the process there.
+
     Args:
-        folder: the run's, where a file named STOP asks too.
         looks: whether this rank looks for the file.
+
+    Attributes:
+        folder: the run's, where a file named STOP asks too; None as long as there is none.
+        reason: by what this rank has been asked.
     """
 
-    def __init__(self, folder: Path, looks: bool) -> None:
-        self._file, self._looks = folder / "STOP", looks
+    def __init__(self, looks: bool) -> None:
+        self._looks = looks
         self._looked = 0.0
+        self._is_training = False
+        self.folder: Path | None = None
         self.reason: str | None = None
 
-    def listen(self) -> None:
-        """Answers signals from now on, in place of whoever did; in the main thread, which alone is sent any."""
-        if threading.current_thread() is threading.main_thread():
-            for each in SIGNALS:
-                signal.signal(each, self._note)
+    @contextmanager
+    def heard(self) -> Iterator[None]:
+        """Answers signals in place of whoever did; in the main thread, which alone is sent any."""
+        is_main = threading.current_thread() is threading.main_thread()
+        before = {each: signal.signal(each, self._note) for each in SIGNALS} if is_main else {}
+        try:
+            yield
+        finally:
+            for each, handler in before.items():
+                signal.signal(each, signal.SIG_DFL if handler is None else handler)
+
+    def begin(self) -> None:
+        """From now on a signal is noted, and the training goes on until the ranks agree."""
+        self._is_training = True
 
     def asked(self) -> bool:
         """Whether this rank has been asked."""
         if self.reason is None and self._looks and time.monotonic() - self._looked > _LOOK_SECONDS:
             self._looked = time.monotonic()
-            if self._file.exists():
+            if self._file is not None and self._file.exists():
                 self.reason = f"the file {self._file}"
         return self.reason is not None
 
     def answered(self) -> None:
         """Takes the file away, so that the job can be started again."""
-        if self._looks:
+        if self._looks and self._file is not None:
             self._file.unlink(missing_ok=True)
+
+    @property
+    def _file(self) -> Path | None:
+        return None if self.folder is None else self.folder / "STOP"
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.reason = signal.Signals(number).name
+        if not self._is_training:
+            raise PreemptedError(
+                f"stopped    by {self.reason} before the first step: started again, the job begins as it did"
+            )
 
 
-def forward(number: int, frame: FrameType | None) -> None:
-    """Hands a signal on to the processes that this one has started."""
-    children = Path(f"/proc/self/task/{os.getpid()}/children")
-    for child in children.read_text().split() if children.exists() else ():
-        os.kill(int(child), number)
+@final
+class Forward:
+    """A launcher's answer to a signal: it hands it on to the processes that it has started.
+
+    Attributes:
+        is_asked: whether there was any.
+    """
+
+    def __init__(self) -> None:
+        self.is_asked = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.is_asked = True
+        children = Path(f"/proc/self/task/{os.getpid()}/children")
+        for child in children.read_text().split() if children.exists() else ():
+            os.kill(int(child), number)
+
+
+@contextmanager
+def unasked() -> Iterator[None]:
+    """Processes started within it are out of a signal's reach, which schedulers send to all of a job's processes.
+
+    They are needed until the rank that has started them has saved.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def end_by_parent_alone(*_: object) -> None:
+    """Has a process that reads data end when the rank that has started it says so, by SIGTERM, and when nobody else does."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+    def listen() -> None:
+        while signal.sigwaitinfo(SIGNALS).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    threading.Thread(target=listen, name="scalekit-signals", daemon=True).start()

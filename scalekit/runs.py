@@ -138,7 +138,7 @@ def _find(job: Job, name: str, plan: Plan, held_until_end: ExitStack) -> tuple[P
         chosen = Path(job.resume)
         later = [each for each in standing if (step_of(each) or 0) > (step_of(chosen) or 0)]
         if later and _has_begun_with(job, path):
-            return path, later[::-1]
+            return path, [*later[::-1], chosen]
         if later:
             raise ConfigError(f"{path} holds later checkpoints than {chosen}: choose another output_dir")
         return path, [chosen]

@@ -36,7 +36,7 @@ from scalekit.errors import ConfigError, UnknownNameError
 from scalekit.job import Job
 from scalekit.leaks import LeakCheck
 from scalekit.lock import end_with_parent
-from scalekit.loop import EpochLoop
+from scalekit.loop import leave_signals
 from scalekit.loss import LossFunction
 from scalekit.module import OptimizerSettings, ScaleModule
 from scalekit.optim import OPTIMIZERS, SCHEDULES, build_schedule
@@ -209,12 +209,13 @@ def fit(
 
 def run(job: Job) -> Run:
     """Runs a job; see `fit`."""
-    with ExitStack() as held_until_end:
-        return _run(job, held_until_end)
-
-
-def _run(job: Job, held_until_end: ExitStack) -> Run:
     world = World.from_environment()
+    request = StopRequest(looks=world.rank == 0)
+    with request.heard(), ExitStack() as held_until_end:
+        return _run(job, world, request, held_until_end)
+
+
+def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack) -> Run:
     world.check(job.devices, job.num_nodes)
     _check_names(job)
     _check_own_module(job)
@@ -265,7 +266,8 @@ def _run(job: Job, held_until_end: ExitStack) -> Run:
     engine.average_decay = job.average_decay
     engine.job_state["total_steps"] = total_steps
     run_id = engine.job_state["wandb_run_id"] = (folder.state or {}).get("wandb_run_id") or uuid.uuid4().hex[:8]
-    loggers = loggers_of(job, plan, folder.path, run_id)
+    request.folder = folder.path
+    loggers = loggers_of(job, plan, folder.path, run_id, partial(say, world))
     if isinstance(module, ScaleModule):
         engine.scores = Scores(job.metrics, job.task or rows.way.task, classifies=_classifies(job))
     metrics = Metrics(folder.path, folder.step, plan.flops_share, order.global_batch_size)
@@ -303,7 +305,7 @@ def _run(job: Job, held_until_end: ExitStack) -> Run:
                     rotation,
                     metrics,
                     lambda step: rows.validation is not None and evaluation.due(step),
-                    StopRequest(folder.path, looks=world.rank == 0),
+                    request,
                     progress.say,
                 ),
             ],
@@ -313,7 +315,7 @@ def _run(job: Job, held_until_end: ExitStack) -> Run:
             use_distributed_sampler=False,
             default_root_dir=folder.path,
         )
-        trainer.fit_loop.epoch_loop = EpochLoop(trainer, max_steps=total_steps)
+        leave_signals(trainer)
         batching = (rows, order, world, _count(module), device == "cuda")
         training = training_loader(*batching, folder.state or {})
         engine.turns_done = training.turns_done

@@ -100,8 +100,10 @@ def connect(world: World, timeout_seconds: float = 1800) -> None:
         timeout=timedelta(seconds=timeout_seconds),
         device_id=torch.device("cuda", world.local_rank) if cuda else None,
     )
-    # Its threads must end before the interpreter does: left to static destructors they abort the process now and then.
-    atexit.register(_disconnect)
+    if not cuda:
+        # Its threads must end before the interpreter does: left to static destructors they abort the process now and then.
+        # NCCL's group would wait there for ranks that wait for this one, which has failed.
+        atexit.register(_disconnect)
 
 
 def _disconnect() -> None:

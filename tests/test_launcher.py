@@ -24,6 +24,10 @@ if os.environ["RANK"] == "0":
         file.write(f"{ranks}\\n")
 signal.signal(signal.SIGTERM, lambda *_: os._exit(75))
 codes = dict(pair.split("=") for pair in sys.argv[2:])
+if "deaf" in codes:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+if "ends-on-node" in codes and os.environ["NODE"] == codes["ends-on-node"]:
+    os._exit(2)
 if "wait" in codes:
     (folder / f"ready-{os.environ['RANK']}").touch()
     time.sleep(60)
@@ -101,6 +105,25 @@ def test_a_request_to_stop_is_the_jobs_to_answer(tmp_path: Path) -> None:
     process.communicate(timeout=60)
     assert process.returncode == 75
     assert (tmp_path / "starts").read_text() == "2\n"
+
+
+def test_a_request_to_stop_before_a_job_can_answer_is_no_failure(tmp_path: Path) -> None:
+    process = start(tmp_path, "wait=1", "deaf=1", options=("--nproc", "1", "--max-restarts", "3"))
+    while not (tmp_path / "ready-0").exists():
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert (tmp_path / "starts").read_text() == "1\n"
+
+
+@pytest.mark.parametrize("node", [0, 1])
+def test_what_ends_on_one_node_for_good_ends_on_all(node: int, tmp_path: Path) -> None:
+    began = time.monotonic()
+    nodes = start_nodes(tmp_path, "wait=1", f"ends-on-node={node}")
+    outputs = [each.communicate(timeout=120)[0] for each in nodes]
+    assert [each.returncode for each in nodes] == [2, 2], outputs
+    assert time.monotonic() - began < 50
 
 
 @pytest.mark.parametrize("node", [0, 1])

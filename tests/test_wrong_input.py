@@ -182,6 +182,11 @@ def test_a_job_that_began_with_anothers_checkpoint_goes_on_by_the_same_command(
     again = fit(**branch)
     assert "branch, resumed at step 3" in capsys.readouterr().out
     assert [record["step"] for record in again.history] == [2, 3, 4]
+    for checkpoint in Path("branch/checkpoints").iterdir():
+        (checkpoint / "model" / "model.safetensors").unlink()
+    whole = fit(**branch)
+    assert "The job goes on from run/checkpoints/step-00000001" in capsys.readouterr().out
+    assert [record["loss"] for record in whole.history] == [record["loss"] for record in again.history]
 
 
 def test_settings_that_a_lightning_module_would_not_use() -> None:

@@ -49,13 +49,13 @@ class Checkpoints(Callback):
         self._folder, self._total, self._every = folder, total_steps, every
         self._rotation, self._metrics, self._evaluates_at = rotation, metrics, evaluates_at
         self._request, self._say = request, say
-        self._is_stopping = False
+        self._is_stopping = self._is_rehearsed = False
         self._seen_step = self._saved_step = self._newest = resumed_step
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         engine: Any = trainer.strategy
         engine.is_asked_to_stop = self._request.asked
-        self._request.listen()
+        self._request.begin()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -66,6 +66,9 @@ class Checkpoints(Callback):
         step = trainer.global_step
         if step == self._seen_step:
             return
+        if not self._is_rehearsed:
+            engine.rehearse()
+            self._is_rehearsed = True
         self._seen_step, self._is_stopping = step, engine.is_stopping
         if not self._evaluates_at(step):
             self._close_step(trainer)
@@ -119,7 +122,7 @@ class Checkpoints(Callback):
             return
         step = step_of(Path(outcome.folder)) or 0
         if outcome.done == "published":
-            self._newest = step
+            self._newest = max(self._newest, step)
         elif outcome.done == "failed" and self._newest == 0:
             raise CheckpointError(f"{outcome.folder} could not be saved, and no older checkpoint stands: {outcome.why}")
         elif outcome.done == "failed":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -67,7 +68,7 @@ class Rotation:
         kept = {*standing[-max(self.last, 1) :], *(step for step in standing if self.every and step % self.every == 0)}
         best = self.best or ""
         values = {record["step"]: float(record[best]) for record in evaluations if best in record}
-        found = [step for step in standing if step in values]
+        found = [step for step in standing if not math.isnan(values.get(step, math.nan))]
         if found:
             kept.add((max if self.more_is_better else min)(found, key=lambda step: values[step]))
         return [step for step in standing if step not in kept]

@@ -20,6 +20,7 @@ from scalekit.checkpoint.parts import Part, owned
 from scalekit.checkpoint.tensorfiles import TensorFiles
 from scalekit.checkpoint.writer import Order, Outcome, give_up
 from scalekit.errors import CheckpointError
+from scalekit.preemption import unasked
 
 _ALIGNMENT = 64
 
@@ -70,6 +71,11 @@ class Saver:
         found, self._outcomes = self._outcomes, []
         return found
 
+    def last_outcome(self) -> Outcome | None:
+        """What has become of the checkpoint that was begun last, waited for; those before it are left to `outcomes`."""
+        self._wait_for_outcome()
+        return self._outcomes.pop() if self._outcomes else None
+
     def close(self) -> None:
         """Lets the writer end what it is doing, and go."""
         if self._writer is not None:
@@ -100,14 +106,15 @@ class Saver:
         return Order(str(folder), self._rank, self._ranks, sizes, pieces, unwanted)
 
     def _tell(self, order: Order) -> None:
-        if self._writer is None:
-            self._writer = subprocess.Popen(
-                [sys.executable, "-m", "scalekit.checkpoint.writer", str(self._memory.descriptor)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                pass_fds=[self._memory.descriptor],
-                start_new_session=True,  # an interrupt from the keyboard is for the training to answer
-            )
+        if self._writer is None or self._writer.poll() is not None:
+            with unasked():
+                self._writer = subprocess.Popen(
+                    [sys.executable, "-m", "scalekit.checkpoint.writer", str(self._memory.descriptor)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    pass_fds=[self._memory.descriptor],
+                    start_new_session=True,  # an interrupt from the keyboard is for the training to answer
+                )
         self._pending = order.folder
         with contextlib.suppress(BrokenPipeError):  # a writer that has died is heard of as one that says no more
             _stream(self._writer.stdin).write(order.line().encode())

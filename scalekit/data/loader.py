@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from scalekit.data.order import Order, Turn
 from scalekit.errors import NoLabelError
 from scalekit.loss import MicroBatch
+from scalekit.preemption import end_by_parent_alone
 
 
 @final
@@ -75,6 +76,7 @@ class Loader:
             collate_fn=self._collate,
             num_workers=self._workers,
             pin_memory=self._pin_memory,
+            worker_init_fn=end_by_parent_alone,
         )
         part: list[tuple[Turn, Any]] = []
         for turn, batch in zip(turns, self._timed(batches), strict=True):

@@ -19,6 +19,7 @@ from scalekit.data.shards import Encode, Encoding, Lane, Read, Shards, pack, sha
 from scalekit.data.sources import Skipped
 from scalekit.errors import ConfigError, EmptyDataError, NoLabelError, ScaleKitError, StreamError
 from scalekit.loss import MicroBatch
+from scalekit.preemption import end_by_parent_alone
 
 _MARK_BITS = 0xFFFFFF  # the ranks' marks are squared and summed
 
@@ -241,6 +242,7 @@ class StreamLoader:
                 collate_fn=_as_it_is,
                 num_workers=self._workers,
                 pin_memory=self._pin_memory,
+                worker_init_fn=end_by_parent_alone,
             )
         )
         lanes: dict[int, Place] = {}

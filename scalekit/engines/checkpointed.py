@@ -137,6 +137,22 @@ class Checkpointed(LightningStrategy):
             storage_options: ``{"unwanted": [...]}``, checkpoints beside it that are deleted once it stands.
         """
         folder = Path(self.broadcast(str(filepath)))
+        parts, files = self._contents(checkpoint)
+        self.saver.save(folder, parts, files, (storage_options or {}).get("unwanted", ()))
+        # Whoever else saves, as Lightning's ModelCheckpoint, may delete an older one as soon as this returns.
+        if not self.saves_in_background or storage_options is None:
+            self.finish_saving()
+
+    def rehearse(self) -> None:
+        """Collects what a checkpoint would hold, so that what cannot be saved shows after the first step; every rank calls it.
+
+        Raises:
+            CheckpointError: on every rank: something cannot be saved.
+        """
+        self._contents(self._module.trainer._checkpoint_connector.dump_checkpoint())
+
+    def _contents(self, checkpoint: Mapping[str, Any]) -> tuple[dict[str, Sequence[Part]], dict[str, bytes]]:
+        """This rank's parts of all tensors, and the files beside them, of which rank 0's count."""
         parts: dict[str, Sequence[Part]] = {**self.weight_parts()}
         parts |= self._average_parts(parts)
         settings = []
@@ -149,13 +165,11 @@ class Checkpointed(LightningStrategy):
         checkpoint = {name: value for name, value in checkpoint.items() if name != "state_dict"}
         checkpoint["optimizer_states"] = settings
         checkpoint["scalekit"] = {**self.job_state, "position": self.position, **self._stream_state()}
-        files = {**documents.written(checkpoint, "state"), **self._files_beside} if self._rank == 0 else {}
+        files = {**documents.written(checkpoint, "state"), **(self._files_beside if self._rank == 0 else {})}
         if self.average is not None:
             beside = [(name, content) for name, content in files.items() if name.startswith("model/")]
             files |= {f"{AVERAGE}/{name.removeprefix('model/')}": content for name, content in beside}
-        self.saver.save(folder, parts, files, (storage_options or {}).get("unwanted", ()))
-        if not self.saves_in_background:
-            self.finish_saving()
+        return parts, files
 
     def finish_saving(self) -> None:
         """Waits until the checkpoint that was begun stands; every rank calls it.
@@ -163,9 +177,9 @@ class Checkpointed(LightningStrategy):
         Raises:
             CheckpointError: on every rank: it could not be written.
         """
-        outcomes: list[Outcome] = self.broadcast(self.saver.outcomes(wait=True))
-        if outcomes and outcomes[-1].done == "failed":
-            raise CheckpointError(f"{outcomes[-1].folder} could not be saved: {outcomes[-1].why}")
+        outcome: Outcome | None = self.broadcast(self.saver.last_outcome())
+        if outcome is not None and outcome.done == "failed":
+            raise CheckpointError(f"{outcome.folder} could not be saved: {outcome.why}")
 
     @cached_property
     def saver(self) -> Saver:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,10 @@ from lightning.pytorch import Trainer
 from scalekit.errors import ConfigError
 from scalekit.job import Job
 from scalekit.planning.plan import Plan
-from scalekit.tracking.wandb import wandb_logger
+from scalekit.tracking.wandb import Tracker, wandb_logger
 
 
-def loggers_of(job: Job, plan: Plan, folder: Path, run_id: str) -> list[Any]:
+def loggers_of(job: Job, plan: Plan, folder: Path, run_id: str, say: Callable[[str], None]) -> list[Any]:
     """As Lightning takes them.
 
     Args:
@@ -21,6 +22,7 @@ def loggers_of(job: Job, plan: Plan, folder: Path, run_id: str) -> list[Any]:
         plan: what is done about them.
         folder: the run's.
         run_id: of the run at Weights & Biases, which a resumed job goes on with.
+        say: tells the user something.
 
     Raises:
         ConfigError: an unknown name.
@@ -29,7 +31,8 @@ def loggers_of(job: Job, plan: Plan, folder: Path, run_id: str) -> list[Any]:
     loggers: list[Any] = []
     for each in given:
         if each == "wandb":
-            loggers.append(wandb_logger(folder, folder.name, {"job": job.resolved(), "plan": plan.as_dict()}, run_id))
+            config = {"job": job.resolved(), "plan": plan.as_dict()}
+            loggers.append(wandb_logger(folder, folder.name, config, run_id, say))
         elif isinstance(each, str):
             raise ConfigError(f"logger={each!r} is unknown; give 'wandb', or a Lightning logger")
         elif each:
@@ -39,5 +42,6 @@ def loggers_of(job: Job, plan: Plan, folder: Path, run_id: str) -> list[Any]:
 
 def finish(logger: Any, trainer: Trainer) -> None:
     """Ends a W&B run, which otherwise stays open until the process ends."""
-    if trainer.is_global_zero and hasattr(logger.experiment, "finish"):
-        logger.experiment.finish()
+    run = logger if isinstance(logger, Tracker) else logger.experiment
+    if trainer.is_global_zero and hasattr(run, "finish"):
+        run.finish()

@@ -2,7 +2,10 @@
 
 import json
 import os
+import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,7 +21,10 @@ from torch import nn
 import scalekit
 from scalekit import errors
 from tests.distributed import parity_cases as parity
+from tests.distributed.processes import ROOT
 from tests.legs import EndedError, Ends
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "WANDB_MODE": "offline"}
 
 
 class GetsWorse(LightningModule):
@@ -47,7 +53,7 @@ def train(folder: Path, *callbacks: Callback, **settings: Any) -> scalekit.Run:
     rows = parity.number_rows()
     stopping = EarlyStopping("held_out", patience=3)
     return scalekit.fit(
-        GetsWorse(),
+        settings.pop("module", None) or GetsWorse(),
         torch.utils.data.DataLoader(rows[:40], collate_fn=parity.collate),
         validation=torch.utils.data.DataLoader(rows[40:], collate_fn=parity.collate),
         callbacks=[stopping, *callbacks],
@@ -82,6 +88,84 @@ def test_the_best_and_the_last_are_kept(tmp_path: Path) -> None:
 def test_a_metric_that_is_not_found_ends_the_job_before_its_first_step(tmp_path: Path) -> None:
     with pytest.raises(errors.ConfigError, match="keep_best='accuracy' is not found"):
         train(tmp_path, keep_last=1, keep_best="accuracy")
+
+
+class Strange(GetsWorse):
+    def __init__(self, activation: Any) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+
+
+def test_what_cannot_be_saved_shows_after_the_first_step(tmp_path: Path) -> None:
+    with pytest.raises(errors.CheckpointError, match=r"hyper_parameters.activation is a GELU"):
+        train(tmp_path, checkpoint_every=None, module=Strange(nn.GELU()))
+    assert [step for step, _ in lines(tmp_path, "metrics.jsonl")] == [1]
+
+
+def test_what_others_save_stands_when_they_go_on(tmp_path: Path) -> None:
+    class Saves(Callback):
+        def on_train_batch_end(self, trainer: Any, *rest: Any) -> None:
+            trainer.save_checkpoint(tmp_path / f"mine-{trainer.global_step}")
+            assert (tmp_path / f"mine-{trainer.global_step}" / "MANIFEST.json").is_file()
+
+    train(tmp_path / "run", Saves(), max_steps=3)
+
+
+@pytest.mark.parametrize("hook", ["setup", "on_sanity_check_start"])
+def test_before_the_first_step_a_signal_ends_a_job_at_once(hook: str, tmp_path: Path) -> None:
+    asks = type("Asks", (Callback,), {hook: lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)})
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(errors.PreemptedError, match="SIGTERM before the first step"):
+        train(tmp_path, asks())
+    assert signal.getsignal(signal.SIGTERM) == handler
+
+
+EVERYBODY = """
+import os, signal, sys
+import lightning.pytorch as pl, torch, scalekit
+from pathlib import Path
+from torch import nn
+
+number, folder = getattr(signal, sys.argv[1]), Path(sys.argv[2])
+
+def below(process):
+    for task in Path(f"/proc/{process}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            yield int(child)
+            yield from below(child)
+
+class Asks(pl.Callback):
+    def on_train_batch_start(self, trainer, *rest):
+        if trainer.global_step == 4 and not (folder / "asked").exists():
+            (folder / "asked").touch()
+            everybody = [*below(os.getpid()), os.getpid()]
+            print("processes", len(everybody), flush=True)
+            for each in everybody:
+                os.kill(each, number)
+
+rows = [{"x": torch.full((2,), float(i)), "y": torch.ones(1)} for i in range(40)]
+scalekit.fit(
+    nn.Linear(2, 1), rows, loss=nn.MSELoss(), max_steps=12, global_batch_size=4, workers=2, checkpoint_every=2,
+    logger="wandb", callbacks=[Asks()], output_dir=str(folder / "run"),
+)
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_a_request_may_reach_every_process(name: str, tmp_path: Path) -> None:
+    """As from SLURM: what reads rows, writes checkpoints and tracks the run is needed until the job has saved."""
+    script = tmp_path / "job.py"
+    script.write_text(EVERYBODY)
+    command = [sys.executable, str(script), name, str(tmp_path)]
+    first = subprocess.run(command, capture_output=True, text=True, timeout=240, env=ENVIRONMENT)
+    assert first.returncode == 75, first.stdout + first.stderr
+    asked = re.search(r"^processes (\d+)$", first.stdout, re.MULTILINE)
+    assert asked is not None
+    assert int(asked[1]) >= 5  # two that read rows, one that writes, W&B's, and the job
+    assert (tmp_path / "run" / "checkpoints" / "step-00000005").is_dir()
+    again = subprocess.run(command, capture_output=True, text=True, timeout=240, env=ENVIRONMENT)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert [step for step, _ in lines(tmp_path / "run", "metrics.jsonl")] == list(range(1, 13))
 
 
 def by_a_file(folder: Path) -> None:

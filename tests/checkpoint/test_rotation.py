@@ -32,6 +32,11 @@ def test_the_best_is_that_of_those_that_stand() -> None:
     assert Rotation(last=1, best="loss").unwanted([2, 5, 6], EVALUATIONS) == [2, 5]
 
 
+def test_what_is_no_number_is_not_the_best() -> None:
+    found = [{"step": step, "area": value} for step, value in ((1, float("nan")), (2, 0.9), (3, 0.5))]
+    assert Rotation(last=1, best="area", more_is_better=True).unwanted([1, 2, 3], found) == [1]
+
+
 def job(**settings: object) -> Job:
     return Job(None, None, max_steps=1, **{"keep_last": 1, "evaluate_every": 2, **settings})
 

@@ -14,6 +14,7 @@ from scalekit.checkpoint.load import check, fill
 from scalekit.checkpoint.parts import Part
 from scalekit.checkpoint.save import Saver
 from scalekit.errors import CheckpointError
+from scalekit.preemption import SIGNALS
 
 WEIGHTS = "model/model"
 
@@ -84,14 +85,33 @@ def test_what_was_in_memory_then_is_what_is_saved(savers: list[Saver], tmp_path:
     assert torch.equal(found, torch.ones(3_000_000))
 
 
+def test_a_writer_that_dies_in_between_costs_none(savers: list[Saver], tmp_path: Path) -> None:
+    assert save(savers, tmp_path / "step-00000001", 1.0) == ["published", "written"]
+    writer = savers[0]._writer
+    assert writer is not None
+    writer.kill()
+    writer.wait()
+    assert save(savers, tmp_path / "step-00000002", 2.0) == ["published", "written"]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_writer_is_out_of_a_signals_reach(number: int, savers: list[Saver], tmp_path: Path) -> None:
+    assert save(savers, tmp_path / "step-00000001", 1.0) == ["published", "written"]
+    writer = savers[0]._writer
+    assert writer is not None
+    os.kill(writer.pid, number)
+    assert save(savers, tmp_path / "step-00000002", 2.0) == ["published", "written"]
+    assert savers[0]._writer is writer
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_writer_that_dies_costs_one_checkpoint(rank: int, savers: list[Saver], tmp_path: Path) -> None:
     assert save(savers, tmp_path / "step-00000001", 1.0) == ["published", "written"]
     writer = savers[rank]._writer
     assert writer is not None
-    os.kill(writer.pid, signal.SIGKILL)
-    writer.wait()
+    os.kill(writer.pid, signal.SIGSTOP)
     savers[rank].save(tmp_path / "step-00000002", parts(2.0), {})
+    os.kill(writer.pid, signal.SIGKILL)
     (outcome,) = savers[rank].outcomes(wait=True)
     assert (outcome.done, outcome.why) == ("failed", "the process that writes it ended with -9")
     assert [path.name for path in published(tmp_path)] == ["step-00000001"]
