@@ -8,7 +8,6 @@ import os
 import select
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
@@ -152,7 +151,7 @@ class _SharedMemory:
     """Memory without a name, shared with whoever gets its descriptor. It is kept from one checkpoint to the next."""
 
     def __init__(self) -> None:
-        self.descriptor = _anonymous_file()
+        self.descriptor = os.memfd_create("scalekit-checkpoint")
         self._size = 0
         self._map: mmap.mmap | None = None
 
@@ -182,13 +181,6 @@ class _SharedMemory:
         self._map = None
         os.ftruncate(self.descriptor, size)
         self._map, self._size = mmap.mmap(self.descriptor, size), size
-
-
-def _anonymous_file() -> int:
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create("scalekit-checkpoint", os.MFD_CLOEXEC)
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())
 
 
 def _tensor(content: bytes) -> Tensor:

@@ -142,7 +142,7 @@ def _carry_out(order: Order, memory_descriptor: int) -> Outcome:
 
 def _sweep_earlier(folder: Path) -> None:
     """Removes what is left of checkpoints before a folder's that could not be written, as by ranks that were late."""
-    for left in folder.parent.glob(_partial(folder.with_name("step-*")).name):
+    for left in folder.parent.glob(".step-*.partial"):
         if left.name < _partial(folder).name:
             shutil.rmtree(left, ignore_errors=True)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -173,7 +174,8 @@ def spoil_a_row(job: FaultyJob, draw: random.Random) -> str:
     job.data.write_bytes(b"".join([*lines[:number], line, *lines[number + 1 :]]))
     newest = job.newest
     assert job.run() != 0
-    assert f"{job.data.name}, line {number + 1}" in job.outputs[-1], (how, job.outputs[-1])
+    said = rf"{job.data.name}, (row {number} \()?line {number + 1}\b"
+    assert re.search(said, job.outputs[-1]), (how, job.outputs[-1])
     assert job.newest == newest
     job.data.write_bytes(sound)
     return how
