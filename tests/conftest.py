@@ -1,6 +1,8 @@
 import os
 import tempfile
 
+from tests.faults.told import pytest_terminal_summary as pytest_terminal_summary
+
 # One thread each: the tests start several processes on few cores, and sums in one thread have one order.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
