@@ -48,33 +48,27 @@ class Agent(LocalElasticAgent):
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         result: RunResult = super()._monitor_workers(worker_group)
-        ended = self._ended_elsewhere(worker_group) if result.state == WorkerState.HEALTHY else None
-        if ended is not None:
+        store: Any = worker_group.store
+        if result.is_failed() and not self._goes_on(code_of(result)):
+            self._end(code_of(result))
+            store.set(_ENDED, str(self.code))
+        elif result.state == WorkerState.HEALTHY and (ended := _ended(store)):
+            self._end(ended)
             result = RunResult(state=WorkerState.FAILED)
-        if not result.is_failed():
-            return result
-        code = code_of(result) if ended is None else ended
-        if ended is not None or not self._goes_on(code):
-            self.code = PreemptedError.code if self._is_asked() and code != REFUSED else code
-            self._remaining_restarts = 0
-            if ended is None:
-                _store(worker_group).set(_ENDED, str(self.code))
+        if self.code:
             self._exit_barrier()  # type: ignore[no-untyped-call]  # the node where all meet must not go before the others have ended too
         return result
 
-    def _ended_elsewhere(self, worker_group: WorkerGroup) -> int | None:
-        """What a process of another node has ended with for good."""
-        store = _store(worker_group)
-        try:
-            return int(store.get(_ENDED)) if store.check([_ENDED]) else None
-        except DistError:
-            return None  # the node where all meet is gone, which the agent finds out by itself
+    def _end(self, code: int) -> None:
+        """Starts nothing again."""
+        self.code = PreemptedError.code if self._is_asked() and code != REFUSED else code
+        self._remaining_restarts = 0
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         if self._is_asked():
             raise SignalException("asked to stop", signal.SIGTERM)
         # What ranks tell of themselves stays readable when any of them is frozen or dead: none keeps it.
-        store = _store(worker_group)
+        store: Any = worker_group.store
         if worker_group.group_rank == 0:
             self._board = TCPStore(str(worker_group.master_addr), 0, is_master=True, wait_for_workers=False)
             store.set(BOARD, f"{self._board.host}:{self._board.port}")
@@ -156,9 +150,12 @@ def run(arguments: list[str], sizes: Sequence[int], is_asked: Callable[[], bool]
     return agent.code
 
 
-def _store(worker_group: WorkerGroup) -> Any:
-    """Where the nodes of one start tell each other things."""
-    return worker_group.store
+def _ended(store: Any) -> int:
+    """What a process of another node has ended with for good; 0 where none has."""
+    try:
+        return int(store.get(_ENDED)) if store.check([_ENDED]) else 0
+    except DistError:
+        return 0  # the node where all meet is gone, which the agent finds out by itself
 
 
 def code_of(result: RunResult) -> int:

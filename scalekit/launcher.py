@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import signal
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from scalekit.errors import ConfigError
-from scalekit.preemption import SIGNALS, Forward
+from scalekit.preemption import Forward, answered_by
 
 
 @dataclass(frozen=True)
@@ -90,14 +89,10 @@ def launch(settings: Launch, program: Sequence[str]) -> int:
     arguments = settings.arguments(program)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // sizes[0])))
     forward = Forward()
-    before = {each: signal.signal(each, forward) for each in SIGNALS}
-    try:
+    with answered_by(forward):
         from scalekit import agent
 
         return agent.run(arguments, sizes, lambda: forward.is_asked)
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
 
 
 def _gpus() -> int:

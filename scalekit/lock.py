@@ -7,6 +7,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from scalekit.errors import RunInUseError
@@ -31,14 +32,11 @@ def claim(folder: Path) -> int:
     mine = os.open(folder / _JOB, os.O_RDWR | os.O_CREAT, 0o644)
     ranks = os.open(folder / _RANKS, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        began = time.monotonic()
-        while not (_lock(mine, fcntl.LOCK_EX) and _lock(ranks, fcntl.LOCK_EX)):
-            if time.monotonic() - began > _PATIENCE_SECONDS:
-                raise RunInUseError(
-                    f"{folder} is in use by another job, that of {holder(folder) or 'somebody'}: wait for it, end it, "
-                    "or choose another output_dir"
-                )
-            time.sleep(_LOOK_SECONDS)
+        if not _in_time(lambda: _lock(mine, fcntl.LOCK_EX) and _lock(ranks, fcntl.LOCK_EX)):
+            raise RunInUseError(
+                f"{folder} is in use by another job, that of {holder(folder) or 'somebody'}: wait for it, end it, "
+                "or choose another output_dir"
+            )
         os.ftruncate(mine, 0)
         who = f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}"
         os.pwrite(mine, who.encode(), 0)
@@ -61,12 +59,7 @@ def holder(folder: Path) -> str:
 
 def is_held_by(folder: Path, who: str) -> bool:
     """Whether a folder is the one that somebody has claimed; file servers are given some seconds to tell."""
-    began = time.monotonic()
-    while holder(folder) != who:
-        if time.monotonic() - began > _PATIENCE_SECONDS:
-            return False
-        time.sleep(_LOOK_SECONDS)
-    return True
+    return _in_time(lambda: holder(folder) == who)
 
 
 def join(folder: Path) -> int:
@@ -90,6 +83,16 @@ def end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=look, name="scalekit-parent", daemon=True).start()
+
+
+def _in_time(condition: Callable[[], bool]) -> bool:
+    """Whether something is true, or becomes so in some seconds."""
+    began = time.monotonic()
+    while not condition():
+        if time.monotonic() - began > _PATIENCE_SECONDS:
+            return False
+        time.sleep(_LOOK_SECONDS)
+    return True
 
 
 def _lock(descriptor: int, how: int) -> bool:

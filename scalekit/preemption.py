@@ -30,52 +30,39 @@ class StopRequest:
         looks: whether this rank looks for the file.
 
     Attributes:
-        folder: the run's, where a file named STOP asks too; None as long as there is none.
         reason: by what this rank has been asked.
     """
 
     def __init__(self, looks: bool) -> None:
         self._looks = looks
         self._looked = 0.0
-        self._is_training = False
-        self.folder: Path | None = None
+        self._file: Path | None = None  # before the first step
         self.reason: str | None = None
 
-    @contextmanager
-    def heard(self) -> Iterator[None]:
-        """Answers signals in place of whoever did; in the main thread, which alone is sent any."""
-        is_main = threading.current_thread() is threading.main_thread()
-        before = {each: signal.signal(each, self._note) for each in SIGNALS} if is_main else {}
-        try:
-            yield
-        finally:
-            for each, handler in before.items():
-                signal.signal(each, signal.SIG_DFL if handler is None else handler)
+    def begin(self, folder: Path) -> None:
+        """From now on a signal is noted, and the training goes on until the ranks agree.
 
-    def begin(self) -> None:
-        """From now on a signal is noted, and the training goes on until the ranks agree."""
-        self._is_training = True
+        Args:
+            folder: the run's, where a file named STOP asks too.
+        """
+        self._file = folder / "STOP"
 
     def asked(self) -> bool:
         """Whether this rank has been asked."""
-        if self.reason is None and self._looks and time.monotonic() - self._looked > _LOOK_SECONDS:
+        if self.reason is None and self._file and self._looks and time.monotonic() - self._looked > _LOOK_SECONDS:
             self._looked = time.monotonic()
-            if self._file is not None and self._file.exists():
+            if self._file.exists():
                 self.reason = f"the file {self._file}"
         return self.reason is not None
 
     def answered(self) -> None:
         """Takes the file away, so that the job can be started again."""
-        if self._looks and self._file is not None:
+        if self._looks and self._file:
             self._file.unlink(missing_ok=True)
 
-    @property
-    def _file(self) -> Path | None:
-        return None if self.folder is None else self.folder / "STOP"
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def __call__(self, number: int, frame: FrameType | None) -> None:
         self.reason = signal.Signals(number).name
-        if not self._is_training:
+        if self._file is None:
             raise PreemptedError(
                 f"stopped    by {self.reason} before the first step: started again, the job begins as it did"
             )
@@ -97,6 +84,18 @@ class Forward:
         children = Path(f"/proc/self/task/{os.getpid()}/children")
         for child in children.read_text().split() if children.exists() else ():
             os.kill(int(child), number)
+
+
+@contextmanager
+def answered_by(handler: StopRequest | Forward) -> Iterator[None]:
+    """Has signals answered in place of whoever did; in the main thread, which alone is sent any."""
+    is_main = threading.current_thread() is threading.main_thread()
+    before = {each: signal.signal(each, handler) for each in SIGNALS} if is_main else {}
+    try:
+        yield
+    finally:
+        for each, earlier in before.items():
+            signal.signal(each, signal.SIG_DFL if earlier is None else earlier)
 
 
 @contextmanager

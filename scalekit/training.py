@@ -41,7 +41,7 @@ from scalekit.loss import LossFunction
 from scalekit.module import OptimizerSettings, ScaleModule
 from scalekit.optim import OPTIMIZERS, SCHEDULES, build_schedule
 from scalekit.planning.plan import Plan
-from scalekit.preemption import StopRequest
+from scalekit.preemption import StopRequest, answered_by
 from scalekit.probe import settle
 from scalekit.quiet import let_rank_zero_speak, quiet_lightning, say
 from scalekit.recompute import recompute_blocks
@@ -211,7 +211,7 @@ def run(job: Job) -> Run:
     """Runs a job; see `fit`."""
     world = World.from_environment()
     request = StopRequest(looks=world.rank == 0)
-    with request.heard(), ExitStack() as held_until_end:
+    with answered_by(request), ExitStack() as held_until_end:
         return _run(job, world, request, held_until_end)
 
 
@@ -266,7 +266,6 @@ def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack
     engine.average_decay = job.average_decay
     engine.job_state["total_steps"] = total_steps
     run_id = engine.job_state["wandb_run_id"] = (folder.state or {}).get("wandb_run_id") or uuid.uuid4().hex[:8]
-    request.folder = folder.path
     loggers = loggers_of(job, plan, folder.path, run_id, partial(say, world))
     if isinstance(module, ScaleModule):
         engine.scores = Scores(job.metrics, job.task or rows.way.task, classifies=_classifies(job))

@@ -23,7 +23,7 @@ class Checkpoints(Callback):
     A checkpoint that cannot be written is lost, and the training goes on, where an older one stands.
 
     Args:
-        folder: where checkpoints stand.
+        folder: where checkpoints stand, in that of the run.
         total_steps: of the whole job.
         every: optimizer steps between two; None saves at the end alone.
         resumed_step: the step that the job resumes from.
@@ -55,7 +55,7 @@ class Checkpoints(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         engine: Any = trainer.strategy
         engine.is_asked_to_stop = self._request.asked
-        self._request.begin()
+        self._request.begin(self._folder.parent)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from itertools import groupby
 from pathlib import Path
@@ -49,9 +49,7 @@ def describe(
     parts: dict[str, list[Part]] = {}
     numbers: dict[str, dict[str, Any]] = {}
     types: dict[str, str] = {}
-    for _, run in groupby(slots, lambda slot: id(slot.holder)):
-        mine = list(run)
-        holder = mine[0].holder
+    for holder, mine in _by_holder(slots):
         elements = _local(at(holder, holder)).numel()
         for key, value in optimizer.state.get(holder, {}).items():
             if _is_number(holder, key, value):
@@ -105,15 +103,21 @@ def restore(
         group.update({name: value for name, value in settings.items() if name in group})
     families = {key: TensorFiles.found(folder, stem(number, key)) for key in saved["keys"]}
     with Reader(folder) as reader:
-        for _, run in groupby(slots, lambda slot: id(slot.holder)):
-            mine = list(run)
-            with opened(mine[0].holder):
+        for holder, mine in _by_holder(slots):
+            with opened(holder):
                 for slot in mine:
                     for key, files in families.items():
                         if slot.name in files.places:
                             _fill(optimizer, slot, key, files, reader)
                     for key, value in saved["numbers"].get(slot.name, {}).items():
                         _set_number(optimizer, slot, key, value, saved)
+
+
+def _by_holder(slots: Sequence[Slot]) -> Iterator[tuple[Tensor, list[Slot]]]:
+    """The tensors that the optimizer keeps state for, each with the slots in it."""
+    for _, run in groupby(slots, lambda slot: id(slot.holder)):
+        mine = list(run)
+        yield mine[0].holder, mine
 
 
 def _is_number(holder: Tensor, key: str, value: Any) -> bool:
