@@ -203,7 +203,7 @@ class _Slow:
 
 
 def _launch(parsed: argparse.Namespace, rest: list[str]) -> int:
-    from scalekit.launcher import Launch, launch
+    from scalekit.distributed.launcher import Launch, launch
 
     placed = (parsed.nproc, parsed.nodes, parsed.node_rank, parsed.endpoint)
     return launch(Launch(*placed, max_restarts=parsed.max_restarts), rest)

@@ -6,11 +6,11 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import final
+from typing import Protocol, final
 
 from scalekit.errors import PreemptedError
 
@@ -68,22 +68,33 @@ class StopRequest:
             )
 
 
+class _Receiver(Protocol):
+    def send_signal(self, number: int) -> None: ...
+
+
 @final
 class Forward:
     """A launcher's answer to a signal: it hands it on to the processes that it has started.
 
     Attributes:
         is_asked: whether there was any.
+        processes: those that live at the moment.
     """
 
     def __init__(self) -> None:
         self.is_asked = False
+        self.processes: Callable[[], Sequence[_Receiver]] = tuple
+        self._number: int | None = None
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        self.is_asked = True
-        children = Path(f"/proc/self/task/{os.getpid()}/children")
-        for child in children.read_text().split() if children.exists() else ():
-            os.kill(int(child), number)
+        self.is_asked, self._number = True, number
+        self.again()
+
+    def again(self) -> None:
+        """Hands on what came while processes were being started."""
+        if self._number is not None:
+            for each in self.processes():
+                each.send_signal(self._number)
 
 
 @contextmanager

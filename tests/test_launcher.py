@@ -1,18 +1,16 @@
 """`scalekit launch`: what it starts, what it starts again, and what it leaves to the job."""
 
-import os
 import signal
 import socket
-import subprocess
-import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from scalekit.distributed.launcher import Launch
 from scalekit.errors import ConfigError
-from scalekit.launcher import Launch
-from tests.distributed.processes import ROOT
+from tests.distributed.processes import start as start_program
 
 JOB = """
 import os, signal, sys, time
@@ -44,19 +42,28 @@ os._exit(int(codes.get(f"{ranks}.{starts}", codes.get(str(ranks), 0))))
 """
 
 
-def start(folder: Path, *words: str, options: tuple[str, ...], node: int = 0) -> subprocess.Popen[str]:
+class Launched:
+    """A launcher that has been started, and what it prints."""
+
+    def __init__(self, words: Sequence[str], folder: Path, log: Path, node: int) -> None:
+        self._log = log
+        self.process = start_program(words, log, folder, {"NODE": str(node)})
+
+    def ended(self, timeout_seconds: float = 120) -> tuple[int | None, str]:
+        """Its exit code and its output; None where it has not ended in time."""
+        code = self.process.wait(timeout_seconds)
+        self.process.send_signal(signal.SIGKILL)
+        return code, self._log.read_text()
+
+
+def start(folder: Path, *words: str, options: tuple[str, ...], node: int = 0) -> Launched:
     job = folder / "job.py"
     job.write_text(JOB)
-    return subprocess.Popen(
-        [sys.executable, "-m", "scalekit", "launch", *options, "--", str(job), str(folder), *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "NODE": str(node)},
-    )
+    program = ["-m", "scalekit", "launch", *options, "--", str(job), str(folder), *words]
+    return Launched(program, folder, folder / f"log-{node}", node)
 
 
-def start_nodes(folder: Path, *words: str) -> list[subprocess.Popen[str]]:
+def start_nodes(folder: Path, *words: str) -> list[Launched]:
     """Two nodes, which meet at the first one."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -72,11 +79,10 @@ def start_nodes(folder: Path, *words: str) -> list[subprocess.Popen[str]]:
     ]
 
 
-def launched(folder: Path, *words: str, options: tuple[str, ...]) -> tuple[int, list[int]]:
+def launched(folder: Path, *words: str, options: tuple[str, ...]) -> tuple[int | None, list[int]]:
     """The exit code, and on how many processes each start was."""
-    process = start(folder, *words, options=options)
-    process.communicate(timeout=120)
-    return process.returncode, [int(line) for line in (folder / "starts").read_text().split()]
+    code, _ = start(folder, *words, options=options).ended()
+    return code, [int(line) for line in (folder / "starts").read_text().split()]
 
 
 @pytest.mark.parametrize(
@@ -98,22 +104,20 @@ def test_what_is_started_again(
 
 
 def test_a_request_to_stop_is_the_jobs_to_answer(tmp_path: Path) -> None:
-    process = start(tmp_path, "wait=1", options=("--nproc", "2", "--max-restarts", "3"))
+    launched = start(tmp_path, "wait=1", options=("--nproc", "2", "--max-restarts", "3"))
     while not all((tmp_path / f"ready-{rank}").exists() for rank in range(2)):
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
-    assert process.returncode == 75
+    launched.process.send_signal(signal.SIGTERM)
+    assert launched.ended(60)[0] == 75
     assert (tmp_path / "starts").read_text() == "2\n"
 
 
 def test_a_request_to_stop_before_a_job_can_answer_is_no_failure(tmp_path: Path) -> None:
-    process = start(tmp_path, "wait=1", "deaf=1", options=("--nproc", "1", "--max-restarts", "3"))
+    launched = start(tmp_path, "wait=1", "deaf=1", options=("--nproc", "1", "--max-restarts", "3"))
     while not (tmp_path / "ready-0").exists():
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
-    assert process.returncode == 75
+    launched.process.send_signal(signal.SIGTERM)
+    assert launched.ended(60)[0] == 75
     assert (tmp_path / "starts").read_text() == "1\n"
 
 
@@ -121,8 +125,8 @@ def test_a_request_to_stop_before_a_job_can_answer_is_no_failure(tmp_path: Path)
 def test_what_ends_on_one_node_for_good_ends_on_all(node: int, tmp_path: Path) -> None:
     began = time.monotonic()
     nodes = start_nodes(tmp_path, "wait=1", f"ends-on-node={node}")
-    outputs = [each.communicate(timeout=120)[0] for each in nodes]
-    assert [each.returncode for each in nodes] == [2, 2], outputs
+    ends = [each.ended() for each in nodes]
+    assert [code for code, _ in ends] == [2, 2], ends
     assert time.monotonic() - began < 50
 
 
@@ -130,10 +134,10 @@ def test_what_ends_on_one_node_for_good_ends_on_all(node: int, tmp_path: Path) -
 def test_nodes_are_started_again_together(node: int, tmp_path: Path) -> None:
     """One process of two is killed, and the other one has not noticed anything: both nodes begin anew."""
     nodes = start_nodes(tmp_path, f"dies-on-node={node}")
-    outputs = [each.communicate(timeout=120)[0] for each in nodes]
-    assert [each.returncode for each in nodes] == [0, 0], outputs
+    ends = [each.ended() for each in nodes]
+    assert [code for code, _ in ends] == [0, 0], ends
     assert (tmp_path / "starts").read_text() == "2\n2\n"
-    assert "restart    1 of 2: a process ended with 9" in outputs[node]
+    assert f"restart    1 of 2: rank {node} was killed by SIGKILL" in ends[node][1]
 
 
 def test_nodes_that_are_asked_to_stop(tmp_path: Path) -> None:
@@ -141,18 +145,18 @@ def test_nodes_that_are_asked_to_stop(tmp_path: Path) -> None:
     while not all((tmp_path / f"ready-{rank}").exists() for rank in range(2)):
         time.sleep(0.05)
     for each in nodes:
-        each.send_signal(signal.SIGTERM)
-    outputs = [each.communicate(timeout=120)[0] for each in nodes]
-    assert [each.returncode for each in nodes] == [75, 75], outputs
+        each.process.send_signal(signal.SIGTERM)
+    ends = [each.ended() for each in nodes]
+    assert [code for code, _ in ends] == [75, 75], ends
     assert (tmp_path / "starts").read_text() == "2\n"
 
 
 def test_a_range_is_for_one_node() -> None:
     with pytest.raises(ConfigError, match="a range, which one node may have"):
-        Launch("2:4", nodes=2, endpoint="here:1").sizes()
+        Launch("2:4", nodes=2, endpoint="here:1")
 
 
 @pytest.mark.parametrize("nproc", ["0", "x", "3:2", "2:", ":2", "1:x", "-1"])
 def test_what_is_no_number_of_processes(nproc: str) -> None:
     with pytest.raises(ConfigError, match="neither 'auto' nor a number nor a range"):
-        Launch(nproc).sizes()
+        Launch(nproc)

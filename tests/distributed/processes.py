@@ -1,47 +1,87 @@
-"""Real processes under torchrun, with a time limit; a failing rank shows its traceback."""
+"""Real processes, started as users start them, but from one that has the imports; a failing rank shows its traceback."""
+
+from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
+
+from scalekit.distributed.fork_server import ADDRESS, ForkedProcess, ForkServer
+from scalekit.distributed.program import Program
 
 WORKERS = Path(__file__).parent / "workers"
 ROOT = Path(__file__).parents[2]
+
+IMPORTED = (
+    "scalekit.training",
+    "scalekit.distributed.elastic_agent",
+    "deepspeed",
+    "datasets",
+    "wandb",
+    "transformers.models.auto.modeling_auto",
+    "tests.distributed.parity_cases",
+    "tests.tiny",
+    "tests.legs",
+)
 
 
 class ProcessesError(AssertionError):
     """A job that ended with an error, with what its ranks printed."""
 
 
+@cache
+def server() -> ForkServer:
+    """This test process's own; `scalekit launch` finds it by the environment."""
+    return ForkServer.start(IMPORTED)
+
+
+def start(
+    words: Sequence[object], log: Path, directory: Path | None = None, environment: Mapping[str, str] | None = None
+) -> ForkedProcess:
+    """Starts ``python WORDS``, which prints into a file.
+
+    Args:
+        directory: where it runs; that of the tests by default.
+        environment: in which it differs from that of the tests.
+    """
+    whole = {
+        **os.environ,
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONPATH": str(ROOT),
+        ADDRESS: server().address,
+        **(environment or {}),
+    }
+    with log.open("wb") as file:
+        program = Program([str(word) for word in words], whole, str(directory or os.getcwd()), own_session=True)
+        return server().fork(program, file.fileno())
+
+
 def torchrun(worker: str, *arguments: object, nproc: int = 2, timeout_seconds: float = 600) -> str:
     """Runs `workers/WORKER.py` on `nproc` processes and returns what it printed."""
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}"),
-        str(WORKERS / f"{worker}.py"),
-        *map(str, arguments),
-    ]
-    return run(command, timeout_seconds)
+    command = [sys.executable, "-m", "scalekit", "launch", f"--nproc={nproc}", "--"]
+    return run([*command, str(WORKERS / f"{worker}.py"), *map(str, arguments)], timeout_seconds)
 
 
 def run(command: list[str], timeout_seconds: float = 600, expect_failure: bool = False, **environment: str) -> str:
-    """Runs a command in a process group of its own, which is killed as a whole when time is up."""
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT), **environment},
-    )
-    try:
-        output, _ = process.communicate(timeout=timeout_seconds)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        output, _ = process.communicate()
-        raise ProcessesError(f"not done after {timeout_seconds} s: {' '.join(command)}\n{output}") from None
-    if (process.returncode != 0) != expect_failure:
-        raise ProcessesError(f"exit code {process.returncode}: {' '.join(command)}\n{output}")
+    """Runs ``python ...``, and returns what it and all that it started printed; none of that outlives it."""
+    if command[0] != sys.executable:
+        raise ValueError(f"{command[0]} is another Python")
+    with tempfile.TemporaryDirectory(prefix="scalekit-") as folder:
+        log = Path(folder) / "output"
+        process = start(command[1:], log, environment=environment)
+        code = process.wait(timeout_seconds)
+        if code is None:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        output = log.read_text(errors="replace")
+    if code is None:
+        raise ProcessesError(f"not done after {timeout_seconds} s: {' '.join(command)}\n{output}")
+    if (code != 0) != expect_failure:
+        raise ProcessesError(f"exit code {code}: {' '.join(command)}\n{output}")
     caused = [line for line in output.splitlines() if f"{ROOT / 'scalekit'}/" in line and "Warning:" in line]
     if caused:
         raise ProcessesError("ScaleKit causes warnings:\n" + "\n".join(caused))

@@ -7,8 +7,6 @@ import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,7 +14,8 @@ from pathlib import Path
 
 from scalekit.checkpoint.layout import published, step_of
 from scalekit.checkpoint.load import check
-from tests.distributed.processes import ROOT
+from scalekit.distributed.fork_server import ForkedProcess
+from tests.distributed.processes import ROOT, start
 from tests.faults import STEPS
 from tests.faults.alive import JOB, processes
 from tests.legs import used
@@ -64,7 +63,7 @@ class FaultyJob:
 
     # -- its processes ----------------------------------------------------------------------------------------------
 
-    def start(self) -> subprocess.Popen[str]:
+    def start(self) -> ForkedProcess:
         (self.folder / "now").unlink(missing_ok=True)
         self.began_at = self.newest
         return self._start(self.log)
@@ -79,27 +78,17 @@ class FaultyJob:
         assert self._start(log).wait(PATIENCE_SECONDS) != 0
         return log.read_text()
 
-    def _start(self, log: Path) -> subprocess.Popen[str]:
-        with log.open("w") as file:
-            return subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "scalekit", "launch", "--nproc", "2", *self.options, "--"),
-                    *(str(HERE / "job.py"), str(self.folder), self.strategy),
-                ],
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                text=True,
-                start_new_session=True,
-                env={
-                    **os.environ,
-                    "OMP_NUM_THREADS": "1",
-                    "PYTHONPATH": os.pathsep.join([str(HERE / "inside"), str(ROOT)]),
-                    JOB: str(self.folder),
-                    **self.environment,
-                },
-            )
+    def _start(self, log: Path) -> ForkedProcess:
+        launch = ("-m", "scalekit", "launch", "--nproc", "2", *self.options, "--")
+        environment = {
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join([str(HERE / "inside"), str(ROOT)]),
+            JOB: str(self.folder),
+            **self.environment,
+        }
+        return start([*launch, HERE / "job.py", self.folder, self.strategy], log, self.folder, environment)
 
-    def wait(self, process: subprocess.Popen[str]) -> int:
+    def wait(self, process: ForkedProcess) -> int:
         """Until the job's first process has ended, and all of the job after it.
 
         Raises:
@@ -111,6 +100,7 @@ class FaultyJob:
         finally:
             self.kill()
             self.outputs.append(self.log.read_text())
+        assert code is not None, f"the job does not end: {self.outputs[-1]}"
         assert gone, f"processes of the job live on: {self.outputs[-1]}"
         began = re.search(r"^run        \S+(?:, resumed at step (\d+))?$", self.outputs[-1], re.MULTILINE)
         assert began is None or int(began[1] or 0) == self.began_at, (self.began_at, self.outputs[-1])
@@ -119,7 +109,7 @@ class FaultyJob:
     def run(self) -> int:
         return self.wait(self.start())
 
-    def end(self, process: subprocess.Popen[str]) -> None:
+    def end(self, process: ForkedProcess) -> None:
         """Kills all of it at once, as when the power fails."""
         self.kill()
         self.wait(process)
@@ -132,15 +122,14 @@ class FaultyJob:
         return processes(str(self.folder))
 
     def rank(self, rank: int) -> int:
-        """A rank's process."""
-        for process in self.processes():
-            entry = Path(f"/proc/{process}")
-            words = (entry / "cmdline").read_bytes().split(b"\0")
-            if f"RANK={rank}".encode() in (entry / "environ").read_bytes().split(b"\0") and any(
-                word.endswith(b"faults/job.py") for word in words
-            ):
-                return process
-        raise AssertionError(f"rank {rank} is not there")
+        """A rank's process; those that it has forked itself have its name too."""
+        named = {each: _parent(each) for each in self.processes() if _name(each) == f"rank {rank}"}
+        (process,) = (each for each, parent in named.items() if parent not in named)
+        return process
+
+    def server(self) -> int:
+        """The fork server that this job has for itself: the parent of its ranks."""
+        return _parent(self.rank(0))
 
     # -- how far it is ----------------------------------------------------------------------------------------------
 
@@ -205,6 +194,14 @@ class FaultyJob:
         set_aside = {name for name in left if name.startswith("damaged-")}
         assert len(set_aside) == len(self.damaged)
         assert left - set_aside == {each.name for each in self.checkpoints}
+
+
+def _name(process: int) -> str:
+    return Path(f"/proc/{process}/comm").read_text().strip()
+
+
+def _parent(process: int) -> int:
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def _manifest(job: FaultyJob) -> dict[str, str]:

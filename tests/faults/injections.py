@@ -14,6 +14,7 @@ import subprocess
 from collections.abc import Callable
 from contextlib import suppress
 
+from scalekit.distributed.fork_server import ADDRESS
 from tests.faults import STEPS
 from tests.faults.harness import ROWS, FaultyJob
 
@@ -57,22 +58,39 @@ def kill_the_agent(job: FaultyJob, draw: random.Random) -> str:
     """Its ranks are nobody's then, and have to notice."""
     process = job.start()
     job.wait_for_steps(_some_steps(draw))
-    process.kill()
+    process.send_signal(signal.SIGKILL)
     job.wait(process)
     return "the agent"
 
 
 def start_twice(job: FaultyJob, draw: random.Random) -> str:
     """A second job is refused the folder while the first one's processes live, be they frozen."""
+    job.environment = {ADDRESS: ""}  # a server of its own, which can be frozen too
     process = job.start()
     job.wait_for_steps(_some_steps(draw))
-    frozen = job.rank(draw.randrange(2))
-    os.kill(frozen, signal.SIGSTOP)
-    process.kill()
+    frozen = [job.server(), job.rank(draw.randrange(2))]
+    for each in frozen:
+        os.kill(each, signal.SIGSTOP)
+    process.send_signal(signal.SIGKILL)
+    job.environment = {}
     assert "is in use by another job" in job.refused()
-    os.kill(frozen, signal.SIGCONT)
+    for each in frozen:
+        os.kill(each, signal.SIGCONT)
     job.wait(process)
     return "the agent, and a second job came"
+
+
+def kill_the_server(job: FaultyJob, draw: random.Random) -> str:
+    """The process that the ranks were forked from takes them with it; the launcher starts another one."""
+    job.environment, job.options = {ADDRESS: ""}, ("--max-restarts", "1")
+    process = job.start()
+    job.wait_for_steps(_some_steps(draw))
+    os.kill(job.server(), signal.SIGKILL)
+    job.wait_for(lambda: "restart    1 of 1" in job.log.read_text())
+    job.wait_for_checkpoint()
+    job.end(process)
+    job.environment, job.options = {}, ()
+    return "the fork server, and then everything"
 
 
 def kill_in_a_save(job: FaultyJob, draw: random.Random) -> str:
@@ -246,6 +264,7 @@ ALL: dict[str, tuple[Injection, int]] = {
     "kill-everything": (kill_everything, 20),
     "kill-the-agent": (kill_the_agent, 12),
     "start-twice": (start_twice, 3),
+    "kill-the-server": (kill_the_server, 4),
     "kill-in-a-save": (kill_in_a_save, 70),
     "kill-a-writer": (kill_a_writer, 10),
     "ask-to-stop": (ask_to_stop, 20),
