@@ -66,9 +66,8 @@ class AsksToStop(Callback):
         if step in (self.step - 1, self.step):
             short = step % STEPS_PER_EPOCH == 0
             Slow.seconds = 2.2 if short else MICRO_BATCH_SECONDS
-        if step == self.step:
-            if self.done + 1 == self.micro_batch and self.is_asked:
-                threading.Timer(Slow.seconds / 2, self._ask).start()
+        if step == self.step and self.done + 1 == self.micro_batch and self.is_asked:
+            threading.Timer(Slow.seconds / 2, self._ask).start()
 
     def on_train_batch_end(self, trainer: Any, *rest: Any) -> None:
         if trainer.global_step + 1 == self.step and not trainer.strategy._micro.last:
