@@ -49,7 +49,7 @@ from scalekit.scores import Scores, metrics_of
 from scalekit.strategies import Strategy
 from scalekit.tracking.comparison import compare
 from scalekit.tracking.evaluation import Evaluation
-from scalekit.tracking.loggers import finish, loggers_of
+from scalekit.tracking.loggers import check_loggers, finish, loggers_of
 from scalekit.tracking.metrics import Metrics, data_warning
 from scalekit.tracking.progress import Progress
 from scalekit.tracking.samples import Samples
@@ -361,7 +361,8 @@ def _check_names(job: Job) -> None:
 
     Raises:
         UnknownNameError: it is not.
-        ConfigError: a metric is none.
+        ConfigError: a metric is none, or a logger.
+        DependencyError: a logger's package is missing.
     """
     for kind, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("loss_on", LOSS_ON)):
         value = getattr(job, kind)
@@ -370,6 +371,7 @@ def _check_names(job: Job) -> None:
     if job.task is not None and job.task not in models.TASKS:
         raise UnknownNameError("task", job.task, models.TASKS)
     metrics_of(job.metrics)
+    check_loggers(job)
 
 
 def _check_own_module(job: Job) -> None:

@@ -217,7 +217,7 @@ class Engine(Checkpointed):
         return Meetings(self._world_size, self.root_device)
 
     def leaves_step(self) -> bool:
-        """Whether all ranks leave the step under way, since the job was asked to stop; every rank asks before each micro-batch."""
+        """Whether all ranks leave the step under way, since the job was asked to stop; asked before each micro-batch."""
         if self._ledger is None or self._micro is None:
             return False
         done = 0 if self._micro.last else self._micro_batches

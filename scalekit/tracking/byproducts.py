@@ -1,0 +1,44 @@
+"""What a run leaves beside its checkpoints: where it fails, the training goes on."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+from scalekit.errors import PreemptedError
+
+_failing: set[str] = set()
+
+
+@contextmanager
+def attempt(what: str, then: str) -> Iterator[None]:
+    """Warns of an error in its block, and goes on after it; once, until the same has worked again.
+
+    Args:
+        what: is done there, such as ``"the logger MyLogger"``.
+        then: what becomes of it, as a sentence without its full stop.
+    """
+    try:
+        yield
+    except PreemptedError:
+        raise  # a signal, wherever it is noticed
+    except Exception as error:
+        if what not in _failing:
+            warn(f"{what} failed: {in_a_line(error)}. The training goes on. {then}")
+        _failing.add(what)
+    else:
+        _failing.discard(what)
+
+
+def warn(message: str) -> None:
+    """A line of the job's log, beside its progress bar."""
+    tqdm.write(f"WARNING    {message}", file=sys.stderr)
+
+
+def in_a_line(error: BaseException) -> str:
+    """An error, with its kind; those of others have several lines."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
