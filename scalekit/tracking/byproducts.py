@@ -8,25 +8,31 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
-from scalekit.errors import PreemptedError
+from scalekit.errors import PreemptedError, UnreachableRanksError
 
 _failing: set[str] = set()
 
 
+def begin() -> None:
+    """A job begins, in which nothing has failed yet."""
+    _failing.clear()
+
+
 @contextmanager
-def attempt(what: str, then: str) -> Iterator[None]:
+def attempt(what: str, then: str, is_told: bool = True) -> Iterator[None]:
     """Warns of an error in its block, and goes on after it; once, until the same has worked again.
 
     Args:
         what: is done there, such as ``"the logger MyLogger"``.
         then: what becomes of it, as a sentence without its full stop.
+        is_told: whether it is this process that warns.
     """
     try:
         yield
-    except PreemptedError:
-        raise  # a signal, wherever it is noticed
+    except (PreemptedError, UnreachableRanksError):
+        raise  # a signal, wherever it is noticed; and what nobody can go on from
     except Exception as error:
-        if what not in _failing:
+        if is_told and what not in _failing:
             warn(f"{what} failed: {in_a_line(error)}. The training goes on. {then}")
         _failing.add(what)
     else:

@@ -77,6 +77,6 @@ def finish(logger: Any, trainer: Trainer) -> None:
     if not trainer.is_global_zero:
         return
     with attempt(f"the logger {type(logger).__name__}", "What it was told before is its own to keep"):
-        run = logger if isinstance(logger, Tracker) else getattr(logger, "experiment", None)
+        run: Any = logger if isinstance(logger, Tracker) else getattr(logger, "experiment", None)
         if hasattr(run, "finish"):
             run.finish()

@@ -11,7 +11,7 @@ from typing import Any, final
 from urllib.parse import urlparse
 
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.loggers.logger import DummyExperiment
+from lightning.pytorch.loggers.logger import DummyLogger
 
 from scalekit.errors import ConfigError, DependencyError, PreemptedError
 from scalekit.tracking.byproducts import in_a_line
@@ -46,7 +46,7 @@ class Tracker(WandbLogger):
         """W&B's run, which begins when it is first asked for; one that does nothing on other ranks, and where W&B is lost."""
         if self._experiment is None:
             self._try(self._begin)
-        return DummyExperiment() if self._is_lost else super().experiment
+        return DummyLogger().experiment if self._is_lost else super().experiment
 
     def _begin(self) -> None:
         if self._mode in ("offline", "dryrun"):

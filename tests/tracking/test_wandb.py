@@ -47,7 +47,7 @@ class Refuses(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    do_GET = do_POST
+    do_GET = do_POST  # noqa: N815 -- so the server calls it
 
     def log_message(self, *_: object) -> None:
         """Nothing."""
