@@ -6,9 +6,11 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 from lightning.pytorch import Callback
 from torch import nn
@@ -64,7 +66,8 @@ class AsksToStop(Callback):
     def on_train_batch_start(self, trainer: Any, *rest: Any) -> None:
         step = trainer.global_step + 1
         if step in (self.step - 1, self.step):
-            short = step % STEPS_PER_EPOCH == 0
+            # A stream's last global batch has as many micro-batches as any.
+            short = step % STEPS_PER_EPOCH == 0 and trainer.num_training_batches != float("inf")
             Slow.seconds = 2.2 if short else MICRO_BATCH_SECONDS
         if step == self.step and self.done + 1 == self.micro_batch and self.is_asked:
             threading.Timer(Slow.seconds / 2, self._ask).start()
@@ -93,7 +96,19 @@ class Counts(Callback):
         self.count = state["count"]
 
 
-def train(folder: Path, strategy: str, ask: AsksToStop | None = None, **settings: Any) -> dict[str, Any]:
+def rows() -> Any:
+    return torch.utils.data.DataLoader(parity.causal_rows(), collate_fn=parity.collate, shuffle=True)
+
+
+def stream() -> Any:
+    """The same as a stream of several shards."""
+    columns = {name: [row[name] for row in parity.causal_rows()] for name in ("input_ids", "labels")}
+    return datasets.Dataset.from_dict(columns).to_iterable_dataset(num_shards=4).with_format("torch")
+
+
+def train(
+    folder: Path, strategy: str, ask: AsksToStop | None = None, data: Callable[[], Any] = rows, **settings: Any
+) -> dict[str, Any]:
     """Runs the job, from where it is; to its end, or until it is asked.
 
     Returns:
@@ -104,7 +119,7 @@ def train(folder: Path, strategy: str, ask: AsksToStop | None = None, **settings
     try:
         scalekit.fit(
             Slow,
-            torch.utils.data.DataLoader(parity.causal_rows(), collate_fn=parity.collate, shuffle=True),
+            data(),
             strategy=strategy,
             precision="32-true",
             global_batch_size=GLOBAL_BATCH,

@@ -1,6 +1,7 @@
 """A request to stop is heard in the middle of a long step, on every rank before the same micro-batch, and nothing is lost."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from safetensors.torch import load_file
 
 from tests.distributed import oracle_case as oracle
 from tests.distributed.processes import torchrun
-from tests.distributed.slow_case import MICRO_BATCH_SECONDS, STEPS, AsksToStop, Slow, train
+from tests.distributed.slow_case import MICRO_BATCH_SECONDS, STEPS, AsksToStop, Slow, rows, stream, train
 from tests.legs import used
 
 STRATEGIES = ("ddp", "zero2", "zero3", "fsdp2")
@@ -73,12 +74,13 @@ def test_the_resumed_job_is_the_uninterrupted_one(folder: Path, found: list[Foun
         assert each[strategy]["legs"][2] == each[strategy]["whole"]
 
 
-def test_one_process(tmp_path: Path) -> None:
-    train(tmp_path / "whole", "single")
-    stopped = train(tmp_path / "stopped", "single", AsksToStop(5, rank=0))
+@pytest.mark.parametrize("data", [rows, stream])
+def test_one_process(data: Callable[[], Any], tmp_path: Path) -> None:
+    whole = train(tmp_path / "whole", "single", data=data)
+    stopped = train(tmp_path / "stopped", "single", AsksToStop(5, rank=0), data=data)
     assert (stopped["code"], stopped["done"]) == (75, 3)
     assert "goes on after step 4" in stopped["said"]
-    train(tmp_path / "stopped", "single")
+    assert train(tmp_path / "stopped", "single", data=data) == whole
     same(tmp_path / "stopped", tmp_path / "whole")
 
 
