@@ -19,6 +19,7 @@ ScaleKitError
 │   ├── NoLossError             a model without a loss
 │   └── LeakError               a model that cannot keep packed documents apart
 ├── NonFiniteError              a loss or gradient became NaN or infinite
+├── UnreachableRanksError       a rank failed alone, where the others wait for it and cannot be told
 ├── CheckpointError             a checkpoint cannot be written, read or continued
 └── PreemptedError              the job was asked to stop, and has saved: started again, it goes on
 """
@@ -140,6 +141,10 @@ class LeakError(ModelError):
 
 class NonFiniteError(ScaleKitError, ArithmeticError):
     """A loss or gradient became NaN or infinite."""
+
+
+class UnreachableRanksError(ScaleKitError, RuntimeError):
+    """A rank failed alone in what all ranks do together; the others wait for it, and cannot be told."""
 
 
 class CheckpointError(ScaleKitError, RuntimeError):

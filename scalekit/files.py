@@ -20,12 +20,16 @@ def write_at_once(path: Path, text: str, on_disk: bool = False) -> None:
         on_disk: whether to wait until it is on the disk.
     """
     beside = path.with_name(f"{path.name}.{os.getpid()}")
-    with beside.open("w") as file:
-        file.write(text)
-        if on_disk:
-            file.flush()
-            os.fsync(file.fileno())
-    beside.replace(path)
+    try:
+        with beside.open("w") as file:
+            file.write(text)
+            if on_disk:
+                file.flush()
+                os.fsync(file.fileno())
+        beside.replace(path)
+    except OSError:
+        beside.unlink(missing_ok=True)  # a part of it, as on a full disk
+        raise
 
 
 @contextmanager

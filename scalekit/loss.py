@@ -54,11 +54,21 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class StepLoss:
-    """The loss of one optimizer step over all ranks, the items that it is a mean over, and how many ranks vote to stop."""
+    """One optimizer step over all ranks.
+
+    Attributes:
+        loss: of its global batch.
+        items: that the loss is a mean over.
+        votes: how many ranks have been asked to stop.
+        milliseconds: that it took, added up over the ranks.
+        micro_batches: that it had, added up over the ranks.
+    """
 
     loss: float
     items: float
     votes: int
+    milliseconds: int
+    micro_batches: int
 
 
 class Ledger:
@@ -98,16 +108,18 @@ class Ledger:
         weighted = loss.to(exact) * (micro.items * self._factor / self._total).to(exact)
         return {**output, "loss": weighted} if isinstance(output, Mapping) else weighted
 
-    def close(self, vote: bool = False) -> StepLoss:
-        """The loss over the global batch, the same on every rank.
+    def close(self, vote: bool = False, milliseconds: int = 0, micro_batches: int = 0) -> StepLoss:
+        """The loss over the global batch, the same on every rank; what else ranks have to tell each other travels with it.
 
         Args:
-            vote: whether this rank has been asked to stop; it travels with the loss.
+            vote: whether this rank has been asked to stop.
+            milliseconds: that the step took here.
+            micro_batches: that it had here.
         """
-        own = torch.stack([self._loss, torch.full_like(self._loss, vote)])
-        total, votes = self._sum_over_ranks(own)
-        loss, items, asked = torch.stack([total / self._total, self._total, votes]).tolist()
-        return StepLoss(loss, int(items) if items == int(items) else items, int(asked))
+        told = torch.tensor([vote, milliseconds, micro_batches], dtype=self._loss.dtype, device=self._loss.device)
+        summed = self._sum_over_ranks(torch.cat([self._loss.reshape(1), told]))
+        loss, items, *others = torch.cat([summed[:1] / self._total, self._total.reshape(1), summed[1:]]).tolist()
+        return StepLoss(loss, int(items) if items == int(items) else items, *map(int, others))
 
     def unfinite_rows(self) -> list[int]:
         """The rows of this rank's micro-batches whose loss was NaN or infinite."""

@@ -24,7 +24,7 @@ _LOOK_SECONDS = 1.0
 class StopRequest:
     """Notes that somebody wants the job to stop; the ranks agree on when.
 
-    Before the first step there is nothing to save, so a signal ends the process there.
+    Until the ranks first agree, at the end of the first step, there is nothing to save, so a signal ends the process at once.
 
     Args:
         looks: whether this rank looks for the file.
@@ -36,11 +36,12 @@ class StopRequest:
     def __init__(self, looks: bool) -> None:
         self._looks = looks
         self._looked = 0.0
-        self._file: Path | None = None  # before the first step
+        self._file: Path | None = None  # before training
+        self._has_been_heard = False
         self.reason: str | None = None
 
     def begin(self, folder: Path) -> None:
-        """From now on a signal is noted, and the training goes on until the ranks agree.
+        """From the end of the first step on a signal is noted, and the training goes on until the ranks agree.
 
         Args:
             folder: the run's, where a file named STOP asks too.
@@ -48,7 +49,8 @@ class StopRequest:
         self._file = folder / "STOP"
 
     def asked(self) -> bool:
-        """Whether this rank has been asked."""
+        """Whether this rank has been asked; the ranks agree by it, first at the end of the first step."""
+        self._has_been_heard = True
         if self.reason is None and self._file and self._looks and time.monotonic() - self._looked > _LOOK_SECONDS:
             self._looked = time.monotonic()
             if self._file.exists():
@@ -62,9 +64,9 @@ class StopRequest:
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         self.reason = signal.Signals(number).name
-        if self._file is None:
+        if not self._has_been_heard:
             raise PreemptedError(
-                f"stopped    by {self.reason} before the first step: started again, the job begins as it did"
+                f"stopped    by {self.reason} before the first step was done: started again, the job begins as it did"
             )
 
 

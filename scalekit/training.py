@@ -47,12 +47,14 @@ from scalekit.quiet import let_rank_zero_speak, quiet_lightning, say
 from scalekit.recompute import recompute_blocks
 from scalekit.scores import Scores, metrics_of
 from scalekit.strategies import Strategy
+from scalekit.tracking import byproducts
+from scalekit.tracking.byproducts import attempt
 from scalekit.tracking.comparison import compare
 from scalekit.tracking.evaluation import Evaluation
-from scalekit.tracking.loggers import finish, loggers_of
+from scalekit.tracking.loggers import check_loggers, finish, loggers_of
 from scalekit.tracking.metrics import Metrics, data_warning
 from scalekit.tracking.progress import Progress
-from scalekit.tracking.samples import Samples
+from scalekit.tracking.samples import Samples, check_samples
 from scalekit.tracking.watchdog import Watchdog
 from scalekit.world import World, connect, device_type, gather
 
@@ -211,6 +213,7 @@ def run(job: Job) -> Run:
     """Runs a job; see `fit`."""
     world = World.from_environment()
     request = StopRequest(looks=world.rank == 0)
+    byproducts.begin()
     with answered_by(request), ExitStack() as held_until_end:
         return _run(job, world, request, held_until_end)
 
@@ -253,13 +256,16 @@ def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack
     plan = _plan(decision, engine, device, order, total_steps, module)
 
     rotation = Rotation.of(job, rows.validation is not None)
+    if job.generate and model is not None:
+        check_samples(job.generate, model, rows.way.processor)
 
     folder = runs.open_run(job, known.name, plan, world, held_until_end, partial(say, world))
     say(world, f"{plan}\nrun        {folder.path}" + (f", resumed at step {folder.step}" if folder.step else ""))
 
     if world.rank == 0:
-        runs.write_data(folder.path, rows.summary())
-        runs.write_skipped(folder.path, rows.skipped)
+        with attempt("writing data.json", "It tells of the data, and is not read"):
+            runs.write_data(folder.path, rows.summary())
+            runs.write_skipped(folder.path, rows.skipped)
 
     engine.initial_weights = folder.checkpoint
     engine.saves_in_background = True
@@ -292,7 +298,7 @@ def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack
                 *job.callbacks,
                 metrics,
                 evaluation,
-                *([Samples(job.generate, rows.way.processor, folder.path, folder.step)] if job.generate else []),
+                *([Samples(job.generate, rows.way.processor, folder.path, world, folder.step)] if job.generate else []),
                 *([LeakCheck(rows.way.is_flat)] if rows.packed else []),
                 progress,
                 *([_watchdog(job, world, metrics, progress)] if job.watchdog_seconds is not None else []),
@@ -361,7 +367,8 @@ def _check_names(job: Job) -> None:
 
     Raises:
         UnknownNameError: it is not.
-        ConfigError: a metric is none.
+        ConfigError: a metric is none, or a logger.
+        DependencyError: a logger's package is missing.
     """
     for kind, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("loss_on", LOSS_ON)):
         value = getattr(job, kind)
@@ -370,6 +377,7 @@ def _check_names(job: Job) -> None:
     if job.task is not None and job.task not in models.TASKS:
         raise UnknownNameError("task", job.task, models.TASKS)
     metrics_of(job.metrics)
+    check_loggers(job)
 
 
 def _check_own_module(job: Job) -> None:
@@ -403,7 +411,8 @@ def _write_skipped(folder: Path, rows: Rows, training: StreamLoader, world: Worl
     """Lists what was left out of a stream, which is known when it has been read."""
     found = dict.fromkeys(chain(rows.skipped, *gather(training.skipped, world)))
     if world.rank == 0:
-        runs.write_skipped(folder, list(found))
+        with attempt("writing skipped_rows.jsonl", "It tells of the data, and is not read"):
+            runs.write_skipped(folder, list(found))
 
 
 def _count(module: pl.LightningModule) -> Callable[[Any, int], float]:

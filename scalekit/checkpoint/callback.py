@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -57,6 +57,11 @@ class Checkpoints(Callback):
         engine.is_asked_to_stop = self._request.asked
         self._request.begin(self._folder.parent)
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        engine: Any = trainer.strategy
+        if engine.leaves_step():
+            self._leave_step(trainer)
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -91,15 +96,31 @@ class Checkpoints(Callback):
         step = trainer.global_step
         if self._is_stopping or is_due(step, self._every, self._total):
             self._save(trainer)
+        engine: Any = trainer.strategy
         if self._is_stopping and step != self._total:
-            engine: Any = trainer.strategy
             engine.finish_saving()
-            self._request.answered()
-            reason = self._request.reason or "what another rank was asked by"
-            message = f"stopped    by {reason} after step {step}, which is saved: started again, the job goes on"
-            if trainer.is_global_zero:
-                self._say(message)
-            raise PreemptedError(message)
+            self._stop(trainer, f"after step {step}, which is saved: started again, the job goes on")
+        elif step != self._saved_step and engine.may_leave_step:
+            engine.remember()
+
+    def _leave_step(self, trainer: Trainer) -> None:
+        """Stops in the middle of a step, with a checkpoint of the last whole one, where there can be one."""
+        engine: Any = trainer.strategy
+        for outcome in engine.saver.outcomes(wait=True):
+            self._hear(outcome, trainer)
+        step, newest = trainer.global_step, self._newest
+        if step != self._saved_step and engine.recall():
+            self._save(trainer)
+            newest = step
+        engine.finish_saving()
+        self._stop(trainer, f"in step {step + 1}: started again, the job goes on after step {newest}")
+
+    def _stop(self, trainer: Trainer, where: str) -> NoReturn:
+        self._request.answered()
+        message = f"stopped    by {self._request.reason or 'what another rank was asked by'} {where}"
+        if trainer.is_global_zero:
+            self._say(message)
+        raise PreemptedError(message)
 
     def _save(self, trainer: Trainer) -> None:
         engine: Any = trainer.strategy

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import Strategy as LightningStrategy
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from scalekit.average import Average
@@ -25,6 +25,21 @@ from scalekit.checkpoint.parts import Part, Slot, owned
 from scalekit.checkpoint.save import Saver
 from scalekit.checkpoint.writer import Outcome
 from scalekit.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class WholeStep:
+    """What the last whole step has left and the next one changes before it is done.
+
+    Attributes:
+        files: of its checkpoint, beside tensors.
+        buffers: copies of those that checkpoints hold, by their file's stem and their name.
+        versions: torch's counts of the changes of all other tensors that checkpoints hold.
+    """
+
+    files: dict[str, bytes]
+    buffers: dict[tuple[str, str], Tensor]
+    versions: dict[tuple[str, str], int]
 
 
 class Checkpointed(LightningStrategy):
@@ -46,6 +61,8 @@ class Checkpointed(LightningStrategy):
         self.turns_done: int | None = None  # micro-batches of this epoch before the job was resumed
         self.job_state: dict[str, Any] = {}
         self._resumed_from = Path()
+        self._whole_step: WholeStep | None = None
+        self._is_recalled = False
 
     def on_train_start(self) -> None:
         super().on_train_start()
@@ -138,6 +155,8 @@ class Checkpointed(LightningStrategy):
         """
         folder = Path(self.broadcast(str(filepath)))
         parts, files = self._contents(checkpoint)
+        if self._is_recalled and self._whole_step is not None:
+            files = self._whole_step.files
         self.saver.save(folder, parts, files, (storage_options or {}).get("unwanted", ()))
         # Whoever else saves, as Lightning's ModelCheckpoint, may delete an older one as soon as this returns.
         if not self.saves_in_background or storage_options is None:
@@ -170,6 +189,41 @@ class Checkpointed(LightningStrategy):
             beside = [(name, content) for name, content in files.items() if name.startswith("model/")]
             files |= {f"{AVERAGE}/{name.removeprefix('model/')}": content for name, content in beside}
         return parts, files
+
+    def remember(self) -> None:
+        """Keeps what `recall` needs; every rank calls it after a step, where it might save."""
+        _, files = self._contents(self._module.trainer._checkpoint_connector.dump_checkpoint())
+        buffers = {place: each.detach().clone() for place, each in self._saved() if not isinstance(each, nn.Parameter)}
+        self._whole_step = WholeStep(files, buffers, self._versions())
+
+    def recall(self) -> bool:
+        """Has the next checkpoint be that of the last whole step, in the middle of one; every rank calls it.
+
+        Weights and their optimizer's state change with whole steps alone; buffers are put back.
+
+        Returns:
+            False, on every rank, where something else has changed weights since, so that it cannot be saved any more.
+        """
+        whole = self._whole_step
+        if any(self._gather(whole is None or whole.versions != self._versions())) or whole is None:
+            return False
+        for place, tensor in self._saved():
+            if place in whole.buffers:
+                tensor.data = whole.buffers[place]
+        self._is_recalled = True
+        return True
+
+    def _saved(self) -> list[tuple[tuple[str, str], Tensor]]:
+        """The model's tensors that checkpoints hold, with where."""
+        found = self._format.families()
+        return [((stem, name), tensor) for stem, family in found.items() for name, tensor in family.items()]
+
+    def _versions(self) -> dict[tuple[str, str], int]:
+        """Of parameters, by which it shows whether this rank's part of one was changed."""
+        parts = {
+            place: self._part(place[1], each).data for place, each in self._saved() if isinstance(each, nn.Parameter)
+        }
+        return {place: 0 if part.is_inference() else part._version for place, part in parts.items()}
 
     def finish_saving(self) -> None:
         """Waits until the checkpoint that was begun stands; every rank calls it.

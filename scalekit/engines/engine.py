@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import random
+import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from scalekit.checkpoint.model_files import holds_adapter, is_whole
 from scalekit.dtypes import Dtypes, promised
 from scalekit.engines.buffers import Buffers
 from scalekit.engines.checkpointed import Checkpointed
+from scalekit.engines.meetings import Meetings
 from scalekit.engines.precision import plugin
 from scalekit.errors import NonFiniteError
 from scalekit.loss import Ledger, MicroBatch, StepLoss
@@ -70,6 +72,8 @@ class Engine(Checkpointed):
         self.scores: Scores | None = None  # of a `ScaleModule`
         self._ledger: Ledger | None = None
         self._micro: MicroBatch | None = None
+        self._micro_batches = 0  # of the step under way, that this rank has begun
+        self._step_began = 0.0
         self._buffers: Buffers | None = None  # of more than one rank
 
     # -- initial weights --------------------------------------------------------------------------------------------
@@ -106,6 +110,9 @@ class Engine(Checkpointed):
         self._micro = micro = self._consume(self._module.trainer.train_dataloader)
         if micro is None:
             return super().training_step(*args, **kwargs)
+        if micro.first:
+            self._micro_batches, self._step_began = 0, time.monotonic()
+        self._micro_batches += 1
         seed_micro_batch(micro, self.root_device)
         output = super().training_step(*args, **kwargs)
         if output is None or not self._module.automatic_optimization:
@@ -205,6 +212,22 @@ class Engine(Checkpointed):
         """What is known of the batch that is run next; None for a loader that is not ScaleKit's."""
         return loader.consume() if hasattr(loader, "consume") else None
 
+    @cached_property
+    def _meetings(self) -> Meetings:
+        return Meetings(self._world_size, self.root_device)
+
+    def leaves_step(self) -> bool:
+        """Whether all ranks leave the step under way, since the job was asked to stop; asked before each micro-batch."""
+        if self._ledger is None or self._micro is None:
+            return False
+        done = 0 if self._micro.last else self._micro_batches
+        return self._meetings.leave(done, self.is_asked_to_stop)
+
+    @property
+    def may_leave_step(self) -> bool:
+        """Whether the next step is one that ranks may leave, so that what the last one left has to be kept."""
+        return self._meetings.are_due
+
     def _close_global_batch(self) -> StepLoss | None:
         """The step's loss, before anything has been updated by it.
 
@@ -215,8 +238,14 @@ class Engine(Checkpointed):
             vote = torch.full((), float(self.is_asked_to_stop()), device=self.root_device)
             self.is_stopping = self._sum(vote).item() > 0
             return None
-        loss = self._ledger.close(self.is_asked_to_stop())
+        if self.root_device.type == "cuda":
+            torch.cuda.synchronize(
+                self.root_device
+            )  # as reading the loss does in a moment; the step has taken until then
+        milliseconds = int(1000 * (time.monotonic() - self._step_began))
+        loss = self._ledger.close(self.is_asked_to_stop(), milliseconds, self._micro_batches)
         self.is_stopping = loss.votes > 0
+        self._meetings.plan(loss.milliseconds, loss.micro_batches)
         if not math.isfinite(loss.loss):
             rows = sorted(row for part in self._gather(self._ledger.unfinite_rows()) for row in part)
             raise NonFiniteError(

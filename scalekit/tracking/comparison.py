@@ -12,6 +12,8 @@ from lightning.pytorch import Trainer
 from scalekit.hardware import taken_bytes
 from scalekit.planning.plan import Plan, readable
 from scalekit.runs import write_plan
+from scalekit.tracking.byproducts import attempt
+from scalekit.tracking.loggers import tell
 from scalekit.tracking.metrics import Record
 
 _SETTLED = 1  # steps left out at the start, where buffers are made and kernels are chosen
@@ -32,11 +34,11 @@ def compare(plan: Plan, history: list[Record], trainer: Trainer, folder: Path) -
         return None
     measured: dict[str, Any] = {"step_seconds": statistics.median(seconds), "peak_bytes": peak}
     if trainer.is_global_zero:
-        write_plan(folder, {**plan.as_dict(), "measured": measured})
+        with attempt("writing plan.json", "It lacks what was measured"):
+            write_plan(folder, {**plan.as_dict(), "measured": measured})
         numbers = {f"measured/{name}": value for name, value in measured.items() if value is not None}
         numbers |= {f"predicted/{name}": plan.predicted[name] for name in measured}
-        for logger in trainer.loggers:
-            logger.log_metrics(numbers, step=trainer.global_step)
+        tell(trainer, "log_metrics", numbers, step=trainer.global_step)
     expected = plan.predicted["step_seconds"], plan.predicted["peak_bytes"]
     parts = [f"{measured['step_seconds']:.3g} s a step, predicted {expected[0]:.3g}"]
     if peak is not None:

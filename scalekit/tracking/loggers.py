@@ -11,7 +11,8 @@ from lightning.pytorch import Trainer
 from scalekit.errors import ConfigError
 from scalekit.job import Job
 from scalekit.planning.plan import Plan
-from scalekit.tracking.wandb import Tracker, wandb_logger
+from scalekit.tracking.byproducts import attempt
+from scalekit.tracking.wandb import Tracker, check_wandb, wandb_logger
 
 
 def loggers_of(job: Job, plan: Plan, folder: Path, run_id: str, say: Callable[[str], None]) -> list[Any]:
@@ -25,23 +26,57 @@ def loggers_of(job: Job, plan: Plan, folder: Path, run_id: str, say: Callable[[s
         say: tells the user something.
 
     Raises:
-        ConfigError: an unknown name.
+        ConfigError: an unknown name, or a mode that W&B has not.
+        DependencyError: a package is missing.
     """
-    given = list(job.logger) if isinstance(job.logger, (list, tuple)) else [job.logger]
     loggers: list[Any] = []
-    for each in given:
+    for each in check_loggers(job):
         if each == "wandb":
             config = {"job": job.resolved(), "plan": plan.as_dict()}
-            loggers.append(wandb_logger(folder, folder.name, config, run_id, say))
-        elif isinstance(each, str):
-            raise ConfigError(f"logger={each!r} is unknown; give 'wandb', or a Lightning logger")
-        elif each:
+            tracker = wandb_logger(folder, folder.name, config, run_id, say)
+            loggers += [tracker] if tracker is not None else []
+        else:
             loggers.append(each)
     return loggers
 
 
+def check_loggers(job: Job) -> list[Any]:
+    """The loggers that a job names, before there is anything to tell them.
+
+    Raises:
+        ConfigError: an unknown name, or a mode that W&B has not.
+        DependencyError: a package is missing.
+    """
+    given = list(job.logger) if isinstance(job.logger, (list, tuple)) else [job.logger]
+    for each in given:
+        if each == "wandb":
+            check_wandb()
+        elif isinstance(each, str):
+            raise ConfigError(f"logger={each!r} is unknown; give 'wandb', or a Lightning logger")
+    return [each for each in given if each]
+
+
+def tell(trainer: Trainer, method: str, *args: Any, **options: Any) -> None:
+    """Calls a method of all of a trainer's loggers that have it, on rank 0. One that fails is told again the next time.
+
+    Args:
+        trainer: the job's.
+        method: such as ``"log_metrics"``.
+        args: of the method; `options` too.
+    """
+    if not trainer.is_global_zero:
+        return
+    for logger in trainer.loggers:
+        if hasattr(logger, method):
+            with attempt(f"the logger {type(logger).__name__}", "It is told again with the next numbers"):
+                getattr(logger, method)(*args, **options)
+
+
 def finish(logger: Any, trainer: Trainer) -> None:
     """Ends a W&B run, which otherwise stays open until the process ends."""
-    run = logger if isinstance(logger, Tracker) else logger.experiment
-    if trainer.is_global_zero and hasattr(run, "finish"):
-        run.finish()
+    if not trainer.is_global_zero:
+        return
+    with attempt(f"the logger {type(logger).__name__}", "What it was told before is its own to keep"):
+        run: Any = logger if isinstance(logger, Tracker) else getattr(logger, "experiment", None)
+        if hasattr(run, "finish"):
+            run.finish()

@@ -16,6 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from scalekit.engines.engine import Engine
 from scalekit.files import write_at_once
 from scalekit.hardware import most_resident_bytes
+from scalekit.tracking.loggers import tell
 
 Record = dict[str, Any]
 
@@ -50,8 +51,8 @@ class Metrics(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._position = getattr(trainer.strategy, "position", 0)
         if trainer.is_global_zero:
-            write_records(self._steps, self.history)
-            write_records(self._evaluations, self.evaluations)
+            self._append(self._steps, None)
+            self._append(self._evaluations, None)
         self._started = time.perf_counter()
 
     def on_train_batch_end(
@@ -115,13 +116,12 @@ class Metrics(Callback):
             return
         self._append(path, record)
         numbers = {prefix + name: value for name, value in record.items() if name != "step" and value is not None}
-        for logger in trainer.loggers:
-            logger.log_metrics(numbers, step=record["step"])
+        tell(trainer, "log_metrics", numbers, step=record["step"])
 
-    def _append(self, path: Path, record: Record) -> None:
-        """A line more. What could not be written, as on a full disk, is written as a whole as soon as it can be."""
+    def _append(self, path: Path, record: Record | None) -> None:
+        """A line more, or the file as a whole: so what could not be written, as on a full disk, is as soon as it can be."""
         try:
-            if path in self._behind:
+            if record is None or path in self._behind:
                 write_records(path, self.history if path == self._steps else self.evaluations)
                 self._behind.discard(path)
             else:

@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import json
+import time
+import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, final
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
 
+from scalekit.data.encoders.limit import Limit
 from scalekit.engines.engine import Engine
-from scalekit.errors import ConfigError, UnknownNameError
+from scalekit.errors import ConfigError, ModelError, PreemptedError, UnknownNameError, UnreachableRanksError
+from scalekit.models import Model
+from scalekit.tracking.board import Board
+from scalekit.tracking.byproducts import attempt, in_a_line
+from scalekit.tracking.loggers import tell
 from scalekit.tracking.metrics import read_records, write_records
+from scalekit.weights import build
+from scalekit.world import World
 
 _KEYS = ("prompts", "max_new_tokens")
 _USUAL_NEW_TOKENS = 64
+_PATIENCE_SECONDS = 30.0
+_AGAIN = "Samples are tried again with the next evaluation"
 
 
 @final
@@ -25,53 +38,85 @@ class Samples(Callback):
         settings: ``prompts``, each a text or a conversation, and ``max_new_tokens``.
         tokenizer: of the model.
         folder: the run's.
+        world: the job's processes.
         resumed_step: the step that the job resumes from; lines after it are cut off.
 
     Raises:
         ConfigError: unknown settings, no prompts, or no tokenizer.
     """
 
-    def __init__(self, settings: Mapping[str, Any], tokenizer: Any, folder: Path, resumed_step: int = 0) -> None:
-        for name in settings:
-            if name not in _KEYS:
-                raise UnknownNameError("key in generate", name, _KEYS)
-        prompts = settings.get("prompts")
-        if not isinstance(prompts, Sequence) or isinstance(prompts, str) or not prompts:
-            raise ConfigError("generate needs prompts: a list of texts or of conversations")
-        if not hasattr(tokenizer, "decode"):
-            raise ConfigError("generate needs a tokenizer: give `processor=`")
-        self._prompts, self._tokenizer = list(prompts), tokenizer
-        self._new_tokens = int(settings.get("max_new_tokens", _USUAL_NEW_TOKENS))
+    def __init__(
+        self, settings: Mapping[str, Any], tokenizer: Any, folder: Path, world: World, resumed_step: int = 0
+    ) -> None:
+        _check_settings(settings, tokenizer)
+        self._prompts, self._tokenizer = list(settings["prompts"]), tokenizer
+        self._new_tokens = _new_tokens(settings)
         self._path, self._resumed_step = folder / "samples.jsonl", resumed_step
+        self._world, self._board = world, Board(world, "samples")
+        self._times = 0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._board.open(trainer.strategy.broadcast(uuid.uuid4().hex))
         if trainer.is_global_zero and self._path.is_file():
-            write_records(self._path, read_records(self._path, self._resumed_step))
+            with attempt(str(self._path), _AGAIN):
+                write_records(self._path, read_records(self._path, self._resumed_step))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         engine: Any = trainer.strategy
         if not (trainer.is_global_zero or engine.is_shared):
             return
-        rows = [[self._shown(prompt), self._answer(prompt, engine)] for prompt in self._prompts]
-        if not trainer.is_global_zero:
-            return
+        with attempt("generate", _AGAIN, is_told=trainer.is_global_zero):
+            rows = self._together(engine) if engine.is_shared and self._world.size > 1 else self._rows(engine)
+            if trainer.is_global_zero:
+                self._publish(trainer, rows)
+
+    def _rows(self, engine: Engine) -> list[list[str]]:
+        return [[self._shown(prompt), self._answer(prompt, engine)] for prompt in self._prompts]
+
+    def _together(self, engine: Engine) -> list[list[str]]:
+        """All ranks' answers to the prompts, where they run the model together.
+
+        A rank that fails may have left the others in a collective, where nobody can reach them. So each says when it is
+        through. One that has failed goes on once all are, as where all fail for the same reason; else it ends the job.
+
+        Raises:
+            UnreachableRanksError: it must not be gone on from.
+        """
+        self._times += 1
+        try:
+            rows = self._rows(engine)
+        except PreemptedError:
+            raise
+        except Exception as error:
+            self._board.write(str(self._times))
+            if not self._all_are_through():
+                raise UnreachableRanksError(
+                    f"rank {self._world.rank} failed alone while all ranks generated samples, and the others wait for it: "
+                    f"{in_a_line(error)}. Started again, the job resumes from its newest checkpoint; fewer or shorter prompts, "
+                    "a smaller max_new_tokens or no `generate` avoid it"
+                ) from error
+            raise
+        self._board.write(str(self._times))
+        return rows
+
+    def _all_are_through(self) -> bool:
+        began = time.monotonic()
+        while time.monotonic() - began < _PATIENCE_SECONDS:
+            if sum(int(line) >= self._times for line in self._board.read().values()) == self._world.size:
+                return True
+            time.sleep(0.05)
+        return False
+
+    def _publish(self, trainer: Trainer, rows: list[list[str]]) -> None:
         with self._path.open("a") as file:
             for prompt, answer in rows:
                 record = {"step": trainer.global_step, "prompt": prompt, "completion": answer}
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        for logger in trainer.loggers:
-            if hasattr(logger, "log_table"):
-                logger.log_table("samples", columns=["prompt", "completion"], data=rows, step=trainer.global_step)
+        tell(trainer, "log_table", "samples", columns=["prompt", "completion"], data=rows, step=trainer.global_step)
 
     def _answer(self, prompt: Any, engine: Engine) -> str:
         model: Any = engine.lightning_module.model  # type: ignore[union-attr]
-        if isinstance(prompt, str):
-            inputs = self._tokenizer(prompt, return_tensors="pt")
-        else:
-            inputs = self._tokenizer.apply_chat_template(
-                list(prompt), add_generation_prompt=True, return_tensors="pt", return_dict=True
-            )
-        inputs = inputs.to(engine.root_device)
+        inputs = _encoded(prompt, self._tokenizer).to(engine.root_device)
         was_training = model.training
         model.eval()
         try:
@@ -91,3 +136,99 @@ class Samples(Callback):
 
     def _shown(self, prompt: Any) -> str:
         return prompt if isinstance(prompt, str) else "\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt)
+
+
+def check_samples(settings: Mapping[str, Any], model: Model, tokenizer: Any) -> None:
+    """What can be known of `generate` once the model and its tokenizer are known, before anything is trained.
+
+    Args:
+        settings: as for `Samples`.
+        model: the job's, not built yet.
+        tokenizer: of the model.
+
+    Raises:
+        ConfigError: the model generates no text, a prompt cannot be encoded, or is too long.
+    """
+    _check_settings(settings, tokenizer)
+    built: Any = None
+    with suppress(ModelError):  # it cannot be built without weights; what is wrong with it shows when it generates
+        built = model.source if isinstance(model.source, nn.Module) else build(model.source, here=False)
+    if built is not None:
+        _check_generates(built)
+    config = getattr(built, "config", model.config)
+    for number, prompt in enumerate(settings["prompts"], start=1):
+        _check_length(number, _length(number, prompt, tokenizer), _new_tokens(settings), config)
+
+
+def _check_settings(settings: Mapping[str, Any], tokenizer: Any) -> None:
+    for name in settings:
+        if name not in _KEYS:
+            raise UnknownNameError("key in generate", name, _KEYS)
+    prompts = settings.get("prompts")
+    if not isinstance(prompts, Sequence) or isinstance(prompts, str) or not prompts:
+        raise ConfigError("generate needs prompts: a list of texts or of conversations")
+    if not hasattr(tokenizer, "decode"):
+        raise ConfigError("generate needs a tokenizer: give `processor=`")
+
+
+def _new_tokens(settings: Mapping[str, Any]) -> int:
+    return int(settings.get("max_new_tokens", _USUAL_NEW_TOKENS))
+
+
+def _check_generates(model: Any) -> None:
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if not hasattr(inner, "generate") or not getattr(inner, "can_generate", lambda: True)():
+        raise ConfigError(
+            f"generate is set, and {type(inner).__name__} generates no text: it has no head for that. Leave out `generate`, or "
+            "train a causal-lm or seq2seq-lm model"
+        )
+
+
+def _length(number: int, prompt: Any, tokenizer: Any) -> int:
+    """Of a prompt, in tokens."""
+    if not isinstance(prompt, str) and getattr(tokenizer, "chat_template", None) is None:
+        raise ConfigError(
+            f"generate: prompt {number} is a conversation, and the tokenizer has no chat template: give the prompt as a text, "
+            "or `processor=` with a template"
+        )
+    try:
+        tokens = int(_encoded(prompt, tokenizer)["input_ids"].shape[1])
+    except Exception as error:
+        raise ConfigError(
+            f"generate: prompt {number} ({_short(prompt)}) cannot be encoded: {in_a_line(error)}. A prompt is a text, or a "
+            "list of turns with role and content that the chat template takes"
+        ) from error
+    if tokens == 0:
+        raise ConfigError(f"generate: prompt {number} ({_short(prompt)}) has no tokens: give a text that has some")
+    return tokens
+
+
+def _check_length(number: int, tokens: int, new_tokens: int, config: Any) -> None:
+    positions = Limit.of(None, config).positions if config is not None else None
+    if positions is None:
+        return
+    apart = getattr(
+        config, "is_encoder_decoder", False
+    )  # the decoder has positions of its own, the first for its start
+    needed = max(tokens, new_tokens + 1) if apart else tokens + new_tokens
+    if needed > positions:
+        how = f"the larger of its {tokens} tokens and 1 +" if apart else f"its {tokens} tokens and"
+        fits = f"max_new_tokens={positions - 1 if apart else positions - tokens}, or a shorter prompt"
+        raise ConfigError(
+            f"generate: prompt {number} needs {needed} positions, {how} max_new_tokens={new_tokens}, and the model has "
+            f"{positions}: give {fits if tokens < positions else 'a shorter prompt'}"
+        )
+
+
+def _encoded(prompt: Any, tokenizer: Any) -> Any:
+    """``input_ids`` and ``attention_mask``, each [1, tokens]."""
+    if isinstance(prompt, str):
+        return tokenizer(prompt, return_tensors="pt")
+    return tokenizer.apply_chat_template(
+        list(prompt), add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+
+
+def _short(prompt: Any) -> str:
+    text = repr(prompt)
+    return text if len(text) <= 60 else f"{text[:57]}..."

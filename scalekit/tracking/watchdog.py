@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import threading
 import time
@@ -14,9 +13,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, final
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
-from scalekit.world import BOARD, World
+from scalekit.tracking.board import Board
+from scalekit.tracking.byproducts import attempt
+from scalekit.world import World
 
 _LEAST_SECONDS = 60.0
 _FIRST_STEP_SECONDS = 600.0
@@ -62,7 +62,7 @@ class Watchdog(Callback):
         say: Callable[[str], None],
     ) -> None:
         self._world, self._step_seconds, self._limit, self._say = world, step_seconds, limit_seconds, say
-        self._board = _Board(world)
+        self._board = Board(world, "watchdog")
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
         self._main = threading.get_ident()
@@ -71,11 +71,11 @@ class Watchdog(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._move(trainer)
-        # The launcher's store outlives the processes: what others wrote there before them is none of theirs.
-        self._board.name = trainer.strategy.broadcast(uuid.uuid4().hex)
-        self._board.write(Pulse(0, self._step, 0.0))  # before anything can hold this rank up
-        self._thread = threading.Thread(target=self._watch, name="scalekit-watchdog", daemon=True)
-        self._thread.start()
+        self._board.open(trainer.strategy.broadcast(uuid.uuid4().hex))
+        with attempt("the watchdog", f"Rank {self._world.rank} is not watched"):
+            self._tell(Pulse(0, self._step, 0.0))  # before anything can hold this rank up
+            self._thread = threading.Thread(target=self._watch, name="scalekit-watchdog", daemon=True)
+            self._thread.start()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -102,16 +102,22 @@ class Watchdog(Callback):
             idle = time.monotonic() - self._moved
             is_late = idle > self._allowed()
             try:
-                self._board.write(Pulse(beats, self._step, idle, self._stack() if is_late else ""))
+                self._tell(Pulse(beats, self._step, idle, self._stack() if is_late else ""))
                 if not is_late:
                     before = None
                 elif before is None:
-                    before, asked = self._board.read(), time.monotonic()
+                    before, asked = self._pulses(), time.monotonic()
                 elif not self._has_reported and time.monotonic() - asked > _ANSWER_SECONDS:
                     self._has_reported = True
                     self._report(before, idle)
             except (RuntimeError, OSError):
                 return  # the board went with whoever kept it, and so does the job
+
+    def _tell(self, pulse: Pulse) -> None:
+        self._board.write(json.dumps(asdict(pulse)))
+
+    def _pulses(self) -> dict[int, Pulse]:
+        return {rank: Pulse(**json.loads(line)) for rank, line in self._board.read().items()}
 
     def _allowed(self) -> float:
         if self._limit is not None:
@@ -125,7 +131,7 @@ class Watchdog(Callback):
 
     def _report(self, before: Mapping[int, Pulse], idle: float) -> None:
         """The first rank that answers speaks for all."""
-        pulses = self._board.read()
+        pulses = self._pulses()
         answering = [rank for rank, pulse in pulses.items() if rank not in before or pulse.beats > before[rank].beats]
         if min(answering, default=self._world.rank) == self._world.rank:
             self._say(told(pulses, answering, self._world.size, idle))
@@ -151,40 +157,3 @@ def told(pulses: Mapping[int, Pulse], answering: list[int], ranks: int, idle: fl
             lines.append(f"  rank {rank} is in step {pulse.step}, for {pulse.idle_seconds:.0f} s")
             lines += [f"    {line}" for line in pulse.stack.splitlines()]
     return "\n".join(lines)
-
-
-class _Board:
-    """Where the ranks write their pulses: the launcher's store, or that by which torchrun has brought them together."""
-
-    def __init__(self, world: World) -> None:
-        self._world = world
-        self.name = ""
-        self._own: Pulse | None = None
-        self._store: Any = None
-
-    def write(self, pulse: Pulse) -> None:
-        self._own = pulse
-        store = self._connected()
-        if store is not None:
-            store.set(str(self._world.rank), json.dumps(asdict(pulse)))
-
-    def read(self) -> dict[int, Pulse]:
-        store = self._connected()
-        if store is None:
-            return {self._world.rank: self._own} if self._own is not None else {}
-        found = {}
-        for rank in range(self._world.size):
-            if store.check([str(rank)]):
-                found[rank] = Pulse(**json.loads(store.get(str(rank))))
-        return found
-
-    def _connected(self) -> Any:
-        if self._world.size == 1 or "MASTER_ADDR" not in os.environ:
-            return None
-        if self._store is None:
-            # A connection of its own: the one of the process group may be held by a collective that waits.
-            usual = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-            host, _, port = os.environ.get(BOARD, usual).rpartition(":")
-            store = TCPStore(host, int(port), is_master=False)
-            self._store = PrefixStore(f"scalekit-watchdog-{self.name}", store)
-        return self._store

@@ -1,0 +1,153 @@
+"""Weights & Biases is a by-product: whatever its server does, the job is trained, and told of in a line."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.processes import ROOT
+
+JOB = """
+import sys, time, os
+import torch, scalekit
+from torch import nn
+
+rows = [{"x": torch.full((2,), float(i)), "y": torch.ones(1)} for i in range(12)]
+logger, folder = sys.argv[1] if sys.argv[1] != "none" else None, sys.argv[2]
+scalekit.fit(
+    nn.Linear(2, 1), rows, loss=nn.MSELoss(), max_steps=3, global_batch_size=4, logger=logger, output_dir=folder,
+)
+print("wandb is imported:", "wandb" in sys.modules)
+children = open(f"/proc/self/task/{os.getpid()}/children").read().split()
+names = [open(f"/proc/{child}/comm").read().strip() for child in children]
+print("processes of W&B:", [name for name in names if "wandb" in name])
+"""
+SECONDS = 10
+
+
+class Refuses(BaseHTTPRequestHandler):
+    code = 401
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = b'{"errors": [{"message": "permission denied"}]}'
+        self.send_response(self.code)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_GET = do_POST  # noqa: N815 -- so the server calls it
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+@contextmanager
+def nobody() -> Iterator[int]:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and does not listen
+        yield taken.getsockname()[1]
+
+
+@contextmanager
+def silent() -> Iterator[int]:
+    with socket.socket() as listens:
+        listens.bind(("127.0.0.1", 0))
+        listens.listen(64)
+        yield listens.getsockname()[1]
+
+
+def refusing(code: int) -> Callable[[], Iterator[int]]:
+    @contextmanager
+    def refuses() -> Iterator[int]:
+        server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Refuses,), {"code": code}))
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_address[1]
+        server.shutdown()
+        server.server_close()
+
+    return refuses
+
+
+def run(folder: Path, logger: str, **environment: str) -> tuple[subprocess.CompletedProcess[str], float]:
+    """A job in a process of its own, whose home nobody has logged in from; and how long it took."""
+    script = folder / "job.py"
+    script.write_text(JOB)
+    usual = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, str(script), logger, str(folder / "run")],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**usual, "PYTHONPATH": str(ROOT), "HOME": str(folder), **environment},
+        cwd=folder,
+    )
+    return done, time.monotonic() - began
+
+
+@pytest.fixture(scope="module")
+def untracked_seconds(tmp_path_factory: pytest.TempPathFactory) -> float:
+    """What the job takes without W&B, which it does not even import."""
+    done, seconds = run(tmp_path_factory.mktemp("untracked"), "none")
+    assert done.returncode == 0, done.stderr
+    assert "wandb is imported: False" in done.stdout
+    return seconds
+
+
+def steps(folder: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    "server",
+    [
+        pytest.param(nobody, id="nobody"),
+        pytest.param(silent, id="silent"),
+        pytest.param(refusing(401), id="401"),
+        pytest.param(refusing(403), id="403"),
+    ],
+)
+def test_a_server_that_takes_no_run(
+    server: Callable[[], Iterator[int]], untracked_seconds: float, tmp_path: Path
+) -> None:
+    with server() as port:
+        done, seconds = run(tmp_path, "wandb", WANDB_API_KEY="a" * 40, WANDB_BASE_URL=f"http://127.0.0.1:{port}")
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    assert steps(tmp_path) == [1, 2, 3]
+    (warning,) = [line for line in said.splitlines() if "WARNING" in line]
+    assert f"takes no run at http://127.0.0.1:{port}" in warning
+    assert "Traceback" not in said
+    assert not re.search("^wandb:", said, re.MULTILINE), said
+    (place,) = re.findall("`wandb sync (.+)`", warning)
+    assert Path(place).parent == tmp_path / "run" / "wandb"
+    assert next(Path(place).glob("run-*.wandb")).stat().st_size > 0
+    print(f"{seconds - untracked_seconds:.1f} s more than without W&B")
+    assert seconds - untracked_seconds < SECONDS + 5  # and what importing it takes, on a loaded machine
+
+
+def test_disabled_leaves_nothing(tmp_path: Path) -> None:
+    done, _ = run(tmp_path, "wandb", WANDB_API_KEY="a" * 40, WANDB_MODE="disabled")
+    assert done.returncode == 0, done.stderr
+    assert "wandb is imported: False" in done.stdout
+    assert "processes of W&B: []" in done.stdout
+    assert not [*tmp_path.rglob("*wandb*")]
+
+
+def test_a_mode_that_there_is_not_is_refused_before_data_is_read(tmp_path: Path) -> None:
+    done, _ = run(tmp_path, "wandb", WANDB_MODE="of")
+    assert done.returncode != 0
+    assert "WANDB_MODE='of' is no mode of W&B's" in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "run").exists()
