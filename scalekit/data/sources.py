@@ -16,7 +16,7 @@ from scalekit.data import opening, origins
 from scalekit.data.mixture import Mixture
 from scalekit.data.opening import Loaded
 from scalekit.errors import ConfigError, DataError, EmptyDataError, UnknownNameError
-from scalekit.job import ON_BAD_ROW
+from scalekit.names import ON_BAD_ROW
 
 _HELD_OUT = ("validation", "valid", "val", "dev", "test")
 _KEYS = ("path", "name", "split", "revision", "streaming", "weight")

@@ -8,10 +8,9 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-from scalekit.errors import ConfigError
 from scalekit.job import Job
 from scalekit.planning.plan import Plan
-from scalekit.tracking.wandb import Tracker, wandb_logger
+from scalekit.tracking.wandb import Tracker, check_wandb, wandb_logger
 
 
 def loggers_of(job: Job, plan: Plan, folder: Path, run_id: str, say: Callable[[str], None]) -> list[Any]:
@@ -23,21 +22,31 @@ def loggers_of(job: Job, plan: Plan, folder: Path, run_id: str, say: Callable[[s
         folder: the run's.
         run_id: of the run at Weights & Biases, which a resumed job goes on with.
         say: tells the user something.
-
-    Raises:
-        ConfigError: an unknown name.
     """
-    given = list(job.logger) if isinstance(job.logger, (list, tuple)) else [job.logger]
     loggers: list[Any] = []
-    for each in given:
+    for each in _given(job):
         if each == "wandb":
             config = {"job": job.resolved(), "plan": plan.as_dict()}
             loggers.append(wandb_logger(folder, folder.name, config, run_id, say))
-        elif isinstance(each, str):
-            raise ConfigError(f"logger={each!r} is unknown; give 'wandb', or a Lightning logger")
-        elif each:
+        else:
             loggers.append(each)
     return loggers
+
+
+def check_loggers(job: Job) -> None:
+    """Whether a job can have its loggers.
+
+    Raises:
+        DependencyError: wandb is missing.
+    """
+    if "wandb" in [each for each in _given(job) if isinstance(each, str)]:
+        check_wandb()
+
+
+def _given(job: Job) -> list[Any]:
+    if job.logger is None:
+        return []
+    return list(job.logger) if isinstance(job.logger, (list, tuple)) else [job.logger]
 
 
 def finish(logger: Any, trainer: Trainer) -> None:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from scalekit.engines.engine import Engine
-from scalekit.errors import ConfigError, UnknownNameError
 from scalekit.tracking.metrics import read_records, write_records
 
-_KEYS = ("prompts", "max_new_tokens")
 _USUAL_NEW_TOKENS = 64
 
 
@@ -26,22 +24,11 @@ class Samples(Callback):
         tokenizer: of the model.
         folder: the run's.
         resumed_step: the step that the job resumes from; lines after it are cut off.
-
-    Raises:
-        ConfigError: unknown settings, no prompts, or no tokenizer.
     """
 
     def __init__(self, settings: Mapping[str, Any], tokenizer: Any, folder: Path, resumed_step: int = 0) -> None:
-        for name in settings:
-            if name not in _KEYS:
-                raise UnknownNameError("key in generate", name, _KEYS)
-        prompts = settings.get("prompts")
-        if not isinstance(prompts, Sequence) or isinstance(prompts, str) or not prompts:
-            raise ConfigError("generate needs prompts: a list of texts or of conversations")
-        if not hasattr(tokenizer, "decode"):
-            raise ConfigError("generate needs a tokenizer: give `processor=`")
-        self._prompts, self._tokenizer = list(prompts), tokenizer
-        self._new_tokens = int(settings.get("max_new_tokens", _USUAL_NEW_TOKENS))
+        self._prompts, self._tokenizer = list(settings["prompts"]), tokenizer
+        self._new_tokens = settings.get("max_new_tokens", _USUAL_NEW_TOKENS)
         self._path, self._resumed_step = folder / "samples.jsonl", resumed_step
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

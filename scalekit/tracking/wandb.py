@@ -54,6 +54,16 @@ class Tracker(WandbLogger):
             )
 
 
+def check_wandb() -> None:
+    """Whether wandb is installed.
+
+    Raises:
+        DependencyError: it is missing.
+    """
+    if importlib.util.find_spec("wandb") is None:
+        raise DependencyError("wandb", "wandb", "logger='wandb'")
+
+
 def wandb_logger(
     folder: Path, name: str, config: dict[str, Any], run_id: str | None, say: Callable[[str], None]
 ) -> Tracker:
@@ -69,8 +79,7 @@ def wandb_logger(
     Raises:
         DependencyError: wandb is missing.
     """
-    if importlib.util.find_spec("wandb") is None:
-        raise DependencyError("wandb", "wandb", "logger='wandb'")
+    check_wandb()
     project = os.environ.get("WANDB_PROJECT", "scalekit")
     return Tracker(
         say,
