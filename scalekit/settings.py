@@ -296,17 +296,15 @@ def _of_union(path: tuple[Any, ...], value: Any, alternatives: Sequence[Any], re
 def _of_block(path: tuple[Any, ...], value: Any, block: Any, refused: _RefusedError, is_open: bool) -> Any:
     if not isinstance(value, Mapping):
         raise refused
-    hints, made = hints_of(block), dict(value)
+    hints = hints_of(block)
     for key, item in value.items():
-        if key in hints:
-            made[key] = _converted((*path, key), item, hints[key])
-        elif not is_open:
+        if key not in hints and not is_open:
             raise _RefusedError((*path, key), item, Any, UnknownNameError(f"key in {_name(path)}", key, hints))
     for key, hint in hints.items():
         if Needed in markers(hint) and key not in value:
             said = ConfigError(f"{_name(path)} has no {key}: {key} must be {rule(hint)}")
             raise _RefusedError((*path, key), None, hint, said)
-    return made
+    return {key: _converted((*path, key), item, hints[key]) if key in hints else item for key, item in value.items()}
 
 
 def _of_mapping(path: tuple[Any, ...], value: Any, hint: Any, refused: _RefusedError) -> Any:
