@@ -11,10 +11,8 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from scalekit import __version__
-from scalekit.errors import ConfigError, PreemptedError, ScaleKitError, UnknownNameError
+from scalekit.errors import ConfigError, PreemptedError, ScaleKitError, UnknownNameError, shown
 
 if TYPE_CHECKING:
     from scalekit.job import Job
@@ -26,11 +24,11 @@ _SLOW_SECONDS = 2.0
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; ScaleKit's own errors become one line and exit code 2."""
-    own, rest = _split(list(sys.argv[1:] if arguments is None else arguments))
-    parsed, unknown = _parser().parse_known_args(own)
-    if unknown and parsed.run not in (_plan, _inspect):
-        _parser().parse_args(own)
     try:
+        own, rest = _split(list(sys.argv[1:] if arguments is None else arguments))
+        parsed, unknown = _parser().parse_known_args(own)
+        if unknown and parsed.run not in (_plan, _inspect):
+            _parser().parse_args(own)
         return int(parsed.run(parsed, rest or unknown))
     except PreemptedError as error:
         return error.code
@@ -39,14 +37,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _split(words: list[str]) -> tuple[list[str], list[str]]:
-    """A command's own words, and what it passes on: settings after `fit job.yaml`, a program after `launch ... --`."""
-    if words[:1] == ["launch"] and "--" in words:
-        cut = words.index("--")
-        return words[:cut], words[cut + 1 :]
+    """A command's own words, and what it passes on: settings after `fit job.yaml`, a program after `launch`'s options."""
+    if words[:1] == ["launch"]:
+        cut = _end_of_options(words)
+        return words[:cut], words[cut + 1 if words[cut : cut + 1] == ["--"] else cut :]
     if words[:1] in (["fit"], ["prepare"]) and not {"-h", "--help"} & set(words):
         cut = 1 if words[1:2] and words[1].startswith("--") else 2
         return words[:cut], words[cut:]
     return words, []
+
+
+def _end_of_options(words: list[str]) -> int:
+    """The place at which `launch`'s options end, and the program that it starts begins.
+
+    Raises:
+        UnknownNameError: an option that `launch` does not have.
+    """
+    options = _subparser("launch")._option_string_actions
+    place = 1
+    while place < len(words) and words[place].startswith("-") and words[place] != "--":
+        name, equals, _ = words[place].partition("=")
+        if not any(option.startswith(name) for option in options):
+            raise UnknownNameError("option of launch", name, [each for each in options if each.startswith("--")])
+        has_value = next(action.nargs != 0 for option, action in options.items() if option.startswith(name))
+        place += 2 if has_value and not equals else 1
+    return min(place, len(words))
+
+
+def _subparser(command: str) -> argparse.ArgumentParser:
+    return _commands()[command]
+
+
+def _commands() -> dict[str, argparse.ArgumentParser]:
+    """The parser of each command."""
+    (found,) = (each for each in _parser()._actions if isinstance(each, argparse._SubParsersAction))
+    return dict(found.choices)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -115,13 +140,14 @@ _PREPARE = (
 )
 _INSPECT = "Shows rows as the model will see them: what is cut, what padded, which tokens carry loss. Settings are those of fit"
 _LAUNCH = (
-    "Starts `fit job.yaml` or a script of yours on several processes, by torchrun: launch --nproc 2 -- fit job.yaml"
+    "Starts a job file or a script of yours on several processes, by torchrun: launch --nproc 2 job.yaml --max_steps 100, or "
+    "launch --nproc 2 train.py. A job file is checked before any process starts."
 )
 _EXPORT = "Writes the model of a checkpoint, which is checked first, into a folder that others open."
 
 
 def _fit(parsed: argparse.Namespace, rest: list[str]) -> int:
-    job = _job(parsed, rest)
+    job = _job(parsed.job, rest)
     from scalekit.training import run
 
     run(job)
@@ -132,7 +158,7 @@ def _prepare(parsed: argparse.Namespace, rest: list[str]) -> int:
     from scalekit.data.inspection import known
     from scalekit.training import prepare
 
-    print("\n".join(known(prepare(_job(parsed, rest)))))
+    print("\n".join(known(prepare(_job(parsed.job, rest)))))
     return 0
 
 
@@ -140,7 +166,7 @@ def _inspect(parsed: argparse.Namespace, rest: list[str]) -> int:
     from scalekit.data.inspection import inspection, plot
     from scalekit.training import prepare
 
-    job = _job(parsed, rest)
+    job = _job(parsed.job, rest)
     rows = prepare(job)
     for line in inspection(rows, parsed.rows, colours=sys.stdout.isatty(), seed=job.seed):
         print(line)
@@ -149,10 +175,15 @@ def _inspect(parsed: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
-def _job(parsed: argparse.Namespace, rest: list[str]) -> Job:
+def _job(path: str | None, rest: list[str]) -> Job:
+    """The job that a file and flags describe; a flag counts where both say something.
+
+    Raises:
+        ConfigError: they describe none.
+    """
     from scalekit.job import Job, read_yaml
 
-    settings = read_yaml(parsed.job) if parsed.job else {}
+    settings = read_yaml(path) if path else {}
     return Job.from_mapping({**settings, **_flags(rest)})
 
 
@@ -160,15 +191,33 @@ def _plan(parsed: argparse.Namespace, rest: list[str]) -> int:
     import json
 
     from scalekit.job import read_yaml
+
+    settings = read_yaml(parsed.job) if _is_job_file(parsed.job) else {"model": parsed.job}
+    settings = _checked_for_plan({**settings, **_flags(rest)})
     from scalekit.planning import report
     from scalekit.public import plan
 
-    settings = read_yaml(parsed.job) if parsed.job.endswith((".yaml", ".yml")) else {"model": parsed.job}
-    forecast = plan(**_planned_by(plan, {**settings, **_flags(rest)}), hardware=parsed.hardware, progress=_Slow())
+    forecast = plan(**_planned_by(plan, settings), hardware=parsed.hardware, progress=_Slow())
     if parsed.plot:
         report.plot(forecast, parsed.plot)
     print(json.dumps(forecast.as_dict(), indent=2) if parsed.json else report.table(forecast))
     return 0
+
+
+def _is_job_file(word: str) -> bool:
+    return word.endswith((".yaml", ".yml"))
+
+
+def _checked_for_plan(settings: dict[str, Any]) -> dict[str, Any]:
+    """A job's settings as `fit` would take them, and those that only a plan has as they are.
+
+    Raises:
+        ConfigError: a value that its setting does not allow.
+    """
+    from scalekit.job import Job, check_settings
+
+    shared = {each.name for each in fields(Job)} & settings.keys()
+    return {**settings, **check_settings({name: settings[name] for name in shared})}
 
 
 def _planned_by(plan: Any, settings: dict[str, Any]) -> dict[str, Any]:
@@ -181,7 +230,7 @@ def _planned_by(plan: Any, settings: dict[str, Any]) -> dict[str, Any]:
     from scalekit.job import Job
 
     taken = list(inspect.signature(plan).parameters)
-    known = taken + [each.name for each in fields(Job)]
+    known = {*taken, *(each.name for each in fields(Job))}
     for name in settings:
         if name not in known:
             raise UnknownNameError("setting", name, known)
@@ -206,7 +255,30 @@ def _launch(parsed: argparse.Namespace, rest: list[str]) -> int:
     from scalekit.distributed.launcher import Launch, launch
 
     placed = (parsed.nproc, parsed.nodes, parsed.node_rank, parsed.endpoint)
-    return launch(Launch(*placed, max_restarts=parsed.max_restarts), rest)
+    return launch(Launch(*placed, max_restarts=parsed.max_restarts), _program(rest))
+
+
+def _program(words: list[str]) -> list[str]:
+    """What every process is to run: ``fit job.yaml`` for a job file, which is checked here; a script of the user's.
+
+    Raises:
+        UnknownNameError: something that is neither, and no command either.
+        ConfigError: the job is wrong; or there is none.
+    """
+    if not words:
+        raise ConfigError("nothing to launch: give a job file or a script, such as: scalekit launch --nproc 2 job.yaml")
+    if _is_job_file(words[0]):
+        words = ["fit", *words]
+    if words[0].endswith(".py"):
+        return words
+    if words[0] not in _commands():
+        raise UnknownNameError(
+            "program to launch: neither a job file (.yaml) nor a script (.py) nor a command:", words[0], _commands()
+        )
+    if words[0] in ("fit", "prepare") and not {"-h", "--help"} & set(words):
+        own, flags = _split(words)
+        _job(own[1] if len(own) > 1 else None, flags)
+    return words
 
 
 def _export(parsed: argparse.Namespace, rest: list[str]) -> int:
@@ -228,19 +300,28 @@ def _strategies(parsed: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _flags(rest: Sequence[str]) -> dict[str, Any]:
-    """``--name value`` and ``--name=value`` pairs; values are read as YAML is.
+    """``--name value`` and ``--name=value`` pairs, whose values are read as YAML is; ``--name`` alone means true.
 
     Raises:
-        ConfigError: something that is no such pair.
+        ConfigError: something that is no such pair, or a setting without its value.
     """
+    from scalekit.job import Job, parse_yaml
+    from scalekit.settings import hints_of, rule, takes_flag
+
     flags: dict[str, Any] = {}
-    words = iter(rest)
-    for word in words:
+    words = list(rest)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--") or word == "--":
+            raise ConfigError(f"{shown(word)} is no setting: give settings as --name value")
         name, equals, value = word.removeprefix("--").partition("=")
-        given: str | None = value if equals else next(words, None)
-        if not word.startswith("--") or given is None:
-            raise ConfigError(f"{word!r} is no setting: give settings as --name value")
-        flags[name.replace("-", "_")] = yaml.safe_load(given)
+        name = name.replace("-", "_")
+        if not equals and (not words or words[0].startswith("--")):
+            if name in hints_of(Job) and not takes_flag(hints_of(Job)[name]):
+                raise ConfigError(f"--{name} has no value: {name} must be {rule(hints_of(Job)[name])}")
+            flags[name] = True
+        else:
+            flags[name] = parse_yaml(value if equals else words.pop(0), f"the value of --{name}")
     return flags
 
 

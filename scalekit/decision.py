@@ -156,7 +156,7 @@ def _without_prediction(job: Job, world: World, error: Exception, failed: Failed
             "from being looked at: name a smaller micro_batch_size or another strategy"
         )
     name = job.strategy if job.strategy != "auto" else "single" if world.size == 1 else "ddp"
-    size = job.micro_batch_size
+    size: int | str = job.micro_batch_size
     if isinstance(size, str):
         share = max(job.global_batch_size // world.size, 1)
         size = max(n for n in range(1, _FALLBACK_MICRO_BATCH + 1) if share % n == 0)

@@ -15,8 +15,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from scalekit.errors import ConfigError, UnknownNameError
-
-PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "16-mixed")
+from scalekit.names import PRECISIONS
 
 
 @dataclass(frozen=True)

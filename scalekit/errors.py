@@ -27,8 +27,29 @@ ScaleKitError
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
 from typing import Any
+
+_LONGEST_SHOWN = 100
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 80
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it: on one line, and shortened where it is long."""
+    try:
+        text = _REPR.repr(value).replace("\n", " ")
+    except Exception:  # an object's own repr may fail, and a number may have too many digits to write
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 23]}...{text[-20:]}"
+
+
+def nearest(name: object, known: Iterable[str]) -> str:
+    """ "Did you mean ...?", where one of the known names is near; empty where none is."""
+    near = difflib.get_close_matches(str(name)[:_LONGEST_SHOWN], list(known), n=1, cutoff=0.5)
+    return f"Did you mean {near[0]!r}?" if near else ""
 
 
 class ScaleKitError(Exception):
@@ -52,17 +73,21 @@ class UnknownNameError(ConfigError):
     """A name that does not exist.
 
     Args:
-        kind: what the name stands for, such as ``"strategy"``.
+        kind: what the name stands for, such as ``"strategy"``; or the setting, where there is a `rule`.
         name: what was given.
         known: the names that exist; the nearest one is suggested.
+        rule: what the setting must be, in words.
     """
 
-    def __init__(self, kind: str, name: object, known: Iterable[str]) -> None:
+    def __init__(self, kind: str, name: object, known: Iterable[str], rule: str | None = None) -> None:
         self.name = name
         self.known = sorted(known)
-        near = difflib.get_close_matches(str(name), self.known, n=1, cutoff=0.5)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        super().__init__(f"unknown {kind} {name!r}.{hint} Known: {', '.join(self.known)}")
+        hint = nearest(name, self.known)
+        if rule is None:
+            hint = f" {hint}" if hint else ""
+            super().__init__(f"unknown {kind} {shown(name)}.{hint} Known: {', '.join(self.known)}")
+        else:
+            super().__init__(f"{kind}={shown(name)} must be {rule}" + (f". {hint}" if hint else ""))
 
 
 class StrategyError(ConfigError):

@@ -2,103 +2,203 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import yaml
 
-from scalekit.errors import ConfigError, UnknownNameError
+from scalekit.blocks import (
+    AnyCallback,
+    AnyLogger,
+    AnyLoss,
+    AnyMetric,
+    AnyModel,
+    AnyProcessor,
+    Generate,
+    MetricBlock,
+    Source,
+)
+from scalekit.errors import ConfigError, DataError, ModelError, UnknownNameError, shown
+from scalekit.names import LossOn, MemoryCheck, OnBadRow, OptimizerName, PrecisionName, ScheduleName, TaskName
+from scalekit.settings import (
+    Above,
+    AtLeast,
+    AtMost,
+    Auto,
+    Below,
+    Count,
+    Is,
+    LeftToModule,
+    MayChange,
+    Open,
+    Place,
+    Raises,
+    Says,
+    Text,
+    Unit,
+    Whole,
+    can_be_folder,
+    checked,
+    function_of,
+    hints_of,
+    is_a,
+    marked,
+    takes,
+)
+from scalekit.strategies import Strategy
 
-MEMORY_CHECKS = ("refuse", "probe", "warn")
-ON_BAD_ROW = ("refuse", "skip")
+_MOST_WORKERS = 1024
+_LARGEST_SEED = 2**32 - 1  # numpy's
+
+_Steps = Annotated[Count, Unit("optimizer steps")]
+_Transform = Annotated[Any, Is("a function of an image or of a wave", function_of("shown"))]
 
 
 @dataclass(frozen=True)
 class Job:
-    """The settings of a training job; `scalekit.fit` says what each is."""
+    """The settings of a training job; `scalekit.fit` says what each is.
 
-    model: Any
-    data: Any
-    task: str | None = None
-    loss: Any = None
-    count: Callable[[Any], float] | None = None
-    validation: Any = None
-    processor: Any = None
-    sequence_length: int | None = None
-    loss_on: str = "all"
-    packing: bool | str = "auto"
-    transform: Any = None
-    validation_transform: Any = None
-    sampling_rate: int | None = None
-    shuffle_rows: int = 1000
-    on_bad_row: str = "refuse"
-    metrics: Any = None
-    generate: Mapping[str, Any] | None = None
-    strategy: str = "auto"
-    precision: str = "auto"
-    global_batch_size: int = 8
-    micro_batch_size: int | str = "auto"
-    activation_checkpointing: bool | str = "auto"
-    memory_check: str = "refuse"
-    max_steps: int | None = None
-    max_epochs: float | None = None
-    optimizer: Any = "adamw"
-    optimizer_options: Mapping[str, Any] | None = None
-    learning_rate: float = 5e-5
-    schedule: Any = "cosine"
-    warmup_steps: int = 0
-    weight_decay: float = 0.0
-    gradient_clip: float | str | None = "auto"
-    average_decay: float | None = None
-    seed: int = 0
-    devices: int | str = "auto"
-    num_nodes: int | str = "auto"
-    workers: int | str = "auto"
-    logger: Any = None
-    callbacks: Sequence[Any] = ()
-    output_dir: str | None = None
-    checkpoint_every: int | None = None
-    keep_last: int | None = None
-    keep_every: int | None = None
-    keep_best: str | None = None
-    evaluate_every: int | None = None
-    resume: str = "auto"
-    watchdog_seconds: float | str | None = "auto"
-    trust_remote_code: bool = False
+    Raises:
+        ConfigError: a value that its field does not allow, or one that would have no effect beside the others.
+    """
+
+    model: Annotated[AnyModel | Annotated[Place, Says("the hub id of a model, the folder of one")], Raises(ModelError)]
+    data: Annotated[Source, Raises(DataError)]
+    task: Annotated[TaskName | None, LeftToModule] = None
+    loss: Annotated[AnyLoss | None, LeftToModule] = None
+    count: Annotated[Annotated[Any, Is("a function of a batch", function_of("batch"))] | None, LeftToModule] = None
+    validation: Annotated[
+        Annotated[float, Above(0), Below(1)] | Source | None,
+        Says(
+            "a share of the data between 0 and 1, the name of a split, other rows in any form that `data` may have, or None"
+        ),
+    ] = None
+    processor: AnyProcessor | Annotated[Place, Says("the name of one")] | None = None
+    sequence_length: Annotated[Count, Unit("tokens")] | None = None
+    loss_on: LossOn = "all"
+    packing: bool | Auto = "auto"
+    transform: _Transform | None = None
+    validation_transform: _Transform | None = None
+    sampling_rate: Annotated[Count, Unit("Hz")] | None = None
+    shuffle_rows: Annotated[Count, Unit("rows")] = 1000
+    on_bad_row: OnBadRow = "refuse"
+    metrics: Annotated[
+        Mapping[str, AnyMetric | Annotated[MetricBlock, Open, Says("a mapping with its class and its arguments")]]
+        | None,
+        Says("a mapping of names to metrics (None for the usual ones)"),
+        LeftToModule,
+        MayChange,
+    ] = None
+    generate: Annotated[Generate | None, LeftToModule, MayChange] = None
+    strategy: Annotated[Place, MayChange] = "auto"
+    precision: Annotated[PrecisionName | Auto, MayChange] = "auto"
+    global_batch_size: Annotated[Count, Unit("samples")] = 8
+    micro_batch_size: Annotated[Annotated[Count, Unit("samples")] | Auto, MayChange] = "auto"
+    activation_checkpointing: Annotated[bool | Auto, MayChange] = "auto"
+    memory_check: Annotated[MemoryCheck, MayChange] = "refuse"
+    max_steps: Annotated[_Steps | None, MayChange] = None
+    max_epochs: Annotated[Annotated[float, Above(0), Unit("epochs")] | None, MayChange] = None
+    optimizer: Annotated[
+        OptimizerName | Annotated[Any, Is("a function from parameter groups to an optimizer", takes("groups"))],
+        LeftToModule,
+    ] = "adamw"
+    optimizer_options: Annotated[
+        Mapping[str, bool | float | Sequence[float] | None] | None,
+        Says("a mapping of the optimizer's arguments (or None)"),
+        LeftToModule,
+    ] = None
+    learning_rate: Annotated[float, AtLeast(0), LeftToModule] = 5e-5
+    schedule: Annotated[
+        ScheduleName | Annotated[Any, Is("a function of the step's index to a factor", function_of("step"))],
+        LeftToModule,
+    ] = "cosine"
+    warmup_steps: Annotated[Whole, Unit("optimizer steps"), LeftToModule] = 0
+    weight_decay: Annotated[float, AtLeast(0), LeftToModule] = 0.0
+    gradient_clip: Annotated[float, Above(0)] | Auto | None = "auto"
+    average_decay: Annotated[float, Above(0), Below(1)] | None = None
+    seed: Annotated[int, AtLeast(0), AtMost(_LARGEST_SEED)] = 0
+    devices: Annotated[Count | Auto, MayChange] = "auto"
+    num_nodes: Annotated[Count | Auto, MayChange] = "auto"
+    workers: Annotated[
+        Annotated[int, AtLeast(0), AtMost(_MOST_WORKERS, plain=True), Unit("processes")] | Auto, MayChange
+    ] = "auto"
+    logger: Annotated[
+        AnyLogger | Literal["wandb"] | Sequence[AnyLogger | Literal["wandb"]] | None,
+        Says("None, 'wandb', a Lightning logger, or a list of those"),
+        MayChange,
+    ] = None
+    callbacks: Annotated[Sequence[AnyCallback], Says("a list of Lightning callbacks"), MayChange] = ()
+    output_dir: Annotated[
+        Annotated[Place, Is("a folder, or a path where one can be made", can_be_folder)] | None, MayChange
+    ] = None
+    checkpoint_every: Annotated[_Steps | None, MayChange] = None
+    keep_last: Annotated[Annotated[Count, Unit("checkpoints")] | None, MayChange] = None
+    keep_every: Annotated[_Steps | None, MayChange] = None
+    keep_best: Annotated[Annotated[Text, Says("the name of a metric")] | None, MayChange] = None
+    evaluate_every: Annotated[_Steps | None, MayChange] = None
+    resume: Annotated[
+        Literal["auto", "never"] | Annotated[Place, Is("the folder of a checkpoint", os.path.isdir)], MayChange
+    ] = "auto"
+    watchdog_seconds: Annotated[Annotated[float, Above(0), Unit("seconds")] | Auto | None, MayChange] = "auto"
+    trust_remote_code: Annotated[bool, MayChange] = False
+    verbose: Annotated[bool, MayChange] = False
 
     def __post_init__(self) -> None:
-        for name in _INTEGERS + _NUMBERS:
-            kind = int if name in _INTEGERS else float
-            object.__setattr__(self, name, _number(name, getattr(self, name), kind))
-        for name in (
-            "global_batch_size",
-            "micro_batch_size",
-            "max_steps",
-            "checkpoint_every",
-            "keep_last",
-            "keep_every",
-            "evaluate_every",
-            "shuffle_rows",
-        ):
-            value = getattr(self, name)
-            if isinstance(value, int) and value < 1:
-                raise ConfigError(f"{name}={value} must be at least 1")
-        for name in ("activation_checkpointing", "packing"):
-            if getattr(self, name) not in (True, False, "auto"):
-                raise ConfigError(f"{name}={getattr(self, name)!r} is neither true nor false nor 'auto'")
-        for name, known in (("memory_check", MEMORY_CHECKS), ("on_bad_row", ON_BAD_ROW)):
-            if getattr(self, name) not in known:
-                raise UnknownNameError(name, getattr(self, name), known)
-        if self.average_decay is not None and not 0 < self.average_decay < 1:
-            raise ConfigError(f"average_decay={self.average_decay} must lie between 0 and 1, such as 0.999")
-        if self.count is not None and self.loss is None:
-            raise ConfigError("count is for a loss function of yours, and there is none: give `loss` too")
+        for name, value in check_settings({each.name: getattr(self, each.name) for each in fields(self)}).items():
+            object.__setattr__(self, name, value)
+        if self.strategy != "auto":
+            Strategy.load(self.strategy)
+        self._check_together()
+        if self.validation is None and _has_no_validation(self.data):
+            self.check_validation(has_rows=False)
+
+    def _check_together(self) -> None:
+        """What each setting allows, but not beside the others."""
         if (self.max_steps is None) == (self.max_epochs is None):
             raise ConfigError("give max_steps or max_epochs: one of them, so that it is plain when the job ends")
-        if self.resume not in ("auto", "never") and not Path(self.resume).is_dir():
-            raise ConfigError(f"resume={self.resume!r} is neither 'auto' nor 'never' nor the folder of a checkpoint")
+        if self.count is not None and self.loss is None:
+            raise ConfigError("count is for a loss function of yours, and there is none: give `loss` too")
+        if self.packing is True and self.sequence_length is None:
+            raise ConfigError("packing=True cannot be: sequence_length, the length of a packed row, is not given")
+        if is_a(self.model, "lightning.pytorch.LightningModule"):
+            given = [name for name in marked(Job, LeftToModule) if self._is_given(name)]
+            if given:
+                raise ConfigError(
+                    f"a LightningModule decides by itself on {', '.join(given)}: set that in the module instead"
+                )
+        if callable(self.optimizer) and self.optimizer_options:
+            raise ConfigError("optimizer_options are for an optimizer that is named: set them in your function instead")
+        if callable(self.schedule) and self.warmup_steps:
+            raise ConfigError("warmup_steps is for a schedule that is named: let your function rise by itself instead")
+        if self.keep_last is None and self.keep_every is not None:
+            raise ConfigError(
+                f"keep_every={self.keep_every} has no effect where all checkpoints stay: give keep_last too"
+            )
+        if self.keep_best is not None and (self.keep_last is None or self.evaluate_every is None):
+            raise ConfigError(
+                f"keep_best={shown(self.keep_best)} keeps one more than the last, by rows held out: give `keep_last`, "
+                "`validation` and `evaluate_every` too"
+            )
+
+    def _is_given(self, name: str) -> bool:
+        return getattr(self, name) is not _DEFAULTS[name] and getattr(self, name) != _DEFAULTS[name]
+
+    def check_validation(self, has_rows: bool) -> None:
+        """Whether what is asked of the rows held out can be had.
+
+        Args:
+            has_rows: whether there are any.
+
+        Raises:
+            ConfigError: there are none.
+        """
+        names = ("evaluate_every", "metrics", "generate", "validation_transform")
+        given = [name for name in names if self._is_given(name)]
+        if given and not has_rows:
+            raise ConfigError(f"{', '.join(given)}: there are no rows held out to evaluate. Give `validation` too")
 
     @classmethod
     def from_mapping(cls, block: Mapping[str, Any]) -> Job:
@@ -123,40 +223,32 @@ class Job:
 
     def differences(self, saved: Mapping[str, Any]) -> list[str]:
         """The settings in which a run's saved ones are another job's, so that this job must not continue it."""
-        return [name for name, value in self.resolved().items() if name not in _FREE and saved.get(name) != value]
+        free = marked(Job, MayChange)
+        return [name for name, value in self.resolved().items() if name not in free and saved.get(name) != value]
 
 
-_INTEGERS = (
-    "sequence_length",
-    "sampling_rate",
-    "shuffle_rows",
-    "global_batch_size",
-    "micro_batch_size",
-    "max_steps",
-    "warmup_steps",
-    "seed",
-    "devices",
-    "num_nodes",
-    "workers",
-    "checkpoint_every",
-    "keep_last",
-    "keep_every",
-    "evaluate_every",
-)
-_NUMBERS = ("max_epochs", "learning_rate", "weight_decay", "gradient_clip", "average_decay", "watchdog_seconds")
-# What may change when a run goes on: where and how it runs (the plan is compared by itself), and what it tells.
-_FREE = {
-    "strategy",
-    "precision",
-    "micro_batch_size",
-    "activation_checkpointing",
-    "memory_check",
-    "max_steps",
-    "max_epochs",
-}
-_FREE |= {"devices", "num_nodes", "workers"}
-_FREE |= {"logger", "callbacks", "output_dir", "checkpoint_every", "evaluate_every", "resume", "trust_remote_code"}
-_FREE |= {"watchdog_seconds", "metrics", "generate", "keep_last", "keep_every", "keep_best"}
+_DEFAULTS = {each.name: each.default for each in fields(Job)}
+
+
+def check_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a job as their fields say, each converted where nothing is lost.
+
+    Args:
+        settings: some of `Job`'s, by name.
+
+    Raises:
+        ConfigError: a value that its field does not allow; it names the setting, the value and the rule.
+    """
+    hints = hints_of(Job)
+    return {name: checked(name, value, hints[name]) for name, value in settings.items()}
+
+
+def _has_no_validation(data: Any) -> bool:
+    """Whether data certainly brings no rows that are held out: rows in Python, or a single file."""
+    if isinstance(data, (list, tuple)) or is_a(data, "torch.utils.data.Dataset", "torch.utils.data.DataLoader"):
+        return True
+    path = data.get("path") if isinstance(data, dict) else data
+    return isinstance(path, str) and os.path.isfile(path)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -166,27 +258,32 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         ConfigError: no such file, or no mapping in it.
     """
     try:
-        block = yaml.safe_load(Path(path).read_text())
+        text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"cannot read the job {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from error
+    except ValueError as error:
+        raise ConfigError(f"cannot read the job {shown(str(path))}: {error}") from error
+    block = parse_yaml(text, str(path))
     if not isinstance(block, dict):
         raise ConfigError(f"{path} holds no job: it must be a mapping of settings")
     return block
 
 
-def _number(name: str, value: Any, kind: type) -> Any:
-    """A setting as a number; YAML reads 1e-4 as text, which is taken for the number it says."""
-    if value is None or value == "auto":
-        return value
+def parse_yaml(text: str, name: str) -> Any:
+    """What a text says in YAML.
+
+    Args:
+        text: to read.
+        name: of what it stands for, for messages.
+
+    Raises:
+        ConfigError: it is no YAML.
+    """
     try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise ConfigError(f"{name}={value!r} is not a number") from None
-    if isinstance(value, bool) or (kind is int and number != int(number)):
-        raise ConfigError(f"{name}={value!r} is not a whole number")
-    return kind(number)
+        return yaml.safe_load(text)
+    except Exception as error:  # not YAML's own errors alone: a date that is none is a ValueError
+        said = " ".join(str(error).split())
+        raise ConfigError(f"{name} is not YAML: {said or type(error).__name__}") from error
 
 
 def _plain(value: Any) -> Any:

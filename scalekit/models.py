@@ -13,7 +13,7 @@ from torch import nn
 from scalekit.errors import DependencyError, ModelError
 from scalekit.weights import build, needs_values
 
-TASKS = {
+CLASSES = {
     "causal-lm": "AutoModelForCausalLM",
     "masked-lm": "AutoModelForMaskedLM",
     "seq2seq-lm": "AutoModelForSeq2SeqLM",
@@ -24,6 +24,7 @@ TASKS = {
     "audio-classification": "AutoModelForAudioClassification",
     "image-text-to-text": "AutoModelForImageTextToText",
 }
+"""transformers' class for each task of `names.TaskName`."""
 
 
 @dataclass(frozen=True)
@@ -154,9 +155,9 @@ def _is_offline(error: BaseException | None) -> bool:
 def _model_class(transformers: Any, name: str, config: Any, task: str | None) -> Any:
     """The class for the task, or the one that the model was saved as."""
     if task is not None:
-        return getattr(transformers, TASKS[task])
+        return getattr(transformers, CLASSES[task])
     saved_as = next(iter(config.architectures or ()), None)
     cls = getattr(transformers, saved_as or "", None)
     if cls is None:
-        raise ModelError(f"{name!r} does not say which class it is: give `task`, one of {', '.join(TASKS)}")
+        raise ModelError(f"{name!r} does not say which class it is: give `task`, one of {', '.join(CLASSES)}")
     return cls

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 from scalekit.hardware import Hardware
+from scalekit.job import Job
 from scalekit.planning.choose import MARGIN, Forecast, choose
 from scalekit.planning.tasks import task as planned
+from scalekit.settings import (
+    AtLeast,
+    Below,
+    Count,
+    Is,
+    Place,
+    Says,
+    Unit,
+    checked,
+    function_of,
+    hints_of,
+)
 
 if TYPE_CHECKING:
     from scalekit.engines.engine import Engine
@@ -52,25 +65,41 @@ def plan(
     Raises:
         ScaleKitError: unknown names, a batch that cannot be split, a model that cannot be built.
     """
+    given = _checked(locals())
     from scalekit import models
     from scalekit.planning.subjects import rows_of, subject
 
-    place = hardware if isinstance(hardware, Hardware) else Hardware.parse(hardware)
+    place = hardware if isinstance(hardware, Hardware) else Hardware.parse(given["hardware"])
     progress("one step on fake tensors")
-    resolved = models.resolve(model, task, trust_remote_code)
+    resolved = models.resolve(given["model"], given["task"], given["trust_remote_code"])
     asked = planned(
-        subject(resolved, example, rows_of(example), loss, sequence_length),
+        subject(resolved, example, rows_of(example), loss, given["sequence_length"]),
         place,
-        global_batch_size=global_batch_size or max(8, place.world_size),
-        strategy=strategy,
-        precision=precision,
-        micro_batch_size=micro_batch_size,
-        activation_checkpointing=activation_checkpointing,
-        optimizer=optimizer,
-        optimizer_options=optimizer_options,
-        margin=margin,
+        global_batch_size=given["global_batch_size"] or max(8, place.world_size),
+        strategy=given["strategy"],
+        precision=given["precision"],
+        micro_batch_size=given["micro_batch_size"],
+        activation_checkpointing=given["activation_checkpointing"],
+        optimizer=given["optimizer"],
+        optimizer_options=given["optimizer_options"],
+        margin=given["margin"],
     )
     return choose(asked, progress)
+
+
+_OF_PLAN_ALONE: dict[str, Any] = {
+    "hardware": Annotated[Any, Is("a Hardware", lambda value: isinstance(value, Hardware))]
+    | Annotated[Place, Says("the name of hardware, such as '8xH100-80GB' or 'local', the path of a YAML file")],
+    "global_batch_size": Annotated[Count, Unit("samples")] | None,
+    "margin": Annotated[float, AtLeast(0), Below(1)],
+    "progress": Annotated[Any, Is("a function of a text", function_of("what"))],
+}
+
+
+def _checked(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a plan; those that a job has too have the job's rules."""
+    hints = hints_of(Job) | _OF_PLAN_ALONE
+    return {name: checked(name, value, hints[name]) for name, value in settings.items() if name in hints}
 
 
 def strategy(name_or_path: str, precision: str = "auto") -> Engine:

@@ -22,7 +22,6 @@ from scalekit.checkpoint.callback import Checkpoints
 from scalekit.checkpoint.load import latest
 from scalekit.checkpoint.rotation import Rotation
 from scalekit.data import sources
-from scalekit.data.encoders.causal import LOSS_ON
 from scalekit.data.lanes import Lanes
 from scalekit.data.loaders import order_of, training_loader, validation_loader
 from scalekit.data.loaders import total_steps as steps_of
@@ -32,14 +31,14 @@ from scalekit.data.rows import Rows
 from scalekit.data.stream import StreamLoader
 from scalekit.decision import Decision, decide
 from scalekit.engines.engine import Engine
-from scalekit.errors import ConfigError, UnknownNameError
+from scalekit.errors import BatchSizeError, ConfigError
 from scalekit.job import Job
 from scalekit.leaks import LeakCheck
 from scalekit.lock import end_with_parent
 from scalekit.loop import leave_signals
 from scalekit.loss import LossFunction
 from scalekit.module import OptimizerSettings, ScaleModule
-from scalekit.optim import OPTIMIZERS, SCHEDULES, build_schedule
+from scalekit.optim import build_schedule, check_optimizer
 from scalekit.planning.plan import Plan
 from scalekit.preemption import StopRequest, answered_by
 from scalekit.probe import settle
@@ -136,6 +135,7 @@ def fit(
     resume: str = "auto",
     watchdog_seconds: float | str | None = "auto",
     trust_remote_code: bool = False,
+    verbose: bool = False,
 ) -> Run:
     """Trains a model on a data set, on the processes that torchrun started, or on one.
 
@@ -146,7 +146,7 @@ def fit(
             ``name``, ``split``, ``revision``, ``streaming``; a `Mixture`; a list of rows; a torch `Dataset` or `DataLoader`; or
             a LightningDataModule. Of a DataLoader its rows, its collator, its workers and whether it shuffles are taken;
             batch sizes are the job's. What the rows look like decides their task.
-        task: which head a hub model gets, one of `models.TASKS`; the one it was saved with by default.
+        task: which head a hub model gets, one of `names.TaskName`; the one it was saved with by default.
         loss: a `torch.nn` loss, or a function of output and target; by default the model's own.
         count: the items of a batch, where `loss` is a mean over neither samples nor labels.
         validation: rows held out, the name of their split, or the share of `data` to hold out; they are evaluated before the
@@ -202,6 +202,7 @@ def fit(
         watchdog_seconds: how long a rank may take over a micro-batch until it is told where every rank is; ``"auto"`` is 20
             steps, and at least a minute; None is for ever.
         trust_remote_code: whether code that comes with a hub model may run.
+        verbose: whether the log on the screen holds what other libraries say; the run's log.txt always does.
 
     Raises:
         ScaleKitError: see `scalekit.errors`; all but the last two kinds before any training.
@@ -220,8 +221,7 @@ def run(job: Job) -> Run:
 
 def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack) -> Run:
     world.check(job.devices, job.num_nodes)
-    _check_names(job)
-    _check_own_module(job)
+    _check(job, world)
     let_rank_zero_speak(world)
     if world.launched:
         end_with_parent()
@@ -231,6 +231,7 @@ def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack
     named = engines.engine(Strategy.load(job.strategy), precision, device, world) if job.strategy != "auto" else None
 
     rows = prepare(job)
+    _check_prepared(job, rows)
     for remark in rows.remarks:
         say(world, remark)
     model = (
@@ -362,49 +363,34 @@ def _gradient_clip(job: Job) -> float | None:
     return job.gradient_clip
 
 
-def _check_names(job: Job) -> None:
-    """What is a name for something of ScaleKit's must be one, before data is read and models are built.
+def _check(job: Job, world: World) -> None:
+    """What a job's own checks cannot tell without the libraries that are asked here, before data is read.
 
     Raises:
-        UnknownNameError: it is not.
-        ConfigError: a metric is none, or a logger.
-        DependencyError: a logger's package is missing.
+        ScaleKitError: a setting that one of them refuses.
     """
-    for kind, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("loss_on", LOSS_ON)):
-        value = getattr(job, kind)
-        if isinstance(value, str) and value not in known:
-            raise UnknownNameError(kind, value, known)
-    if job.task is not None and job.task not in models.TASKS:
-        raise UnknownNameError("task", job.task, models.TASKS)
-    metrics_of(job.metrics)
+    share = world.size * (1 if isinstance(job.micro_batch_size, str) else job.micro_batch_size)
+    if job.global_batch_size % share:
+        raise BatchSizeError.unsplittable(job.global_batch_size, share // world.size, world.size)
     check_loggers(job)
+    metrics_of(job.metrics)
+    Rotation.of(job, evaluates=True)
+    if isinstance(job.model, pl.LightningModule):
+        return
+    offloads = job.strategy != "auto" and "optimizer" in Strategy.load(job.strategy).offload
+    check_optimizer(job.optimizer, job.learning_rate, job.weight_decay, job.optimizer_options or {}, offloads)
+    build_schedule(job.schedule, job.warmup_steps, job.max_steps or job.warmup_steps + 1)
 
 
-def _check_own_module(job: Job) -> None:
-    """A LightningModule has a loss, an optimizer and a schedule of its own.
+def _check_prepared(job: Job, rows: Rows) -> None:
+    """Whether the rows are such that everything that is asked of them can be had.
 
     Raises:
-        ConfigError: the job gives it others, which would not be used.
+        ConfigError: something cannot.
     """
-    if not isinstance(job.model, pl.LightningModule):
-        return
-    own = (
-        "task",
-        "loss",
-        "count",
-        "metrics",
-        "generate",
-        "optimizer",
-        "optimizer_options",
-        "learning_rate",
-        "schedule",
-        "warmup_steps",
-    )
-    given = [
-        name for name in (*own, "weight_decay") if getattr(job, name) != getattr(Job(None, None, max_steps=1), name)
-    ]
-    if given:
-        raise ConfigError(f"a LightningModule decides by itself on {', '.join(given)}: set that in the module instead")
+    job.check_validation(rows.validation is not None)
+    if job.generate and not hasattr(rows.way.processor, "decode"):
+        raise ConfigError("generate needs a tokenizer: give `processor=`")
 
 
 def _write_skipped(folder: Path, rows: Rows, training: StreamLoader, world: World) -> None:
@@ -423,9 +409,10 @@ def _count(module: pl.LightningModule) -> Callable[[Any, int], float]:
 def _module(job: Job, model: models.Model | None, rows: Rows, total_steps: int, recompute: bool) -> pl.LightningModule:
     """The user's own LightningModule, or theirs within ScaleKit's."""
     if model is None:
+        given: Any = job.model
+        own: pl.LightningModule = given
         if recompute:
-            recompute_blocks(job.model)
-        own: pl.LightningModule = job.model
+            recompute_blocks(own)
         return own
     source = model.source
 

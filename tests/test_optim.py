@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from scalekit.errors import ConfigError
-from scalekit.optim import SCHEDULES, build_schedule, parameter_groups
+from scalekit.names import SCHEDULES
+from scalekit.optim import build_schedule, parameter_groups
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

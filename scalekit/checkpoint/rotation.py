@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scalekit.errors import ConfigError, UnknownNameError
+from scalekit.errors import ConfigError, UnknownNameError, shown
 from scalekit.job import Job
 from scalekit.scores import metrics_of
 
@@ -44,16 +44,15 @@ class Rotation:
         best = job.keep_best
         if best is None:
             return cls(job.keep_last, job.keep_every)
-        if not evaluates or job.evaluate_every is None or job.keep_last is None:
+        if not evaluates:
             raise ConfigError(
-                f"keep_best={best!r} keeps one more than the last, by rows held out: give `keep_last`, `validation` and "
-                "`evaluate_every` too"
+                f"keep_best={shown(best)} is found on rows held out, and there are none: give `validation`"
             )
         known = _MORE_IS_BETTER | {name: metric.higher_is_better for name, metric in metrics_of(job.metrics).items()}
         if best not in known:
             raise UnknownNameError("metric in keep_best", best, known)
         if known[best] is None:
-            raise ConfigError(f"keep_best={best!r}: the metric does not say whether more or less of it is better")
+            raise ConfigError(f"keep_best={shown(best)}: the metric does not say whether more or less of it is better")
         return cls(job.keep_last, job.keep_every, best, bool(known[best]))
 
     def unwanted(self, standing: Sequence[int], evaluations: Sequence[Mapping[str, Any]]) -> list[int]:

@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from scalekit import files
+from scalekit.blocks import DataBlock, MixtureBlock
 from scalekit.data import opening, origins
 from scalekit.data.mixture import Mixture
 from scalekit.data.opening import Loaded
 from scalekit.errors import ConfigError, DataError, EmptyDataError, UnknownNameError
-from scalekit.job import ON_BAD_ROW
+from scalekit.names import ON_BAD_ROW
+from scalekit.settings import checked
 
 _HELD_OUT = ("validation", "valid", "val", "dev", "test")
-_KEYS = ("path", "name", "split", "revision", "streaming", "weight")
 
 
 @dataclass(frozen=True)
@@ -280,17 +281,8 @@ def _open_all(data: Any, skip: bool) -> list[_Opened]:
 
 def _mixture(data: Mapping[str, Any]) -> Mixture:
     """A mixture as YAML has it."""
-    for key in data:
-        if key != "mixture":
-            raise UnknownNameError("key in data", key, ["mixture"])
-    if not isinstance(data["mixture"], (list, tuple)):
-        raise ConfigError("data: mixture: is a list, each part with its path and its weight")
-    parts: list[tuple[Any, Any]] = []
-    for part in data["mixture"]:
-        if not isinstance(part, Mapping) or "weight" not in part:
-            raise ConfigError(f"the part {part!r} of the mixture has no weight: write {{path: ..., weight: ...}}")
-        parts.append(({key: value for key, value in part.items() if key != "weight"}, part["weight"]))
-    return Mixture(parts)
+    parts = checked("data", data, MixtureBlock)["mixture"]
+    return Mixture([({key: part[key] for key in part if key != "weight"}, part["weight"]) for part in parts])
 
 
 def _open(data: Any, skip: bool) -> _Opened:
@@ -327,17 +319,11 @@ def _is_stream(rows: Any) -> bool:
 
 
 def _from_mapping(data: Mapping[str, Any], skip: bool) -> _Opened:
-    for key in data:
-        if key not in _KEYS:
-            raise UnknownNameError("key in data", key, _KEYS)
-    if "path" not in data:
-        raise ConfigError("data has no path: write {path: ...}, of a file, a folder, or a hub id")
-    if "weight" in data:
-        raise ConfigError("a weight says something only in a mixture: write {mixture: [{path: ..., weight: ...}, ...]}")
+    data = checked("data", data, DataBlock)
     options = {key: data[key] for key in ("name", "revision") if data.get(key) is not None}
-    name = str(data["path"])
+    name = data["path"]
     loaded = opening.from_name(name, options, bool(data.get("streaming")), skip)
-    return replace(_from_loaded(loaded), name=name, split=str(data.get("split") or "train"))
+    return replace(_from_loaded(loaded), name=name, split=data.get("split") or "train")
 
 
 def _from_loaded(loaded: Loaded) -> _Opened:

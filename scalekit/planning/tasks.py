@@ -8,7 +8,7 @@ from typing import Any
 from scalekit import dtypes
 from scalekit.errors import UnknownNameError
 from scalekit.hardware import Hardware
-from scalekit.optim import OPTIMIZERS
+from scalekit.names import OPTIMIZERS
 from scalekit.planning.choose import MARGIN, Task
 from scalekit.planning.profile import Subject, profile
 from scalekit.strategies import Strategy, names

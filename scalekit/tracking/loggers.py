@@ -8,7 +8,6 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-from scalekit.errors import ConfigError
 from scalekit.job import Job
 from scalekit.planning.plan import Plan
 from scalekit.tracking.byproducts import attempt
@@ -26,7 +25,7 @@ def loggers_of(job: Job, plan: Plan, folder: Path, run_id: str, say: Callable[[s
         say: tells the user something.
 
     Raises:
-        ConfigError: an unknown name, or a mode that W&B has not.
+        ConfigError: a mode that W&B has not.
         DependencyError: a package is missing.
     """
     loggers: list[Any] = []
@@ -44,16 +43,13 @@ def check_loggers(job: Job) -> list[Any]:
     """The loggers that a job names, before there is anything to tell them.
 
     Raises:
-        ConfigError: an unknown name, or a mode that W&B has not.
+        ConfigError: a mode that W&B has not.
         DependencyError: a package is missing.
     """
     given = list(job.logger) if isinstance(job.logger, (list, tuple)) else [job.logger]
-    for each in given:
-        if each == "wandb":
-            check_wandb()
-        elif isinstance(each, str):
-            raise ConfigError(f"logger={each!r} is unknown; give 'wandb', or a Lightning logger")
-    return [each for each in given if each]
+    if "wandb" in [each for each in given if isinstance(each, str)]:
+        check_wandb()
+    return [each for each in given if each is not None]
 
 
 def tell(trainer: Trainer, method: str, *args: Any, **options: Any) -> None:

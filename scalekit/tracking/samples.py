@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, final
@@ -15,7 +15,7 @@ from torch import nn
 
 from scalekit.data.encoders.limit import Limit
 from scalekit.engines.engine import Engine
-from scalekit.errors import ConfigError, ModelError, PreemptedError, UnknownNameError, UnreachableRanksError
+from scalekit.errors import ConfigError, ModelError, PreemptedError, UnreachableRanksError
 from scalekit.models import Model
 from scalekit.tracking.board import Board
 from scalekit.tracking.byproducts import attempt, in_a_line
@@ -24,7 +24,6 @@ from scalekit.tracking.metrics import read_records, write_records
 from scalekit.weights import build
 from scalekit.world import World
 
-_KEYS = ("prompts", "max_new_tokens")
 _USUAL_NEW_TOKENS = 64
 _PATIENCE_SECONDS = 30.0
 _AGAIN = "Samples are tried again with the next evaluation"
@@ -40,15 +39,11 @@ class Samples(Callback):
         folder: the run's.
         world: the job's processes.
         resumed_step: the step that the job resumes from; lines after it are cut off.
-
-    Raises:
-        ConfigError: unknown settings, no prompts, or no tokenizer.
     """
 
     def __init__(
         self, settings: Mapping[str, Any], tokenizer: Any, folder: Path, world: World, resumed_step: int = 0
     ) -> None:
-        _check_settings(settings, tokenizer)
         self._prompts, self._tokenizer = list(settings["prompts"]), tokenizer
         self._new_tokens = _new_tokens(settings)
         self._path, self._resumed_step = folder / "samples.jsonl", resumed_step
@@ -149,7 +144,6 @@ def check_samples(settings: Mapping[str, Any], model: Model, tokenizer: Any) -> 
     Raises:
         ConfigError: the model generates no text, a prompt cannot be encoded, or is too long.
     """
-    _check_settings(settings, tokenizer)
     built: Any = None
     with suppress(ModelError):  # it cannot be built without weights; what is wrong with it shows when it generates
         built = model.source if isinstance(model.source, nn.Module) else build(model.source, here=False)
@@ -158,17 +152,6 @@ def check_samples(settings: Mapping[str, Any], model: Model, tokenizer: Any) -> 
     config = getattr(built, "config", model.config)
     for number, prompt in enumerate(settings["prompts"], start=1):
         _check_length(number, _length(number, prompt, tokenizer), _new_tokens(settings), config)
-
-
-def _check_settings(settings: Mapping[str, Any], tokenizer: Any) -> None:
-    for name in settings:
-        if name not in _KEYS:
-            raise UnknownNameError("key in generate", name, _KEYS)
-    prompts = settings.get("prompts")
-    if not isinstance(prompts, Sequence) or isinstance(prompts, str) or not prompts:
-        raise ConfigError("generate needs prompts: a list of texts or of conversations")
-    if not hasattr(tokenizer, "decode"):
-        raise ConfigError("generate needs a tokenizer: give `processor=`")
 
 
 def _new_tokens(settings: Mapping[str, Any]) -> int:

@@ -68,5 +68,5 @@ def test_what_is_not_trained_is_in_it_as_it_is(tmp_path: Path) -> None:
 
 
 def test_a_decay_lies_between() -> None:
-    with pytest.raises(errors.ConfigError, match=r"average_decay=1\.5 must lie between 0 and 1"):
+    with pytest.raises(errors.ConfigError, match=r"average_decay=1\.5 must be a number between 0 and 1"):
         scalekit.fit(nn.Linear(1, 1), [{"x": [1.0]}], max_steps=1, average_decay=1.5)

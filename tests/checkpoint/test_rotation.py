@@ -38,7 +38,7 @@ def test_what_is_no_number_is_not_the_best() -> None:
 
 
 def job(**settings: object) -> Job:
-    return Job(None, None, max_steps=1, **{"keep_last": 1, "evaluate_every": 2, **settings})
+    return Job("m", "d", max_steps=1, **{"keep_last": 1, "evaluate_every": 2, **settings})
 
 
 def test_a_metric_says_which_way_is_better() -> None:

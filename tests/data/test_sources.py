@@ -385,11 +385,11 @@ def test_rows_held_out_of_other_data_may_be_a_mixture(files: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "error", "said"),
     [
-        ({"mixture": [{"path": "rows.jsonl", "weight": 0}]}, ConfigError, "weight 0 .*above 0"),
+        ({"mixture": [{"path": "rows.jsonl", "weight": 0}]}, ConfigError, "weight=0 must be a number above 0"),
         ({"mixture": [{"path": "rows.jsonl"}]}, ConfigError, "has no weight"),
-        ({"mixture": ["rows.jsonl"]}, ConfigError, "has no weight"),
-        ({"mixture": "rows.jsonl"}, ConfigError, "is a list"),
-        ({"mixture": []}, ConfigError, "no parts"),
+        ({"mixture": ["rows.jsonl"]}, ConfigError, "with the keys path, .*weight"),
+        ({"mixture": "rows.jsonl"}, ConfigError, "must be a list of at least one part"),
+        ({"mixture": []}, ConfigError, "must be a list of at least one part"),
         ({"mixture": [], "wieght": 1}, UnknownNameError, "key in data 'wieght'"),
         ({"mixture": [{"path": "rows.jsonl", "weight": 1, "spilt": "a"}]}, UnknownNameError, "Did you mean 'split'"),
         (Mixture([(Mixture([(ROWS, 1)]), 1)]), ConfigError, "list all parts in one"),

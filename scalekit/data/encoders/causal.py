@@ -15,7 +15,6 @@ from scalekit.data.padding import Pad, pad_id
 from scalekit.errors import NoLabelError, RowError
 from scalekit.loss import IGNORED
 
-LOSS_ON = ("all", "completions")
 _SLICE = 250
 
 

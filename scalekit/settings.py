@@ -1,0 +1,432 @@
+"""A setting is written once, as a typed field: markers carry its range, unit and rules, and one checker reads them.
+
+A field's hint is made of `int`, `float`, `bool`, `str`, `None`, `Literal`, `X | Y`, `Sequence[X]`, `Mapping[str, X]`, a
+`TypedDict` for a mapping with known keys, and `Annotated[X, marker, ...]` with the markers below.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from numbers import Integral, Real
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints, is_typeddict
+
+from scalekit.errors import ConfigError, ScaleKitError, UnknownNameError, nearest, shown
+
+# -- markers ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AtLeast:
+    """A number's lower bound, which it may be."""
+
+    bound: float
+
+
+@dataclass(frozen=True)
+class Above:
+    """A number's lower bound, which it may not be."""
+
+    bound: float
+
+
+@dataclass(frozen=True)
+class Below:
+    """A number's upper bound, which it may not be."""
+
+    bound: float
+
+
+@dataclass(frozen=True)
+class AtMost:
+    """A number's upper bound, which it may be.
+
+    Attributes:
+        bound: the bound.
+        plain: whether nobody needs to be told before it is passed.
+    """
+
+    bound: int
+    plain: bool = False
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What a number counts, such as ``"tokens"``."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Is:
+    """A test that a value must pass, and the same in words, to stand after "must be"."""
+
+    rule: str
+    test: Callable[[Any], bool]
+
+
+@dataclass(frozen=True)
+class Says:
+    """The rule of a hint in words, where they are not to be made from its parts."""
+
+    rule: str
+
+
+@dataclass(frozen=True)
+class Raises:
+    """The kind of error that a wrong value gives, where it is not `ConfigError`."""
+
+    kind: type[ScaleKitError]
+
+
+class NotEmpty:
+    """A text or a list that has something in it."""
+
+
+class FromPath:
+    """A text for which a `pathlib.Path` may be given."""
+
+
+class Needed:
+    """A key that its mapping must have."""
+
+
+class Open:
+    """A mapping that may have other keys too."""
+
+
+class MayChange:
+    """A setting that may be another one when a run is resumed."""
+
+
+class LeftToModule:
+    """A setting that a LightningModule decides by itself, so that it would have no effect there."""
+
+
+_LARGEST = 2**31 - 1
+_LONGEST_NAME_BYTES = 255
+
+Auto: TypeAlias = Literal["auto"]
+Count: TypeAlias = Annotated[int, AtLeast(1), AtMost(_LARGEST, plain=True)]
+Whole: TypeAlias = Annotated[int, AtLeast(0), AtMost(_LARGEST, plain=True)]
+Text: TypeAlias = Annotated[str, NotEmpty]
+Place: TypeAlias = Annotated[str, NotEmpty, FromPath]
+
+
+# -- what markers ask -------------------------------------------------------------------------------------------------
+
+
+def is_a(value: Any, *kinds: str) -> bool:
+    """Whether a value is of one of these classes, given as ``"module.Class"``; no module is imported for it.
+
+    A value cannot be of a class whose module has not been imported.
+    """
+    for kind in kinds:
+        module, _, name = kind.rpartition(".")
+        cls = getattr(sys.modules.get(module), name, None)
+        if isinstance(cls, type) and isinstance(value, cls):
+            return True
+    return False
+
+
+def takes(*arguments: str) -> Callable[[Any], bool]:
+    """A test for functions that can be called with so many arguments, as far as their signature says."""
+
+    def test(value: Any) -> bool:
+        if not callable(value):
+            return False
+        try:
+            signature = inspect.signature(value)
+        except Exception:  # built-in functions, and objects that describe themselves wrongly, do not say
+            return True
+        try:
+            signature.bind(*arguments)
+        except TypeError:
+            return False
+        return True
+
+    return test
+
+
+def function_of(*arguments: str) -> Callable[[Any], bool]:
+    """A test for functions of so many arguments; a class is none."""
+    return lambda value: not isinstance(value, type) and takes(*arguments)(value)
+
+
+def can_be_folder(path: str) -> bool:
+    """Whether a path is a folder that can be written to, or one can be made there."""
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        parent, name = os.path.split(path.rstrip(os.sep))
+        is_name = len(os.fsencode(name)) <= _LONGEST_NAME_BYTES and not os.path.islink(path)
+        return is_name and can_be_folder(parent or os.curdir)
+    except (OSError, ValueError):  # a file on the way, a name that is too long or has a NUL in it
+        return False
+    return os.path.isdir(path) and os.access(path, os.W_OK | os.X_OK)
+
+
+# -- the checker ------------------------------------------------------------------------------------------------------
+
+
+@cache
+def hints_of(cls: type) -> dict[str, Any]:
+    """The hints of a class's fields, with their markers."""
+    return get_type_hints(cls, include_extras=True)
+
+
+def markers(hint: Any) -> tuple[Any, ...]:
+    """The markers at the outside of a hint."""
+    return tuple(getattr(hint, "__metadata__", ()))
+
+
+def marked(cls: type, marker: type) -> list[str]:
+    """The fields of a class that have a marker, in their order."""
+    return [name for name, hint in hints_of(cls).items() if marker in markers(hint)]
+
+
+def takes_flag(hint: Any) -> bool:
+    """Whether a setting may be true or false, so that a flag without a value means true."""
+    return bool in (_bare(each) for each in _alternatives(hint))
+
+
+def checked(name: str, value: Any, hint: Any) -> Any:
+    """A setting's value as its hint says, converted where nothing is lost: 3.0 and "3" to 3, "1e-4" to a number.
+
+    Args:
+        name: of the setting, for messages.
+        value: what was given.
+        hint: the type of its field, with markers.
+
+    Raises:
+        ConfigError: it is something else; or the kind of error that the hint's `Raises` names.
+    """
+    try:
+        return _converted((name,), value, hint)
+    except _RefusedError as refused:
+        kinds = [each.kind for each in markers(hint) if isinstance(each, Raises)]
+        raise refused.error(kinds[0] if kinds else ConfigError) from None
+
+
+def rule(hint: Any) -> str:
+    """What a hint asks for, in words that stand after "must be"."""
+    return _rule(hint, None)
+
+
+class _RefusedError(Exception):
+    """A value is not what its hint says; `path` leads to it from the setting's name."""
+
+    def __init__(self, path: tuple[Any, ...], value: Any, hint: Any, said: ScaleKitError | None = None) -> None:
+        super().__init__(path)
+        self.path, self._value, self._hint, self._said = path, value, hint, said
+
+    def error(self, kind: type[ScaleKitError]) -> ScaleKitError:
+        if self._said is not None:
+            return self._said
+        name, value, hint = _name(self.path), self._value, self._hint
+        names = [each for each in _names(hint) if isinstance(each, str)]
+        if isinstance(value, str) and len(names) > 1 and not _takes_text(hint):
+            return UnknownNameError(name, value, names, _rule(hint, value))
+        near = nearest(value, names) if isinstance(value, str) else ""
+        return kind(f"{name}={shown(value)} must be {_rule(hint, value)}" + (f". {near}" if near else ""))
+
+
+def _converted(path: tuple[Any, ...], value: Any, hint: Any) -> Any:
+    kind, found = _bare(hint), markers(hint)
+    if FromPath in found and isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    converted = _of_kind(path, value, kind, hint)
+    if any(_breaks(converted, each) for each in found):
+        raise _RefusedError(path, value, hint)
+    return converted
+
+
+def _of_kind(path: tuple[Any, ...], value: Any, kind: Any, hint: Any) -> Any:
+    origin, refused = get_origin(kind), _RefusedError(path, value, hint)
+    if kind is Any:
+        return value
+    if origin in (Union, UnionType):
+        return _of_union(path, value, get_args(kind), refused)
+    if is_typeddict(kind):
+        return _of_block(path, value, kind, refused, is_open=Open in markers(hint))
+    if origin is Mapping:
+        return _of_mapping(path, value, get_args(kind)[1], refused)
+    if origin is Sequence:
+        return _of_sequence(path, value, get_args(kind)[0], refused)
+    if origin is Literal:
+        is_one = isinstance(value, str) and value in get_args(kind)
+    elif kind in (None, NoneType):
+        is_one = value is None
+    elif kind is bool and is_a(value, "numpy.bool_"):
+        return bool(value)
+    elif kind in (int, float):
+        number = _number(value, kind)
+        if number is None:
+            raise refused
+        return number
+    else:
+        is_one = isinstance(value, kind)
+    if not is_one:
+        raise refused
+    return value
+
+
+def _of_union(path: tuple[Any, ...], value: Any, alternatives: Sequence[Any], refused: _RefusedError) -> Any:
+    """The first alternative that takes a value; where none does, what is wrong inside of the nearest one is told."""
+    deepest = refused
+    blocks = [each for each in alternatives if is_typeddict(_bare(each))]
+    if isinstance(value, Mapping) and blocks:
+        meant = max(blocks, key=lambda block: len(hints_of(_bare(block)).keys() & set(value)))
+        alternatives = [each for each in alternatives if each is meant or each not in blocks]
+    for each in alternatives:
+        try:
+            return _converted(path, value, each)
+        except _RefusedError as inner:
+            if len(inner.path) > len(deepest.path):
+                deepest = inner
+    raise deepest
+
+
+def _of_block(path: tuple[Any, ...], value: Any, block: Any, refused: _RefusedError, is_open: bool) -> Any:
+    if not isinstance(value, Mapping):
+        raise refused
+    hints = hints_of(block)
+    for key, item in value.items():
+        if key not in hints and not is_open:
+            raise _RefusedError((*path, key), item, Any, UnknownNameError(f"key in {_name(path)}", key, hints))
+    for key, hint in hints.items():
+        if Needed in markers(hint) and key not in value:
+            said = ConfigError(f"{_name(path)} has no {key}: {key} must be {rule(hint)}")
+            raise _RefusedError((*path, key), None, hint, said)
+    return {key: _converted((*path, key), item, hints[key]) if key in hints else item for key, item in value.items()}
+
+
+def _of_mapping(path: tuple[Any, ...], value: Any, hint: Any, refused: _RefusedError) -> Any:
+    if not (isinstance(value, Mapping) and all(isinstance(key, str) and key for key in value)):
+        raise refused
+    return {key: _converted((*path, key), item, hint) for key, item in value.items()}
+
+
+def _of_sequence(path: tuple[Any, ...], value: Any, hint: Any, refused: _RefusedError) -> Any:
+    if not isinstance(value, Sequence) or isinstance(value, (str, bytes, bytearray, memoryview)):
+        raise refused
+    made = [_converted((*path, place), item, hint) for place, item in enumerate(value)]
+    return tuple(made) if isinstance(value, tuple) else made
+
+
+def _number(value: Any, kind: type) -> int | float | None:
+    """A value as a number, text included, since YAML reads 1e-4 as text; None where it is none that can be reckoned with."""
+    try:
+        if isinstance(value, str):
+            value = float(value) if kind is float or not value.strip().lstrip("+-").isdigit() else int(value)
+        if isinstance(value, bool) or not isinstance(value, (Integral, Real)):
+            return None
+        if kind is int and isinstance(value, Integral):
+            return int(value)
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    if not math.isfinite(number) or (kind is int and number != int(number)):
+        return None
+    return int(number) if kind is int else number
+
+
+def _breaks(value: Any, marker: Any) -> bool:
+    """Whether a value breaks a marker's rule."""
+    if isinstance(marker, Is):
+        return not marker.test(value)
+    if marker is NotEmpty:
+        return not (value.strip() if isinstance(value, str) else len(value))
+    if isinstance(marker, AtLeast):
+        return not value >= marker.bound
+    if isinstance(marker, AtMost):
+        return not value <= marker.bound
+    if isinstance(marker, Above):
+        return not value > marker.bound
+    return isinstance(marker, Below) and not value < marker.bound
+
+
+# -- words ------------------------------------------------------------------------------------------------------------
+
+
+def _bare(hint: Any) -> Any:
+    """A hint without its markers."""
+    return get_args(hint)[0] if get_origin(hint) is Annotated else hint
+
+
+def _alternatives(hint: Any) -> Iterator[Any]:
+    """The hints of which a value must have one."""
+    if get_origin(_bare(hint)) in (Union, UnionType):
+        for each in get_args(_bare(hint)):
+            yield from _alternatives(each)
+    else:
+        yield hint
+
+
+def _names(hint: Any) -> list[str]:
+    return [
+        name for each in _alternatives(hint) if get_origin(_bare(each)) is Literal for name in get_args(_bare(each))
+    ]
+
+
+def _takes_text(hint: Any) -> bool:
+    return any(_bare(each) is str for each in _alternatives(hint))
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    """A place in a setting, such as ``generate.prompts[0]``."""
+    first, *rest = path
+    return str(first) + "".join(f"[{each}]" if isinstance(each, int) else f".{each}" for each in rest)
+
+
+def _rule(hint: Any, value: Any) -> str:
+    """The rule; a bound that nobody needs to be told is told where `value` passes it."""
+    parts = list(_parts(hint, value))
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} or {parts[-1]}"
+
+
+def _parts(hint: Any, value: Any) -> Iterator[str]:
+    """What a value may be instead of each other."""
+    found, kind = markers(hint), _bare(hint)
+    said = next((each.rule for each in found if isinstance(each, (Says, Is))), None)
+    if said is not None:
+        yield said
+    elif get_origin(kind) in (Union, UnionType):
+        for each in get_args(kind):
+            yield from _parts(each, value)
+    elif get_origin(kind) is Literal:
+        yield from map(repr, get_args(kind))
+    elif kind is bool:
+        yield from ("true", "false")
+    elif kind in (int, float):
+        yield _number_rule(kind, found, value)
+    elif is_typeddict(kind):
+        yield f"a mapping with the keys {', '.join(hints_of(kind))}"
+    elif get_origin(kind) is Sequence:
+        yield f"a list, of which each is {_rule(get_args(kind)[0], None)}"
+    else:
+        yield {str: "a text", NoneType: "None", None: "None"}.get(kind, "a mapping of names")
+
+
+def _number_rule(kind: type, found: Sequence[Any], value: Any) -> str:
+    number = _number(value, kind)
+    words = ["a whole number" if kind is int else "a number"]
+    low = next((each for each in found if isinstance(each, (AtLeast, Above))), None)
+    high = next((each for each in found if isinstance(each, (AtMost, Below))), None)
+    if isinstance(low, Above) and isinstance(high, Below):
+        words.append(f"between {low.bound:g} and {high.bound:g}")
+    else:
+        if low is not None:
+            words.append(f"of at least {low.bound:g}" if isinstance(low, AtLeast) else f"above {low.bound:g}")
+        if isinstance(high, AtMost) and (not high.plain or (number is not None and number > high.bound)):
+            words.append(f"and at most {high.bound}")
+        if isinstance(high, Below):
+            words.append(f"and below {high.bound:g}")
+    words += [f"({each.name})" for each in found if isinstance(each, Unit)]
+    return " ".join(words)
