@@ -159,12 +159,17 @@ def _job(parsed: argparse.Namespace, rest: list[str]) -> Job:
 def _plan(parsed: argparse.Namespace, rest: list[str]) -> int:
     import json
 
+    from scalekit.hardware import slow_precision_warning
     from scalekit.job import read_yaml
     from scalekit.planning import report
     from scalekit.public import plan
 
     settings = read_yaml(parsed.job) if parsed.job.endswith((".yaml", ".yml")) else {"model": parsed.job}
-    forecast = plan(**_planned_by(plan, {**settings, **_flags(rest)}), hardware=parsed.hardware, progress=_Slow())
+    asked = _planned_by(plan, {**settings, **_flags(rest)})
+    forecast = plan(**asked, hardware=parsed.hardware, progress=_Slow())
+    slow = slow_precision_warning(asked.get("precision", "auto"), forecast.task.hardware.device)
+    if slow is not None:
+        print(slow, file=sys.stderr)
     if parsed.plot:
         report.plot(forecast, parsed.plot)
     print(json.dumps(forecast.as_dict(), indent=2) if parsed.json else report.table(forecast))
