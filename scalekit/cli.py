@@ -194,10 +194,15 @@ def _plan(parsed: argparse.Namespace, rest: list[str]) -> int:
 
     settings = read_yaml(parsed.job) if _is_job_file(parsed.job) else {"model": parsed.job}
     settings = _checked_for_plan({**settings, **_flags(rest)})
+    from scalekit.hardware import slow_precision_warning
     from scalekit.planning import report
     from scalekit.public import plan
 
-    forecast = plan(**_planned_by(plan, settings), hardware=parsed.hardware, progress=_Slow())
+    asked = _planned_by(plan, settings)
+    forecast = plan(**asked, hardware=parsed.hardware, progress=_Slow())
+    slow = slow_precision_warning(asked.get("precision", "auto"), forecast.task.hardware.device)
+    if slow is not None:
+        print(slow, file=sys.stderr)
     if parsed.plot:
         report.plot(forecast, parsed.plot)
     print(json.dumps(forecast.as_dict(), indent=2) if parsed.json else report.table(forecast))
@@ -255,11 +260,15 @@ def _launch(parsed: argparse.Namespace, rest: list[str]) -> int:
     from scalekit.distributed.launcher import Launch, launch
 
     placed = (parsed.nproc, parsed.nodes, parsed.node_rank, parsed.endpoint)
-    return launch(Launch(*placed, max_restarts=parsed.max_restarts), _program(rest))
+    settings = Launch(*placed, max_restarts=parsed.max_restarts)
+    return launch(settings, *_program(rest))
 
 
-def _program(words: list[str]) -> list[str]:
+def _program(words: list[str]) -> tuple[list[str], dict[str, Any] | None]:
     """What every process is to run: ``fit job.yaml`` for a job file, which is checked here; a script of the user's.
+
+    Returns:
+        Its words, and the settings of the job that it is.
 
     Raises:
         UnknownNameError: something that is neither, and no command either.
@@ -269,16 +278,16 @@ def _program(words: list[str]) -> list[str]:
         raise ConfigError("nothing to launch: give a job file or a script, such as: scalekit launch --nproc 2 job.yaml")
     if _is_job_file(words[0]):
         words = ["fit", *words]
-    if words[0].endswith(".py"):
-        return words
+    if words[0].endswith(".py") or words[0] == "-m":
+        return words, None
     if words[0] not in _commands():
         raise UnknownNameError(
             "program to launch: neither a job file (.yaml) nor a script (.py) nor a command:", words[0], _commands()
         )
     if words[0] in ("fit", "prepare") and not {"-h", "--help"} & set(words):
         own, flags = _split(words)
-        _job(own[1] if len(own) > 1 else None, flags)
-    return words
+        return words, vars(_job(own[1] if len(own) > 1 else None, flags))
+    return words, None
 
 
 def _export(parsed: argparse.Namespace, rest: list[str]) -> int:

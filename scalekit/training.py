@@ -32,6 +32,7 @@ from scalekit.data.stream import StreamLoader
 from scalekit.decision import Decision, decide
 from scalekit.engines.engine import Engine
 from scalekit.errors import BatchSizeError, ConfigError
+from scalekit.hardware import slow_precision_warning
 from scalekit.job import Job
 from scalekit.leaks import LeakCheck
 from scalekit.lock import end_with_parent
@@ -229,6 +230,11 @@ def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack
     precision = dtypes.resolve(job.precision, device)
     # What is wrong with a strategy that was named shows before data is read.
     named = engines.engine(Strategy.load(job.strategy), precision, device, world) if job.strategy != "auto" else None
+
+    # And what would make a job go on for hours. Rank 0 knows alone, so that ranks do not disturb each other's measurement.
+    slow = slow_precision_warning(job.precision, device) if world.rank == 0 else None
+    if slow is not None:
+        say(world, f"slow       {slow}")
 
     rows = prepare(job)
     _check_prepared(job, rows)

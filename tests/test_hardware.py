@@ -1,8 +1,10 @@
 """Hardware: the table of devices, its names and counts, files of one's own, and the machine at hand."""
 
+import json
 import math
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +13,25 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from scalekit import hardware
-from scalekit.errors import ConfigError, UnknownNameError
-from scalekit.hardware import COMPUTE_TYPES, DEVICES, Device, Hardware, detect, find_device
+import scalekit
+from scalekit import dtypes, hardware
+from scalekit.cli import main
+from scalekit.errors import ConfigError, ScaleKitError, UnknownNameError
+from scalekit.hardware import (
+    COMPUTE_TYPES,
+    DEVICES,
+    Device,
+    Hardware,
+    catalog,
+    detect,
+    fastest_precision,
+    find_device,
+    local,
+    measure,
+    slow_precision_warning,
+)
+from scalekit.hardware.precision import fastest
+from scalekit.planning.tasks import usual_precision
 
 OWN_DEVICE = """
 device:
@@ -57,7 +75,7 @@ def test_importing_it_does_not_import_torch() -> None:
         "import sys, types; package = types.ModuleType('scalekit'); package.__path__ = [sys.argv[1]]; "
         "sys.modules['scalekit'] = package; import scalekit.hardware; sys.exit('torch' in sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code, str(Path(hardware.__file__).parent)], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code, str(Path(hardware.__file__).parents[1])], check=True, timeout=60)
 
 
 @pytest.mark.parametrize("name", DEVICES)
@@ -265,10 +283,10 @@ def test_the_cpu_is_measured(text: str) -> None:
 def test_processes_share_the_cpu_and_have_no_more_than_their_threads(
     monkeypatch: pytest.MonkeyPatch, threads: int, shares: tuple[float, ...]
 ) -> None:
-    monkeypatch.setattr(hardware, "_host_cores", lambda: 8)
+    monkeypatch.setattr(local, "host_cores", lambda: 8)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    monkeypatch.setattr(hardware, "_copy_bytes_per_second", lambda threads: 16e9)
-    monkeypatch.setattr(hardware, "_matmul_flops", lambda threads: {"float32": 16e9})
+    monkeypatch.setattr(local, "copy_bytes_per_second", lambda threads: 16e9)
+    monkeypatch.setattr(local, "product_flops", lambda threads: {"float32": 16e9})
     found = [Hardware.parse(text) for text in ("cpu", "2xcpu", "16xcpu")]
     assert [each.device.flops["float32"] / 16e9 for each in found] == list(shares)
     assert [each.device.memory_bytes_per_second / 16e9 for each in found] == list(shares)
@@ -318,7 +336,7 @@ def test_an_unlisted_gpu_has_no_flops_but_its_memory(
 
 
 def test_what_torch_calls_a_device_leads_to_the_table() -> None:
-    assert set(hardware._TORCH_NAMES.values()) == set(DEVICES)
+    assert set(catalog.TORCH_NAMES.values()) == set(DEVICES)
 
 
 @pytest.mark.parametrize(
@@ -341,12 +359,12 @@ def test_memory_is_what_the_cgroups_allow(
         (tmp_path / name).write_text(f"{text}\n")
     if own is not None:
         (tmp_path / "own").write_text(own)
-    monkeypatch.setattr(hardware, "_CGROUP", tmp_path / "nothing")
-    monkeypatch.setattr(hardware, "_OWN_CGROUPS", tmp_path / "own")
-    physical_bytes = hardware._host_memory_bytes()
-    monkeypatch.setattr(hardware, "_CGROUP", tmp_path)
+    monkeypatch.setattr(local, "_CGROUP", tmp_path / "nothing")
+    monkeypatch.setattr(local, "_OWN_CGROUPS", tmp_path / "own")
+    physical_bytes = local._host_memory_bytes()
+    monkeypatch.setattr(local, "_CGROUP", tmp_path)
     assert physical_bytes > 2**28
-    assert hardware._host_memory_bytes() == (limit_bytes or physical_bytes)
+    assert local._host_memory_bytes() == (limit_bytes or physical_bytes)
 
 
 def test_what_a_probe_has_measured_is_kept_for_the_machine(tmp_path, monkeypatch) -> None:
@@ -359,3 +377,249 @@ def test_what_a_probe_has_measured_is_kept_for_the_machine(tmp_path, monkeypatch
     assert detect(2).device.context_bytes == detect(4).device.context_bytes == 456
     assert Hardware.parse("local").device.context_bytes == 123
     assert Hardware.parse("H100-80GB").device.context_bytes is None
+
+
+# -- what is measured, and kept ---------------------------------------------------------------------------------------
+
+
+class Measurement:
+    """Gives other rates each time, and counts how often it was asked."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def __call__(self) -> dict[str, float]:
+        self.number += 1
+        end = time.perf_counter() + 0.01
+        while time.perf_counter() < end:  # a thread that sleeps looks like one that others keep from running
+            pass
+        return {"rate": 100.0 + self.number}
+
+    def kept(self) -> float:
+        return measure.kept("test", ("rate",), 1, self)["rate"]
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SCALEKIT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def rewrite(cache: Path, **changes: float) -> None:
+    (file,) = cache.glob("test-*.json")
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def test_two_processes_at_once_measure_once_and_a_third_not_at_all(cache: Path, tmp_path: Path) -> None:
+    """What a clock gives is never the same twice."""
+    code = (
+        "import json, os, sys, time, torch; from pathlib import Path; from scalekit.hardware import measure; "
+        "folder = Path(sys.argv[1]); (folder / f'ready-{os.getpid()}').touch()\n"
+        "while len(list(folder.glob('ready-*'))) < 2: time.sleep(0.001)\n"
+        "print(json.dumps([dict(measure.product_flops(1)), measure.copy_bytes_per_second(1)]))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    first, second = (json.loads(each.communicate(timeout=120)[0]) for each in both)
+    assert first == second
+    # Past what this process has in mind already.
+    assert first == [measure.product_flops.__wrapped__(1), measure.copy_bytes_per_second.__wrapped__(1)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        '{"when": 1, "share": 1, "rates": {}}',
+        '{"when": 4e9, "share": 1, "rates": {"rate": 1}}',
+        '{"when": "NOW", "share": 1, "rates": {"rate": NaN}}',
+        '{"when": "NOW", "share": 1, "rates": {"rate": -1}}',
+        '{"when": "NOW", "rates": {"rate": 1}}',
+        '{"when": "NOW", "share": 1, "rates": [1]}',
+        b"\xff\xfe",
+    ],
+)
+def test_a_damaged_cache_is_measured_anew(cache: Path, text: str | bytes) -> None:
+    measured = Measurement()
+    assert measured.kept() == measured.kept() == 101.0
+    (file,) = cache.glob("test-*.json")
+    damaged = text if isinstance(text, bytes) else text.replace('"NOW"', str(time.time())).encode()
+    file.write_bytes(damaged)
+    assert measured.kept() == measured.kept() == 102.0
+
+
+def test_what_cannot_be_kept_is_still_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SCALEKIT_CACHE", str(tmp_path / "file" / "cache"))
+    measured = Measurement()
+    assert (measured.kept(), measured.kept()) == (101.0, 102.0)
+
+
+def test_a_measurement_is_kept_for_a_day_and_a_disturbed_one_for_minutes(cache: Path) -> None:
+    measured = Measurement()
+    measured.kept()
+    rewrite(cache, share=1.0, when=time.time() - 23 * 3600)
+    assert measured.kept() == 101.0
+    rewrite(cache, share=0.5, when=time.time() - 60)
+    assert measured.kept() == 101.0
+    rewrite(cache, share=0.5, when=time.time() - 3600)
+    assert measured.kept() == 102.0
+    rewrite(cache, share=1.0, when=time.time() - 25 * 3600)
+    assert measured.kept() == 103.0
+
+
+def test_a_measurement_that_others_keep_from_running_is_a_disturbed_one(cache: Path) -> None:
+    def waits() -> dict[str, float]:
+        time.sleep(0.05)
+        return {"rate": 1.0}
+
+    measure.kept("test", ("rate",), 1, waits)
+    (file,) = cache.glob("test-*.json")
+    assert json.loads(file.read_text())["share"] < measure.QUIET_SHARE
+
+
+def test_another_processor_or_number_of_threads_is_measured_anew(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = tmp_path / "cpuinfo"
+    monkeypatch.setattr(measure, "_CPU_INFO", info)
+    measured, found = Measurement(), []
+    for text in (
+        "model name\t: One\nflags\t\t: sse avx2\n\nmodel name : Other\n",
+        "model name : One\nflags : sse\n",
+        "",
+    ):
+        info.write_text(text)
+        measure.processor.cache_clear()
+        found += [measure.processor(), measured.kept(), measured.kept()]
+    measure.processor.cache_clear()
+    assert found[0] == ("One", "sse avx2")
+    assert found[1::3] == found[2::3] == [101.0, 102.0, 103.0]
+    assert measure.kept("test", ("rate",), 2, measured)["rate"] == 104.0
+
+
+def test_measuring_takes_no_longer_than_the_slowest_type_makes_it(cache: Path) -> None:
+    """A product of 256 x 256 twice in each type is the least; all others are ended before they take long."""
+    start = time.thread_time()
+    rates = measure._time_products()
+    least = 2 * sum(2 * 256**3 / rate for rate in rates.values())
+    assert time.thread_time() - start < 0.6 + 3 * least
+
+
+# -- the precision that is fast ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flops", "precision"),
+    [
+        ({"float32": 86e9, "bfloat16": 1.3e9}, "32-true"),
+        ({"float32": 86e9, "bfloat16": 100e9}, "32-true"),
+        ({"float32": 86e9, "bfloat16": 112e9}, "bf16-mixed"),
+        ({"float32": 86e9, "bfloat16": 900e9}, "bf16-mixed"),
+        ({"float32": 86e9}, "32-true"),
+        ({"float32": 15e12, "float16": 120e12}, "32-true"),
+        ({"bfloat16": 9e14}, "bf16-mixed"),
+        ({}, "32-true"),
+    ],
+)
+def test_bfloat16_is_chosen_where_it_is_clearly_faster(flops: dict[str, float], precision: str) -> None:
+    assert fastest(flops) == precision
+
+
+@pytest.mark.parametrize("name", DEVICES)
+def test_every_card_of_the_table_takes_bfloat16(name: str) -> None:
+    assert fastest_precision(DEVICES[name]) == usual_precision(Hardware.parse(name)) == "bf16-mixed"
+
+
+def test_a_card_without_bfloat16_takes_float32(written: Callable[[str], Path]) -> None:
+    path = written(OWN_DEVICE.replace("bfloat16: 5e14", "float16: 1.2e14, float32: 1.5e13"))
+    found = Hardware.parse(path)
+    assert usual_precision(found) == "32-true"
+    said = slow_precision_warning("bf16-mixed", found.device)
+    assert said == (
+        "precision bf16-mixed is slow on Mine, which does not compute bfloat16 by itself. 32-true is the fastest here"
+    )
+
+
+def test_auto_is_what_was_measured_to_be_the_fastest_here(no_gpu: None) -> None:
+    rates = measure.product_flops(torch.get_num_threads())
+    expected = "bf16-mixed" if rates["bfloat16"] >= 1.3 * rates["float32"] else "32-true"
+    assert dtypes.resolve("auto", "cpu") == expected
+    assert usual_precision(detect()) == usual_precision(Hardware.parse("2xlocal")) == expected
+    assert slow_precision_warning(expected, "cpu") is None
+
+
+def cpu_with(**flops: float) -> Device:
+    return replace(DEVICES["L4"], name="Mine", kind="cpu", flops=flops)
+
+
+@pytest.mark.parametrize(
+    ("precision", "flops", "said"),
+    [
+        (
+            "bf16-mixed",
+            {"float32": 86e9, "bfloat16": 1.3e9},
+            "precision bf16-mixed is 66x slower than 32-true on Mine: matrix products run at 1.3 GFLOP/s against "
+            "86 GFLOP/s. 32-true is the fastest here",
+        ),
+        (
+            "32-true",
+            {"float32": 500e9, "bfloat16": 2.25e12},
+            "precision 32-true is 4.5x slower than bf16-mixed on Mine: matrix products run at 500 GFLOP/s against "
+            "2.2 TFLOP/s. bf16-mixed is the fastest here",
+        ),
+        ("bf16-true", {"float32": 86e9, "bfloat16": 43e9}, "precision bf16-true is 2.0x slower than 32-true"),
+        ("bf16-true", {"float32": 86e9, "bfloat16": 900e9}, None),
+        ("32-true", {"float32": 86e9, "bfloat16": 1.3e9}, None),
+        ("bf16-mixed", {"float32": 86e9, "bfloat16": 80e9}, None),
+        ("32-true", {"float32": 86e9, "bfloat16": 100e9}, None),
+        ("auto", {"float32": 86e9, "bfloat16": 1.3e9}, None),
+    ],
+)
+def test_a_slow_precision_is_told_with_the_factor(precision: str, flops: dict[str, float], said: str | None) -> None:
+    found = slow_precision_warning(precision, cpu_with(**flops))
+    assert found is None if said is None else str(found).startswith(said)
+
+
+def test_a_cards_peaks_are_told_as_such() -> None:
+    said = slow_precision_warning("32-true", DEVICES["H100-80GB"])
+    assert said == (
+        "precision 32-true is 15x slower than bf16-mixed on H100-80GB: matrix products have a peak of 67 TFLOP/s "
+        "against 989 TFLOP/s. bf16-mixed is the fastest here"
+    )
+
+
+def test_this_cpu_is_named_and_what_it_lacks(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = {"float32": 86e9, "bfloat16": 1.3e9}
+    monkeypatch.setattr(measure, "_CPU_INFO", tmp_path / "cpuinfo")
+    for flags, lacks in (("avx2", ", no bfloat16 instructions"), ("avx2 amx_bf16", ""), ("", "")):
+        (tmp_path / "cpuinfo").write_text(f"model name : One\nflags : {flags}\n")
+        measure.processor.cache_clear()
+        said = slow_precision_warning("bf16-true", replace(cpu_with(**rates), name="cpu"))
+        assert f"on this CPU (One{lacks}): matrix products" in str(said)
+    measure.processor.cache_clear()
+
+
+def test_fit_tells_before_anything_is_read(cache: Path, no_gpu: None, capsys: pytest.CaptureFixture[str]) -> None:
+    threads = torch.get_num_threads()
+    measure.product_flops.cache_clear()
+    measure.kept("products", measure.PRODUCT_TYPES, threads, lambda: {"float32": 86e9, "bfloat16": 1.3e9})
+    with pytest.raises(ScaleKitError):
+        scalekit.fit(torch.nn.Linear(1, 1), "nowhere.jsonl", precision="bf16-mixed", max_steps=1)
+    assert "slow       precision bf16-mixed is 66x slower than 32-true on this CPU" in capsys.readouterr().out
+    measure.product_flops.cache_clear()
+
+
+def test_plan_tells_too(written: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rates = "{float32: 86e9, bfloat16: 1.3e9}"
+    place = written(f"{OWN_DEVICE.replace('{bfloat16: 5e14}', rates)}  kind: cpu\n")
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 32, "hidden_size": 8}
+    config |= {"intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "max_position_embeddings": 8}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert main(["plan", str(tmp_path), "--hardware", str(place), "--precision", "bf16-mixed"]) == 0
+    assert "precision bf16-mixed is 66x slower than 32-true on Mine" in capsys.readouterr().err
+    assert main(["plan", str(tmp_path), "--hardware", str(place)]) == 0
+    assert "slower" not in capsys.readouterr().err

@@ -7,7 +7,7 @@ from typing import Any
 
 from scalekit import dtypes
 from scalekit.errors import UnknownNameError
-from scalekit.hardware import Hardware
+from scalekit.hardware import Hardware, fastest_precision
 from scalekit.names import OPTIMIZERS
 from scalekit.planning.choose import MARGIN, Task
 from scalekit.planning.profile import Subject, profile
@@ -48,8 +48,8 @@ def task(
 
 
 def usual_precision(hardware: Hardware) -> str:
-    """What ``"auto"`` means: bf16-mixed on GPUs, 32-true on CPUs."""
-    return "bf16-mixed" if hardware.device.kind == "cuda" else "32-true"
+    """What ``"auto"`` means: what the device computes fastest, by its figures or as this machine's CPU was measured."""
+    return fastest_precision(hardware.device)
 
 
 def candidates(strategy: str, precision: str) -> Sequence[Strategy]:

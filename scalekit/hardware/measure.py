@@ -1,0 +1,213 @@
+"""Rates that are measured on this machine, and what is kept of them in its cache for the next process.
+
+A rate is the best of several repetitions, since others on the machine only slow it. It is kept for a day, and for minutes
+where the processor was shared while it was measured.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+from scalekit.files import alone, write_at_once
+from scalekit.resources import cache_folder
+
+PRODUCT_TYPES = ("float32", "bfloat16")
+"""What products are timed in; float16 is left out, since nothing trains in it on a CPU."""
+
+KEPT_SECONDS = 24 * 3600.0
+"""How long a rate is good for: a machine's clock, its neighbours and its limits change."""
+
+DISTURBED_SECONDS = 600.0
+"""How long one is that was measured while others used the processor."""
+
+QUIET_SHARE = 0.9
+"""Of the time that a measurement took, the share that its thread must have run for."""
+
+_SIZES = (256, 512, 1024)
+_LONGEST_SECONDS = 0.1
+_TURN_SECONDS = 0.025
+_CPU_INFO = Path("/proc/cpuinfo")
+_CONTEXTS = "contexts.json"
+_SETTINGS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE")
+
+Rates = Mapping[str, float]
+
+
+# -- what is measured -------------------------------------------------------------------------------------------------
+
+
+@lru_cache
+def product_flops(threads: int) -> Rates:
+    """FLOP/s of square matrix products by compute type, with torch's number of threads."""
+    return kept("products", PRODUCT_TYPES, threads, _time_products)
+
+
+@lru_cache
+def copy_bytes_per_second(threads: int) -> float:
+    """Bytes read and written by a copy that no cache holds, with torch's number of threads."""
+    return kept("copy", ("bytes_per_second",), threads, _time_copy)["bytes_per_second"]
+
+
+def _time_products() -> Rates:
+    """The best rates of growing sizes; a type leaves before its next size would take long."""
+    import torch
+
+    best: dict[str, float] = {}
+    names = list(PRODUCT_TYPES)
+    for size in _SIZES:
+        runs = {}
+        for name in names:
+            # Ones, not random numbers: the generators are the job's.
+            matrix = torch.ones(size, size, dtype=getattr(torch, name), device="cpu")
+            runs[name] = partial(torch.mm, matrix, matrix, out=torch.empty_like(matrix))
+        seconds = best_seconds(runs)
+        best |= {name: max(best.get(name, 0.0), 2 * size**3 / seconds[name]) for name in names}
+        names = [name for name in names if 8 * seconds[name] < _LONGEST_SECONDS]
+    return best
+
+
+def _time_copy() -> Rates:
+    import torch
+
+    source = torch.ones(16 * 2**20, dtype=torch.float32, device="cpu")
+    target = torch.zeros_like(source)
+    seconds = best_seconds({"copy": lambda: target.copy_(source)})["copy"]
+    return {"bytes_per_second": 2 * source.nbytes / seconds}
+
+
+def best_seconds(runs: Mapping[str, Callable[[], object]], budget_seconds: float = _TURN_SECONDS) -> dict[str, float]:
+    """The shortest time of each run, in turns, so that what disturbs one disturbs all.
+
+    The first turn may prepare what others use; there are two at least, and as many as fit the budget of each run.
+    """
+    best = dict.fromkeys(runs, math.inf)
+    turns, end = 0, time.perf_counter() + budget_seconds * len(runs)
+    while turns < 2 or time.perf_counter() < end:
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            best[name] = min(best[name], time.perf_counter() - start)
+        turns += 1
+    return {name: max(seconds, 1e-9) for name, seconds in best.items()}
+
+
+# -- what is kept -----------------------------------------------------------------------------------------------------
+
+
+def kept(what: str, names: tuple[str, ...], threads: int, measure: Callable[[], Rates]) -> Rates:
+    """A measurement of this machine: one that was made of late, or a new one, which is then kept.
+
+    One process measures at a time, so that the ranks of a node do not disturb each other: those that wait find what the first
+    has found. Where nothing can be written, each measures for itself.
+
+    Args:
+        what: a name for its file.
+        names: of the rates.
+        threads: torch's.
+        measure: gives a rate for each name, in less than a second.
+    """
+    key = machine_key(threads)
+    digest = hashlib.sha256(json.dumps([key, processor()[1]], sort_keys=True).encode()).hexdigest()[:16]
+    file = cache_folder() / f"{what}-{digest}.json"
+    found = _read(file, names)
+    if found is not None:
+        return found
+    with _undisturbed():
+        found = _read(file, names)
+        if found is None:
+            start, ran = time.perf_counter(), time.thread_time()
+            found = measure()
+            share = (time.thread_time() - ran) / (time.perf_counter() - start)
+            _write(file, {**key, "when": time.time(), "share": share, "rates": dict(found)})
+    return found
+
+
+def machine_key(threads: int) -> dict[str, Any]:
+    """What rates depend on."""
+    import torch
+
+    return {
+        "processor": processor()[0],
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "settings": {name: os.environ[name] for name in _SETTINGS if name in os.environ},
+        "torch": torch.__version__,
+        "threads": threads,
+        "cores": host_cores(),
+    }
+
+
+@lru_cache
+def processor() -> tuple[str, str]:
+    """The processor's name and its flags, both as the system gives them; no flags where it gives none."""
+    try:
+        first = _CPU_INFO.read_text().split("\n\n", 1)[0]
+    except OSError:
+        first = ""
+    lines = dict(line.split(":", 1) for line in first.splitlines() if ":" in line)
+    said = {name.strip(): value.strip() for name, value in lines.items()}
+    return said.get("model name") or platform.processor() or platform.machine(), said.get(
+        "flags", said.get("Features", "")
+    )
+
+
+def host_cores() -> int:
+    """The cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """One process of the user's measures at a time; where no lock can be had, it measures as it is."""
+    lock = alone("measure")
+    try:
+        lock.__enter__()
+    except OSError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.__exit__(None, None, None)
+
+
+def _read(file: Path, names: tuple[str, ...]) -> Rates | None:
+    """What a file holds, where it is whole and young enough; None otherwise."""
+    try:
+        record = json.loads(file.read_text())
+        rates = {name: float(record["rates"][name]) for name in names}
+        age, share = time.time() - float(record["when"]), float(record["share"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    is_young = 0 <= age < (KEPT_SECONDS if share >= QUIET_SHARE else DISTURBED_SECONDS)
+    return rates if is_young and all(0 < rate < math.inf for rate in rates.values()) else None
+
+
+def _write(file: Path, record: Mapping[str, Any]) -> None:
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_at_once(file, json.dumps(record, indent=1))
+
+
+def remembered_contexts() -> dict[str, int]:
+    """What probes have found that processes take of devices beside tensors, by `context_key`."""
+    try:
+        return dict(json.loads((cache_folder() / _CONTEXTS).read_text()))
+    except (OSError, ValueError):
+        return {}
+
+
+def remember_context(key: str, context_bytes: int) -> None:
+    """Keeps what a probe has found; where nothing can be written, it does not."""
+    _write(cache_folder() / _CONTEXTS, {**remembered_contexts(), key: context_bytes})
