@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from scalekit.checkpoint.load import latest
-from scalekit.errors import DoesNotFitError, ModelError, ScaleKitError
+from scalekit import dtypes
+from scalekit.errors import DoesNotFitError, InputsError, ModelError, NoLossError, ScaleKitError
 from scalekit.hardware import Hardware, detect
 from scalekit.job import Job
 from scalekit.models import Model
@@ -43,6 +41,7 @@ class Decision:
 
     Attributes:
         strategy: to carry out.
+        precision: by its name.
         micro_batch_size: samples that one rank runs at once.
         activation_checkpointing: whether blocks are computed anew in the backward pass.
         predicted: what `Plan.predicted` holds; empty where nothing could be predicted.
@@ -52,6 +51,7 @@ class Decision:
     """
 
     strategy: Strategy
+    precision: str
     micro_batch_size: int
     activation_checkpointing: bool
     predicted: dict[str, Any]
@@ -64,8 +64,9 @@ def decide(
     job: Job,
     model: Model,
     example: Callable[[], tuple[Any, Any]],
-    precision: str,
+    device: str,
     world: World,
+    plan_before: Mapping[str, Any],
     failed: Failed | None = None,
 ) -> Decision:
     """Predicts a job and decides what is open.
@@ -74,16 +75,18 @@ def decide(
         job: its settings.
         model: the job's, or its LightningModule as one.
         example: gives the row that costs most, and what makes a batch of such rows.
-        precision: resolved.
+        device: ``"cuda"`` or ``"cpu"``.
         world: the job's processes.
+        plan_before: of the run that is resumed, which keeps what was decided for it; empty for a new run.
         failed: what a probe has shown to be too large.
 
     Raises:
         DoesNotFitError: it will not fit, and the job does not say to go on regardless.
         BatchSizeError: the global batch cannot be split.
     """
-    before = _before(job, world)
+    before = _before(job, world, device, plan_before)
     job = replace(job, **before)
+    precision = dtypes.resolve(job.precision, device)
     try:
         row, collate = example()
         task = _task(job, model, collate([row, row]), precision, detect(world.local_size, world.num_nodes))
@@ -91,11 +94,12 @@ def decide(
             task = replace(task, too_large_bytes=failed.peak_bytes)
         forecast = choose(task)
     except Exception as error:  # whatever a user's own model, rows or collator do: it is a prediction that fails here
-        return _without_prediction(job, world, error, failed)
+        return _without_prediction(job, precision, world, error, failed)
     best = forecast.chosen or forecast.candidates[0]
     is_thin = best.problem is not None
     return Decision(
         best.setting.strategy,
+        precision,
         best.setting.micro_batch_size,
         best.setting.recompute,
         _predicted(best, task),
@@ -107,23 +111,16 @@ def decide(
     )
 
 
-def _before(job: Job, world: World) -> dict[str, Any]:
-    """What was decided for a job that goes on, which keeps it: times measured anew could turn the choice."""
-    folder = Path(job.output_dir or "")
-    if job.output_dir is None or latest(folder / "checkpoints") is None:
-        return {}
-    try:
-        before = json.loads((folder / "plan.json").read_text())
-    except (OSError, json.JSONDecodeError):
-        return {}
+def _before(job: Job, world: World, device: str, plan: Mapping[str, Any]) -> dict[str, Any]:
+    """What was decided for a run that is resumed, which keeps it: times measured anew could turn the choice."""
     names = ["strategy", "micro_batch_size", "activation_checkpointing"]
-    if before.get("world_size") != world.size:
+    if plan.get("world_size") != world.size:
         # On other ranks at least what dropout draws by: micro-batches of the same size.
-        shares = job.global_batch_size % (before.get("micro_batch_size", 1) * world.size) == 0
+        shares = job.global_batch_size % (plan.get("micro_batch_size", 1) * world.size) == 0
         names = ["micro_batch_size"] if shares else []
-    return {
-        name: before[name] if getattr(job, name) == "auto" else getattr(job, name) for name in names if name in before
-    }
+    if plan.get("device") == device:
+        names.append("precision")
+    return {name: plan[name] if getattr(job, name) == "auto" else getattr(job, name) for name in names if name in plan}
 
 
 def _task(job: Job, model: Model, example: Any, precision: str, hardware: Hardware) -> Task:
@@ -146,9 +143,10 @@ def _installed(strategies: Sequence[Strategy]) -> list[Strategy]:
     return [s for s in strategies if s.engine != "deepspeed" or has_deepspeed or len(strategies) == 1]
 
 
-def _without_prediction(job: Job, world: World, error: Exception, failed: Failed | None) -> Decision:
+def _without_prediction(job: Job, precision: str, world: World, error: Exception, failed: Failed | None) -> Decision:
     """The simple rules that remain where a model cannot be looked at."""
-    if isinstance(error, ScaleKitError) and not isinstance(error, ModelError):
+    is_certain = isinstance(error, ScaleKitError) and not isinstance(error, ModelError)
+    if is_certain or isinstance(error, (InputsError, NoLossError)):
         raise error
     if failed is not None:
         raise DoesNotFitError(
@@ -162,7 +160,8 @@ def _without_prediction(job: Job, world: World, error: Exception, failed: Failed
         size = max(n for n in range(1, _FALLBACK_MICRO_BATCH + 1) if share % n == 0)
     reason = f"nothing is predicted: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     recompute = job.activation_checkpointing is True
-    return Decision(Strategy.load(name), size, recompute, {}, [reason], 0, wants_probe=job.memory_check == "probe")
+    wants_probe = job.memory_check == "probe"
+    return Decision(Strategy.load(name), precision, size, recompute, {}, [reason], 0, wants_probe)
 
 
 def _reasons(job: Job, forecast: Forecast, best: Candidate) -> list[str]:

@@ -156,6 +156,10 @@ class ModelError(ScaleKitError, ValueError):
     """The model cannot be used."""
 
 
+class InputsError(ModelError):
+    """A batch is not what the model or its loss takes."""
+
+
 class NoLossError(ModelError):
     """A model without a loss."""
 

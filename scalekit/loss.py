@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from scalekit.errors import ModelError, NoLossError
+from scalekit.errors import InputsError, NoLossError
 
 IGNORED = -100
 """The label that no loss counts: PyTorch's default `ignore_index`."""
@@ -300,7 +300,7 @@ def _split(batch: Any) -> tuple[Any, Any]:
         found = [name for name in _TARGETS if name in batch]
         if len(found) == 1:
             return {name: value for name, value in batch.items() if name != found[0]}, batch[found[0]]
-    raise ModelError(
+    raise InputsError(
         "a loss function needs a target: a batch must be (inputs, target), or a mapping with exactly one of "
         + ", ".join(_TARGETS)
     )
@@ -313,6 +313,6 @@ def _call(model: nn.Module, inputs: Mapping[str, Any]) -> Any:
         return model(**inputs)
     if len(inputs) == 1:
         return model(next(iter(inputs.values())))
-    raise ModelError(
+    raise InputsError(
         f"{type(model).__name__}.forward takes {', '.join(parameters)}, but the data's columns are {', '.join(inputs)}"
     )

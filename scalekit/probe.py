@@ -201,6 +201,7 @@ def _shortened(job: Job, decision: Decision, row: Any, collate: Any, folder: Pat
         metrics=None,
         generate=None,
         strategy=decision.strategy.name if job.strategy == "auto" else job.strategy,
+        precision=decision.precision,  # type: ignore[arg-type]
         micro_batch_size=decision.micro_batch_size,
         activation_checkpointing=decision.activation_checkpointing,
         memory_check="warn",

@@ -7,7 +7,7 @@ import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, count
 from pathlib import Path
@@ -27,19 +27,23 @@ from scalekit.world import World, first, gather
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where a run stands, and what it goes on from.
+    """Where a run stands, and what it resumes from.
 
     Attributes:
         path: of the folder.
         checkpoint: to resume from, or None for a new run.
         step: the checkpoint's optimizer step; 0 for a new run.
         state: what ScaleKit kept in the checkpoint beside Lightning's own state.
+        plan: how the run was planned before; empty for a new run.
+        is_held: whether the folder is this job's alone already; a new one does not exist before `begin`.
     """
 
     path: Path
     checkpoint: Path | None = None
     step: int = 0
     state: dict[str, Any] | None = None
+    plan: Mapping[str, Any] = field(default_factory=dict)
+    is_held: bool = False
 
     @property
     def checkpoints(self) -> Path:
@@ -47,25 +51,46 @@ class RunFolder:
         return self.path / "checkpoints"
 
 
-def open_run(
-    job: Job, name: str, plan: Plan, world: World, held_until_end: ExitStack, say: Callable[[str], None]
-) -> RunFolder:
-    """Finds or makes the run's folder, and what the job goes on from there; every rank calls it.
+def open_run(job: Job, name: str, world: World, held_until_end: ExitStack, say: Callable[[str], None]) -> RunFolder:
+    """Finds the run's folder, and what the job resumes from there; every rank calls it. Nothing is made or changed.
 
-    A job that names its `output_dir` goes on with what it finds there. One that does not gets a folder of its own under
-    ``runs/``, and goes on with an unfinished run of the same job only. Where the newest checkpoint is damaged, it goes on from
-    the one before. The folder is this job's alone until `held_until_end` is closed.
+    A job that names its `output_dir` resumes what it finds there. One that does not gets a folder of its own under ``runs/``,
+    and resumes an unfinished run of the same job only. Where the newest checkpoint is damaged, it resumes from the one before.
+    A folder that is there is this job's alone until `held_until_end` is closed.
 
     Raises:
         ConfigError: the folder holds a run, and the job says never to resume; another job is at work in it; or it is not the
             same one on every node.
         CheckpointError: the folder holds another job's run, or no checkpoint that is sound.
     """
-    path, candidates = first(lambda: _find(job, name, plan, held_until_end), world)
+    folder, candidates = first(lambda: _find(job, name, held_until_end), world)
+    if folder.is_held:
+        _join(folder.path, world, held_until_end)
+    checkpoint = _newest_sound(candidates, world, say)
+    return first(lambda: folder if checkpoint is None else _resumed(folder, checkpoint), world)
+
+
+def begin(job: Job, folder: RunFolder, plan: Plan, world: World, held_until_end: ExitStack) -> None:
+    """Makes the run's folder this job's and writes into it how the job is run; every rank calls it.
+
+    Raises:
+        CheckpointError: the job has another number of steps than the one that it resumes.
+        ConfigError: see `open_run`.
+    """
+    first(lambda: _check_steps(folder, plan), world)
+    if not folder.is_held:
+        first(lambda: _claim(folder.path, held_until_end), world)
+        _join(folder.path, world, held_until_end)
+    first(lambda: _write(job, folder, plan), world)
+
+
+def _claim(path: Path, held_until_end: ExitStack) -> None:
+    held_until_end.callback(os.close, claim(path))
+
+
+def _join(path: Path, world: World, held_until_end: ExitStack) -> None:
     _expect_one_folder(path, world)
     held_until_end.callback(os.close, join(path))
-    checkpoint = _newest_sound(candidates, world, say)
-    return first(lambda: _claim(job, path, checkpoint, plan), world)
 
 
 def _expect_one_folder(path: Path, world: World) -> None:
@@ -92,18 +117,16 @@ def _newest_sound(candidates: Sequence[Path], world: World, say: Callable[[str],
     return None
 
 
-def _claim(job: Job, path: Path, checkpoint: Path | None, plan: Plan) -> RunFolder:
-    folder = RunFolder(path) if checkpoint is None else _resume(path, checkpoint, plan)
+def _write(job: Job, folder: RunFolder, plan: Plan) -> None:
     folder.checkpoints.mkdir(parents=True, exist_ok=True)
     sweep(folder.checkpoints)
-    # What stands and is later than the newest sound one is damaged: it must neither be counted nor be gone on from.
+    # What stands and is later than the newest sound one is damaged: it must neither be counted nor be resumed from.
     for each in published(folder.checkpoints):
         if (step_of(each) or 0) > folder.step:
             each.rename(_free(each.with_name(f"damaged-{each.name}")))
-    (path / "STOP").unlink(missing_ok=True)
+    (folder.path / "STOP").unlink(missing_ok=True)
     write_at_once(folder.path / "config.yaml", yaml.safe_dump(job.resolved(), sort_keys=False), on_disk=True)
     write_plan(folder.path, plan.as_dict())
-    return folder
 
 
 def _free(path: Path) -> Path:
@@ -129,19 +152,25 @@ def write_skipped(path: Path, skipped: Sequence[Any]) -> None:
         write_at_once(path / "skipped_rows.jsonl", "".join(lines))
 
 
-def _find(job: Job, name: str, plan: Plan, held_until_end: ExitStack) -> tuple[Path, list[Path]]:
-    """The run's folder, and the checkpoints that the job may go on from, the one to take first."""
-    path = Path(job.output_dir) if job.output_dir else _own_folder(job, Path("runs"), name, plan)
-    held_until_end.callback(os.close, claim(path))
+def _find(job: Job, name: str, held_until_end: ExitStack) -> tuple[RunFolder, list[Path]]:
+    """The run's folder, and the checkpoints that the job may resume from, the one to take first."""
+    path = Path(job.output_dir) if job.output_dir else _own_folder(job, Path("runs"), name)
+    if not path.exists():
+        return RunFolder(path), [] if job.resume in ("auto", "never") else [Path(job.resume)]
+    _claim(path, held_until_end)
+    return RunFolder(path, is_held=True), _candidates(job, path)
+
+
+def _candidates(job: Job, path: Path) -> list[Path]:
     standing = published(path / "checkpoints")
     if job.resume not in ("auto", "never"):
         chosen = Path(job.resume)
         later = [each for each in standing if (step_of(each) or 0) > (step_of(chosen) or 0)]
         if later and _has_begun_with(job, path):
-            return path, [*later[::-1], chosen]
+            return [*later[::-1], chosen]
         if later:
             raise ConfigError(f"{path} holds later checkpoints than {chosen}: choose another output_dir")
-        return path, [chosen]
+        return [chosen]
     if standing and job.resume == "never":
         raise ConfigError(f"{path} holds a run with checkpoints, and resume='never': choose another output_dir")
     differing = _differences(job, path) if standing else []
@@ -150,31 +179,43 @@ def _find(job: Job, name: str, plan: Plan, held_until_end: ExitStack) -> tuple[P
             f"{path} holds the run of another job: its config.yaml differs in {', '.join(differing)}. "
             "Choose another output_dir"
         )
-    return path, standing[::-1]
+    return standing[::-1]
 
 
-def _own_folder(job: Job, parent: Path, name: str, plan: Plan) -> Path:
+def _own_folder(job: Job, parent: Path, name: str) -> Path:
     number = 1
     while True:
         path = parent / (name if number == 1 else f"{name}-{number}")
-        newest = latest(path / "checkpoints")
         if not path.exists():
             return path
-        unfinished = newest is not None and (step_of(newest) or 0) < plan.total_steps
+        newest, steps = latest(path / "checkpoints"), _planned(path).get("total_steps", 0)
+        unfinished = newest is not None and (step_of(newest) or 0) < steps and job.max_steps in (None, steps)
         if unfinished and not _differences(job, path) and (job.resume == "auto" or _has_begun_with(job, path)):
             return path
         number += 1
 
 
-def _resume(path: Path, checkpoint: Path, plan: Plan) -> RunFolder:
+def _resumed(folder: RunFolder, checkpoint: Path) -> RunFolder:
     found = state(checkpoint)
     step, kept = int(found["global_step"]), found["scalekit"]
-    if kept["total_steps"] != plan.total_steps:
+    return replace(folder, checkpoint=checkpoint, step=step, state=kept, plan=_planned(folder.path))
+
+
+def _check_steps(folder: RunFolder, plan: Plan) -> None:
+    before = plan.total_steps if folder.state is None else folder.state["total_steps"]
+    if before != plan.total_steps:
         raise CheckpointError(
-            f"{checkpoint} is of a job of {kept['total_steps']} steps, on which its schedule depends, and this one has "
-            f"{plan.total_steps}: go on with as many, or start from its weights: model={str(checkpoint / 'model')!r}"
+            f"{folder.checkpoint} is of a job of {before} steps, on which its schedule depends, and this one has "
+            f"{plan.total_steps}: resume with as many, or start from its weights: model='{folder.checkpoint}/model'"
         )
-    return RunFolder(path, checkpoint, step, kept)
+
+
+def _planned(path: Path) -> dict[str, Any]:
+    """What a run's plan.json says; nothing where it says nothing."""
+    try:
+        return dict(json.loads((path / "plan.json").read_text()))
+    except (OSError, ValueError):
+        return {}
 
 
 def _differences(job: Job, path: Path) -> list[str]:

@@ -227,10 +227,10 @@ def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack
     if world.launched:
         end_with_parent()
     device = device_type()
-    precision = dtypes.resolve(job.precision, device)
-    # What is wrong with a strategy that was named shows before data is read.
-    named = engines.engine(Strategy.load(job.strategy), precision, device, world) if job.strategy != "auto" else None
-
+    # What is wrong with a strategy or precision that was named shows before data is read.
+    named = dtypes.resolve(job.precision, device) if job.precision != "auto" else "32-true"
+    if job.strategy != "auto":
+        engines.engine(Strategy.load(job.strategy), named, device, world)
     # And what would make a job go on for hours. Rank 0 knows alone, so that ranks do not disturb each other's measurement.
     slow = slow_precision_warning(job.precision, device) if world.rank == 0 else None
     if slow is not None:
@@ -249,24 +249,23 @@ def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack
     known = model or models.resolve(job.model)
     if known.config is not None:
         rows.way.tell_pad(known.config)
+    if job.generate and model is not None:
+        check_samples(job.generate, model, rows.way.processor)
+    rotation = Rotation.of(job, rows.validation is not None)
+    folder = runs.open_run(job, known.name, world, held_until_end, partial(say, world))
     decision = settle(
         replace(job, model=known.source) if isinstance(job.model, str) else job,  # with the head that its rows ask for
-        partial(decide, job, known, rows.example, precision, world),
+        partial(decide, job, known, rows.example, device, world, folder.plan),
         rows.example,
         world,
         partial(say, world),
     )
-    engine = named or engines.engine(decision.strategy, precision, device, world)
+    engine = engines.engine(decision.strategy, decision.precision, device, world)
     order = order_of(rows, decision.micro_batch_size, world)
     total_steps = steps_of(rows, order)
     module = _module(job, model, rows, total_steps, recompute=decision.activation_checkpointing)
     plan = _plan(decision, engine, device, order, total_steps, module)
-
-    rotation = Rotation.of(job, rows.validation is not None)
-    if job.generate and model is not None:
-        check_samples(job.generate, model, rows.way.processor)
-
-    folder = runs.open_run(job, known.name, plan, world, held_until_end, partial(say, world))
+    runs.begin(job, folder, plan, world, held_until_end)
     say(world, f"{plan}\nrun        {folder.path}" + (f", resumed at step {folder.step}" if folder.step else ""))
 
     if world.rank == 0:

@@ -1,0 +1,77 @@
+"""A run's folder: whose it is, what is resumed in it, and that a refused job leaves none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+
+import scalekit
+from scalekit import errors
+from tests.legs import EndedError, Ends
+
+ROWS = [{"x": [float(i)], "y": [2.0 * i]} for i in range(16)]
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def fit(**settings: Any) -> scalekit.Run:
+    usual = {"loss": nn.MSELoss(), "global_batch_size": 8, "max_steps": 4, "checkpoint_every": 1}
+    return scalekit.fit(nn.Linear(1, 1), ROWS, **{**usual, **settings})
+
+
+def ended_at(step: int, **settings: Any) -> None:
+    with pytest.raises(EndedError):
+        fit(callbacks=[Ends(step)], **settings)
+
+
+def spoil(plan: Path, **changed: Any) -> None:
+    plan.write_text(json.dumps({**json.loads(plan.read_text()), **changed}))
+
+
+@pytest.mark.parametrize("named", [{}, {"output_dir": "runs/Linear"}])
+def test_a_resumed_run_keeps_its_decision(named: dict[str, str]) -> None:
+    """As on a machine where another micro-batch or precision was the fastest; no speed measured anew may turn it."""
+    ended_at(2, **named)
+    plan = Path("runs/Linear/plan.json")
+    assert json.loads(plan.read_text())["micro_batch_size"] == 8
+    spoil(plan, micro_batch_size=2, precision="bf16-mixed", accumulation=4)
+    run = fit(**named)
+    assert run.folder == Path("runs/Linear")
+    assert (run.plan.micro_batch_size, run.plan.accumulation, run.plan.precision) == (2, 4, "bf16-mixed")
+    assert [record["step"] for record in run.history] == [1, 2, 3, 4]
+
+
+def test_a_finished_run_is_not_resumed() -> None:
+    assert [fit().folder for _ in range(2)] == [Path("runs/Linear"), Path("runs/Linear-2")]
+    assert fit(max_steps=6).folder == Path("runs/Linear-3")
+
+
+def test_an_unfinished_run_of_other_steps_is_another_job() -> None:
+    ended_at(2)
+    assert fit(max_steps=6).folder == Path("runs/Linear-2")
+    with pytest.raises(errors.CheckpointError, match="is of a job of 4 steps"):
+        fit(max_steps=6, output_dir="runs/Linear")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"global_batch_size": 9, "micro_batch_size": 2},
+        {"warmup_steps": 4},
+        {"loss": None},
+        {"strategy": "zero9"},
+        {"output_dir": "own/folder", "optimizer_options": {"betas": 2}},
+        {"validation": [], "evaluate_every": 1},
+    ],
+)
+def test_a_refused_job_leaves_no_folder(settings: dict[str, Any]) -> None:
+    with pytest.raises(errors.ScaleKitError):
+        fit(**settings)
+    assert list(Path().iterdir()) == []
