@@ -49,6 +49,7 @@ class Decision:
         reasons: in words.
         peak_bytes: predicted for a rank, of states alone where the model cannot be traced; 0 where nothing was predicted.
         wants_probe: whether it is to be tried out before it is relied on.
+        parameters: elements of all, and of those that are trained; None where nothing could be predicted.
     """
 
     strategy: Strategy
@@ -58,6 +59,7 @@ class Decision:
     reasons: list[str]
     peak_bytes: int
     wants_probe: bool
+    parameters: tuple[int, int] | None = None
 
 
 def decide(
@@ -104,6 +106,7 @@ def decide(
         # What goes on has run so before.
         wants_probe="strategy" not in before
         and (job.memory_check == "probe" or (job.memory_check == "refuse" and is_thin)),
+        parameters=(task.profile.elements, task.profile.trained_elements),
     )
 
 
@@ -169,8 +172,9 @@ def _reasons(job: Job, forecast: Forecast, best: Candidate) -> list[str]:
     open_ = [n for n in ("strategy", "micro_batch_size", "activation_checkpointing") if getattr(job, n) == "auto"]
     if not open_:
         return []
-    others = [c for c in forecast.candidates if c.problem is None and c is not best]
-    ruled_out = [c.name for c in forecast.candidates if c.problem is not None]
+    others = [c for c in forecast.candidates if _is_simpler(c, best)]
+    ruled_out = [c.name for c in others if c.problem is not None]
+    others = [c for c in others if c.problem is None]
     way = f"{best.name} with micro-batches of {best.setting.micro_batch_size}"
     if best.problem is not None:
         return [f"{way} needs the least, and nothing keeps the margin"]
@@ -182,6 +186,20 @@ def _reasons(job: Job, forecast: Forecast, best: Candidate) -> list[str]:
     if forecast.task.profile.problem is not None:
         text += f". Only states are known, the model cannot be traced ({forecast.task.profile.problem})"
     return [text]
+
+
+def _is_simpler(other: Candidate, best: Candidate) -> bool:
+    """Whether somebody would rather take another candidate, were it as fast: for one that takes more upon itself nobody would.
+
+    Such are those that shard or offload what the best one does not, and those that recompute where that does not.
+    """
+    one, chosen = other.setting, best.setting
+    return (
+        one.strategy.name != chosen.strategy.name
+        and set(one.strategy.shards) <= set(chosen.strategy.shards)
+        and set(one.strategy.offload) <= set(chosen.strategy.offload)
+        and (chosen.recompute or not one.recompute)
+    )
 
 
 def _warnings(job: Job, forecast: Forecast, best: Candidate, failed: Failed | None) -> list[str]:

@@ -67,6 +67,7 @@ class Job:
     resume: str = "auto"
     watchdog_seconds: float | str | None = "auto"
     trust_remote_code: bool = False
+    verbose: bool = False
 
     def __post_init__(self) -> None:
         for name in _INTEGERS + _NUMBERS:
@@ -155,7 +156,16 @@ _FREE = {
     "max_epochs",
 }
 _FREE |= {"devices", "num_nodes", "workers"}
-_FREE |= {"logger", "callbacks", "output_dir", "checkpoint_every", "evaluate_every", "resume", "trust_remote_code"}
+_FREE |= {
+    "logger",
+    "callbacks",
+    "output_dir",
+    "checkpoint_every",
+    "evaluate_every",
+    "resume",
+    "trust_remote_code",
+    "verbose",
+}
 _FREE |= {"watchdog_seconds", "metrics", "generate", "keep_last", "keep_every", "keep_best"}
 
 

@@ -13,6 +13,7 @@ from types import FrameType
 from typing import final
 
 from scalekit.errors import PreemptedError
+from scalekit.log import line
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 """What schedulers send before they take a machine away; SLURM's by ``--signal=USR1@300``."""
@@ -64,7 +65,7 @@ class StopRequest:
         self.reason = signal.Signals(number).name
         if self._file is None:
             raise PreemptedError(
-                f"stopped    by {self.reason} before the first step: started again, the job begins as it did"
+                line("stopped", f"by {self.reason} before the first step: started again, the job begins as it did")
             )
 
 

@@ -232,7 +232,6 @@ def _names(split: str) -> set[str]:
 
 def _hold_out(part: Part, share: float, seed: int) -> tuple[Part, Part]:
     """The rest of a part, and the share of it that is held out."""
-    import datasets
     from torch.utils.data import Subset
 
     if not 0.0 < share < 1.0:
@@ -244,7 +243,7 @@ def _hold_out(part: Part, share: float, seed: int) -> tuple[Part, Part]:
     length = len(part.rows)
     if math.ceil(share * length) >= length:
         raise DataError(f"validation={share} of {length} rows leaves none to train on: hold out fewer")
-    select = part.rows.select if isinstance(part.rows, datasets.Dataset) else partial(Subset, part.rows)
+    select = part.rows.select if origins.is_of_datasets(part.rows, "Dataset") else partial(Subset, part.rows)
     halves = {half: select(places) for half, places in origins.draw(length, share, seed).items()}
     rest, held = (
         replace(part, rows=halves[half], name_row=origins.InHalf(part.name_row, length, share, seed, half))
@@ -294,12 +293,11 @@ def _mixture(data: Mapping[str, Any]) -> Mixture:
 
 
 def _open(data: Any, skip: bool) -> _Opened:
-    import datasets
     from torch.utils.data import DataLoader, Dataset
 
     if isinstance(data, (str, Path)):
         return _from_mapping({"path": data}, skip)
-    if isinstance(data, (datasets.DatasetDict, datasets.IterableDatasetDict)):
+    if origins.is_of_datasets(data, "DatasetDict", "IterableDatasetDict"):
         return _Opened({str(name): Part(rows) for name, rows in data.items()})
     if isinstance(data, Mapping):
         return _from_mapping(data, skip)
@@ -311,7 +309,8 @@ def _open(data: Any, skip: bool) -> _Opened:
         return _from_datamodule(data)
     if isinstance(data, list) and all(isinstance(row, dict) for row in data):
         return _from_loaded(opening.from_list(data, skip))
-    if _is_stream(data) or (isinstance(data, (Dataset, datasets.Dataset, Sequence)) and hasattr(data, "__len__")):
+    is_known = isinstance(data, (Dataset, Sequence)) or origins.is_of_datasets(data, "Dataset")
+    if _is_stream(data) or (is_known and hasattr(data, "__len__")):
         return _Opened({"train": Part(data)})
     raise DataError(
         f"data of type {type(data).__name__} cannot be used. Give a Hugging Face data set, a hub id, a file or folder, a "
@@ -320,10 +319,9 @@ def _open(data: Any, skip: bool) -> _Opened:
 
 
 def _is_stream(rows: Any) -> bool:
-    import datasets
     from torch.utils.data import IterableDataset
 
-    return isinstance(rows, (datasets.IterableDataset, IterableDataset))
+    return isinstance(rows, IterableDataset) or origins.is_of_datasets(rows, "IterableDataset")
 
 
 def _from_mapping(data: Mapping[str, Any], skip: bool) -> _Opened:

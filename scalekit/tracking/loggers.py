@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from scalekit.planning.plan import Plan
 from scalekit.tracking.wandb import Tracker, wandb_logger
 
 
-def loggers_of(job: Job, plan: Plan, folder: Path, run_id: str, say: Callable[[str], None]) -> list[Any]:
+def loggers_of(job: Job, plan: Plan, folder: Path, run_id: str) -> list[Any]:
     """As Lightning takes them.
 
     Args:
@@ -22,7 +21,6 @@ def loggers_of(job: Job, plan: Plan, folder: Path, run_id: str, say: Callable[[s
         plan: what is done about them.
         folder: the run's.
         run_id: of the run at Weights & Biases, which a resumed job goes on with.
-        say: tells the user something.
 
     Raises:
         ConfigError: an unknown name.
@@ -32,7 +30,7 @@ def loggers_of(job: Job, plan: Plan, folder: Path, run_id: str, say: Callable[[s
     for each in given:
         if each == "wandb":
             config = {"job": job.resolved(), "plan": plan.as_dict()}
-            loggers.append(wandb_logger(folder, folder.name, config, run_id, say))
+            loggers.append(wandb_logger(folder, folder.name, config, run_id))
         elif isinstance(each, str):
             raise ConfigError(f"logger={each!r} is unknown; give 'wandb', or a Lightning logger")
         elif each:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import netrc
 import os
 from collections.abc import Callable
@@ -11,22 +12,25 @@ from typing import Any, final
 from urllib.parse import urlparse
 
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 from scalekit.errors import DependencyError
+from scalekit.log import WANDB, warn
 
 
 @final
 class Tracker(WandbLogger):
-    """Lightning's own, whose failure does not end a job: what could not be told is in the run's folder.
+    """Lightning's own, whose failure does not end a job: what could not be told is in the run's folder."""
 
-    Args:
-        say: tells the user something.
-        options: Lightning's.
-    """
-
-    def __init__(self, say: Callable[[str], None], **options: Any) -> None:
+    def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self._say, self._is_lost = say, False
+        self._is_lost = False
+
+    @property
+    def sync_folder(self) -> Path | None:
+        """Of a run that is offline, and that `wandb sync` takes; None of others."""
+        run = self._experiment
+        return Path(run.settings.sync_dir) if run is not None and not self._is_lost and self._offline else None
 
     def log_metrics(self, *args: Any, **options: Any) -> None:
         self._try(super().log_metrics, *args, **options)
@@ -48,15 +52,13 @@ class Tracker(WandbLogger):
             tell(*args, **options)
         except Exception as error:
             self._is_lost = True
-            self._say(
-                f"WARNING    Weights & Biases does not answer any more: {error!r}. The training goes on without; metrics.jsonl "
+            warn(
+                f"Weights & Biases does not answer any more: {error!r}. The training goes on without; metrics.jsonl "
                 "in the run's folder has it all"
             )
 
 
-def wandb_logger(
-    folder: Path, name: str, config: dict[str, Any], run_id: str | None, say: Callable[[str], None]
-) -> Tracker:
+def wandb_logger(folder: Path, name: str, config: dict[str, Any], run_id: str | None) -> Tracker:
     """A logger that is offline where there is no key.
 
     Args:
@@ -64,24 +66,38 @@ def wandb_logger(
         name: of the run.
         config: what the run's config shows: the resolved job and its plan.
         run_id: of the run that a resumed job goes on with; None for a new one.
-        say: tells the user something.
 
     Raises:
         DependencyError: wandb is missing.
     """
     if importlib.util.find_spec("wandb") is None:
         raise DependencyError("wandb", "wandb", "logger='wandb'")
-    project = os.environ.get("WANDB_PROJECT", "scalekit")
+    is_offline = not _has_key()
+    _speak_through_log()
     return Tracker(
-        say,
-        project=project,
+        project=os.environ.get("WANDB_PROJECT", "scalekit"),
         name=name,
         save_dir=folder,
         id=run_id,
         resume="allow",
-        offline=not _has_key(),
+        offline=is_offline,
         config=config,
+        settings=_SETTINGS,
+        **({"mode": "offline"} if is_offline else {}),
     )
+
+
+_SETTINGS = {"show_info": False, "show_warnings": False}
+"""What W&B would print, it gives to a logger."""
+
+
+@rank_zero_only
+def _speak_through_log() -> None:
+    """W&B's lines, its closing block too, go where those of other libraries go."""
+    import wandb
+
+    wandb.setup()
+    wandb.termsetup(wandb.Settings(**_SETTINGS), logging.getLogger(WANDB))
 
 
 def _has_key() -> bool:

@@ -16,6 +16,7 @@ from typing import Any, final
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
+from scalekit.log import alarm
 from scalekit.world import BOARD, World
 
 _LEAST_SECONDS = 60.0
@@ -51,17 +52,10 @@ class Watchdog(Callback):
         step_seconds: how long a step takes, by the latest ones; None before there is one.
         limit_seconds: how long a rank may take over a micro-batch without a word about it; None is 20 steps, and at least a
             minute.
-        say: tells the user something.
     """
 
-    def __init__(
-        self,
-        world: World,
-        step_seconds: Callable[[], float | None],
-        limit_seconds: float | None,
-        say: Callable[[str], None],
-    ) -> None:
-        self._world, self._step_seconds, self._limit, self._say = world, step_seconds, limit_seconds, say
+    def __init__(self, world: World, step_seconds: Callable[[], float | None], limit_seconds: float | None) -> None:
+        self._world, self._step_seconds, self._limit = world, step_seconds, limit_seconds
         self._board = _Board(world)
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
@@ -128,7 +122,7 @@ class Watchdog(Callback):
         pulses = self._board.read()
         answering = [rank for rank, pulse in pulses.items() if rank not in before or pulse.beats > before[rank].beats]
         if min(answering, default=self._world.rank) == self._world.rank:
-            self._say(told(pulses, answering, self._world.size, idle))
+            alarm(told(pulses, answering, self._world.size, idle))
 
 
 def told(pulses: Mapping[int, Pulse], answering: list[int], ranks: int, idle: float) -> str:
@@ -140,7 +134,7 @@ def told(pulses: Mapping[int, Pulse], answering: list[int], ranks: int, idle: fl
         ranks: how many there are.
         idle: seconds since the rank that speaks has last done something.
     """
-    lines = [f"WARNING    no progress for {idle:.0f} s"]
+    lines = [f"no progress for {idle:.0f} s"]
     for rank in range(ranks):
         pulse = pulses.get(rank)
         if pulse is None:
