@@ -172,20 +172,37 @@ def _reasons(job: Job, forecast: Forecast, best: Candidate) -> list[str]:
     open_ = [n for n in ("strategy", "micro_batch_size", "activation_checkpointing") if getattr(job, n) == "auto"]
     if not open_:
         return []
-    others = [c for c in forecast.candidates if _is_simpler(c, best)]
-    ruled_out = [c.name for c in others if c.problem is not None]
-    others = [c for c in others if c.problem is None]
-    way = f"{best.name} with micro-batches of {best.setting.micro_batch_size}"
     if best.problem is not None:
-        return [f"{way} needs the least, and nothing keeps the margin"]
-    text = f"{way} is the fastest that fits"
-    if others:
-        text += f"; next {others[0].name} at {others[0].time.seconds / best.time.seconds:.2f}x the time"
-    if ruled_out:
-        text += f"; too large: {', '.join(ruled_out)}"
+        return [
+            f"{best.name} with micro-batches of {best.setting.micro_batch_size} needs the least, and nothing keeps the margin"
+        ]
+    text = _why(open_, best)
+    if "strategy" in open_:
+        simpler = [c for c in forecast.candidates if _is_simpler(c, best)]
+        fitting = [c for c in simpler if c.problem is None]
+        if fitting:
+            text += f"; {fitting[0].name} would take {fitting[0].time.seconds / best.time.seconds:.2f} times as long"
+        if len(fitting) < len(simpler):
+            text += f"; too large: {', '.join(c.name for c in simpler if c.problem is not None)}"
     if forecast.task.profile.problem is not None:
         text += f". Only states are known, the model cannot be traced ({forecast.task.profile.problem})"
     return [text]
+
+
+def _why(open_: list[str], best: Candidate) -> str:
+    """Why it is the best one, by what was open."""
+    size = best.setting.micro_batch_size
+    if open_ == ["activation_checkpointing"]:
+        return "without activation checkpointing it does not fit" if best.setting.recompute else "all activations fit"
+    if "strategy" not in open_:
+        return f"micro-batches of {size} are the fastest that fit" + (
+            " with checkpointing" if best.setting.recompute else ""
+        )
+    return (
+        f"{best.name}"
+        + (f" with micro-batches of {size}" if "micro_batch_size" in open_ else "")
+        + " is the fastest that fits"
+    )
 
 
 def _is_simpler(other: Candidate, best: Candidate) -> bool:

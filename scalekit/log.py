@@ -6,6 +6,7 @@ the screen are: INFO of ScaleKit, WARNING of libraries whose warnings a user can
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import re
@@ -51,8 +52,9 @@ _CHATTER = [
     (Warning, "", r".*isinstance\(treespec, LeafSpec\)"),
     (Warning, "", r"You defined a `validation_step` but have no"),
     (Warning, "", r"You're resuming from a checkpoint that ended before the epoch ended"),
+    (Warning, "", r"The number of training batches \(\d+\) is smaller than the logging interval"),
 ]
-_WANDB_CHATTER = re.compile(r"The anonymous setting has no effect")
+_WANDB_CHATTER = re.compile(r"The anonymous setting has no effect|Changes to your `wandb` environment variables")
 _MOST_WAITING = 10_000
 """Lines that are kept while there is no file to write them to."""
 
@@ -221,7 +223,7 @@ def _forget() -> None:
 @contextmanager
 def _without_bars() -> Iterator[None]:
     """Hides bars of loading and preparing; a download's stays, where there is a terminal to show it on."""
-    from huggingface_hub import utils as hub
+    hub: Any = importlib.import_module("huggingface_hub.utils")
     from transformers.utils import logging as transformers
 
     with ExitStack() as ending:
@@ -284,8 +286,8 @@ def _plain(record: logging.LogRecord) -> str:
 
 
 def _from_library(record: logging.LogRecord) -> str:
-    library = "wandb" if record.name == WANDB else record.name
-    return line(record.levelname, f"{library}: {record.getMessage()}")
+    text = record.getMessage()
+    return line(record.levelname, text if record.name == WANDB else f"{record.name}: {text}")
 
 
 @final

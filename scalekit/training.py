@@ -46,7 +46,7 @@ from scalekit.planning.plan import Plan
 from scalekit.preemption import StopRequest, answered_by
 from scalekit.probe import settle
 from scalekit.recompute import recompute_blocks
-from scalekit.scores import Scores, metrics_of
+from scalekit.scores import LANGUAGE, Scores, metrics_of
 from scalekit.strategies import Strategy
 from scalekit.tracking.comparison import compare
 from scalekit.tracking.evaluation import Evaluation
@@ -252,7 +252,16 @@ def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack
     order = order_of(rows, decision.micro_batch_size, world)
     total_steps = steps_of(rows, order)
     module = _module(job, model, rows, total_steps, recompute=decision.activation_checkpointing)
-    plan = _plan(decision, engine, device, order, total_steps, module, known.name, rows)
+    plan = _plan(
+        decision,
+        engine,
+        device,
+        order,
+        total_steps,
+        module,
+        job.model if isinstance(job.model, str) else known.name,
+        rows,
+    )
 
     rotation = Rotation.of(job, rows.validation is not None)
 
@@ -476,7 +485,7 @@ def _plan(
         samples=order.length if isinstance(order, Order) else None,
         steps_per_epoch=order.steps_per_epoch if isinstance(order, Order) else None,
         total_steps=total_steps,
-        loss=module.describe_loss() if isinstance(module, ScaleModule) else "samples, by its own training_step",
+        loss=_loss_in_words(module, rows),
         predicted=decision.predicted,
         reasons=decision.reasons,
         model=name,
@@ -485,6 +494,14 @@ def _plan(
         tokens=None if rows.lengths is None else rows.lengths.total,
         validation_samples=None if rows.validation is None else len(rows.validation),
     )
+
+
+def _loss_in_words(module: pl.LightningModule, rows: Rows) -> str:
+    if not isinstance(module, ScaleModule):
+        return "samples, by its own training_step"
+    if rows.way.task in LANGUAGE and rows.way.job.loss is None:
+        return "label tokens" + (" of completions" if rows.way.job.loss_on == "completions" else "")
+    return module.describe_loss()
 
 
 def _parameters(module: pl.LightningModule) -> tuple[int, int] | None:

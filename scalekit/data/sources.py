@@ -202,18 +202,18 @@ class _Opened:
 
     def _slices(self, split: str) -> list[tuple[str, range]]:
         """What a text such as ``"train[:90%]+extra"`` stands for."""
-        import datasets
-
         if split in self.splits:
             rows = self.splits[split].rows
             return [(split, range(len(rows) if hasattr(rows, "__len__") else 1))]
         missing = sorted(_names(split) - set(self.splits))
         if missing:
             raise DataError(f"{_called(self.name)} has no split {missing[0]!r}; it has: {', '.join(self.splits)}")
-        if not all(isinstance(part.rows, datasets.Dataset) for part in self.splits.values()):
+        if not all(origins.is_of_datasets(part.rows, "Dataset") for part in self.splits.values()):
             raise DataError(
                 f"split={split!r}: only data sets that are no streams can be sliced; name one split as a whole"
             )
+        import datasets
+
         lengths = {name: len(part.rows) for name, part in self.splits.items()}
         try:
             slices = datasets.ReadInstruction.from_spec(split).to_absolute(lengths)
