@@ -22,6 +22,8 @@ from scalekit.strategies import Strategy
 from scalekit.world import World
 
 _FALLBACK_MICRO_BATCH = 8
+_CLOSE = 1.25
+"""How much slower another strategy may be to be worth a word."""
 
 
 @dataclass(frozen=True)
@@ -179,10 +181,10 @@ def _reasons(job: Job, forecast: Forecast, best: Candidate) -> list[str]:
     text = _why(open_, best)
     if "strategy" in open_:
         simpler = [c for c in forecast.candidates if _is_simpler(c, best)]
-        fitting = [c for c in simpler if c.problem is None]
-        if fitting:
-            text += f"; {fitting[0].name} would take {fitting[0].time.seconds / best.time.seconds:.2f} times as long"
-        if len(fitting) < len(simpler):
+        close = [c for c in simpler if c.problem is None and c.time.seconds <= _CLOSE * best.time.seconds]
+        if close:
+            text += f"; {close[0].name} would take {close[0].time.seconds / best.time.seconds:.2f} times as long"
+        if any(c.problem is not None for c in simpler):
             text += f"; too large: {', '.join(c.name for c in simpler if c.problem is not None)}"
     if forecast.task.profile.problem is not None:
         text += f". Only states are known, the model cannot be traced ({forecast.task.profile.problem})"

@@ -135,6 +135,7 @@ class JobLog:
 
     def begin(self) -> None:
         """Takes over all that speaks."""
+        importlib.import_module("transformers.utils.logging").get_logger()  # which brings its handler
         _OWN.setLevel(logging.DEBUG if self._leads else logging.ERROR)
         _SCREEN.setLevel(logging.DEBUG if self._is_verbose else logging.INFO)
         if self._file is not None:

@@ -68,7 +68,7 @@ class Plan:
     def __str__(self) -> str:
         """What is trained on what, how, and why: what the screen shows."""
         lines = [
-            line("training", f"{self._model()} on {self._data()}, loss: mean over {self.loss}"),
+            line("training", f"{self._model()} on {self._data()}; loss over {self.loss}"),
             line("plan", f"{self.strategy} on {self._ranks()} in {self.precision}, {self._batch()}"),
             *([line("", self._expected())] if self.predicted else []),
             line("steps", self._steps()),
@@ -98,8 +98,8 @@ class Plan:
         if self.samples is None:
             data = "a stream"
         else:
-            data = f"{self.samples:,} samples" + (f" of {_count(self.tokens)} tokens" if self.tokens else "")
-        return data + (f", {self.validation_samples:,} for validation" if self.validation_samples else "")
+            data = f"{self.samples:,} samples" + (f" ({_count(self.tokens)} tokens)" if self.tokens else "")
+        return data + (f", validation on {self.validation_samples:,}" if self.validation_samples else "")
 
     def _ranks(self) -> str:
         kind = {"cuda": "GPU", "cpu": "CPU"}.get(self.device, self.device)
