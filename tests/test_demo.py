@@ -10,7 +10,7 @@ import pytest
 from tests.distributed.processes import ROOT, run
 
 EXAMPLES = ROOT / "examples"
-FEWER = ["--max_steps", "3", "--validation", "0.005"]
+FEWER = ["--max_steps", "3", "--warmup_steps", "1", "--validation", "0.005"]
 ONE_SCREEN = 30
 CHATTER = (
     "accelerator",

@@ -87,8 +87,8 @@ class Progress(Callback):
         return f"step {step:{len(str(self._total))}}/{self._total}"
 
     def _line(self, record: Record) -> str:
-        recent = self._metrics.history[self._first :][-20:]
-        seconds = sum(each["step_seconds"] for each in recent)
+        recent = [each for each in self._metrics.history[-20:] if each["step"] > self._first]
+        seconds = sum(each["step_seconds"] for each in recent) or 1e-9
         rate = f"{_number(sum(each['items'] for each in recent) / seconds)} {self._unit}"
         text = f"{self._at(record['step'])}  loss {_number(record['loss'])}  {rate}"
         steps = self._total - record["step"]
