@@ -2,15 +2,18 @@
 
 import sys
 
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 logging.set_verbosity_error()
+logging.disable_progress_bar()
 
 
 def ask(folder: str, question: str) -> str:
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder)
+    # The type is named for CPUs, many of which compute in bfloat16, the type that models are saved in, very slowly.
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     conversation = [{"role": "user", "content": question}]
     prompt = tokenizer.apply_chat_template(
         conversation, add_generation_prompt=True, return_tensors="pt", return_dict=True

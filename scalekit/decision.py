@@ -20,6 +20,8 @@ from scalekit.strategies import Strategy
 from scalekit.world import World
 
 _FALLBACK_MICRO_BATCH = 8
+_CLOSE = 1.25
+"""How much slower another strategy may be to be worth a word."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Decision:
         reasons: in words.
         peak_bytes: predicted for a rank, of states alone where the model cannot be traced; 0 where nothing was predicted.
         wants_probe: whether it is to be tried out before it is relied on.
+        parameters: elements of all, and of those that are trained; None where nothing could be predicted.
     """
 
     strategy: Strategy
@@ -58,6 +61,7 @@ class Decision:
     reasons: list[str]
     peak_bytes: int
     wants_probe: bool
+    parameters: tuple[int, int] | None = None
 
 
 def decide(
@@ -108,6 +112,7 @@ def decide(
         # What goes on has run so before.
         wants_probe="strategy" not in before
         and (job.memory_check == "probe" or (job.memory_check == "refuse" and is_thin)),
+        parameters=(task.profile.elements, task.profile.trained_elements),
     )
 
 
@@ -168,19 +173,51 @@ def _reasons(job: Job, forecast: Forecast, best: Candidate) -> list[str]:
     open_ = [n for n in ("strategy", "micro_batch_size", "activation_checkpointing") if getattr(job, n) == "auto"]
     if not open_:
         return []
-    others = [c for c in forecast.candidates if c.problem is None and c is not best]
-    ruled_out = [c.name for c in forecast.candidates if c.problem is not None]
-    way = f"{best.name} with micro-batches of {best.setting.micro_batch_size}"
     if best.problem is not None:
-        return [f"{way} needs the least, and nothing keeps the margin"]
-    text = f"{way} is the fastest that fits"
-    if others:
-        text += f"; next {others[0].name} at {others[0].time.seconds / best.time.seconds:.2f}x the time"
-    if ruled_out:
-        text += f"; too large: {', '.join(ruled_out)}"
+        return [
+            f"{best.name} with micro-batches of {best.setting.micro_batch_size} needs the least, and nothing keeps the margin"
+        ]
+    text = _why(open_, best)
+    if "strategy" in open_:
+        simpler = [c for c in forecast.candidates if _is_simpler(c, best)]
+        close = [c for c in simpler if c.problem is None and c.time.seconds <= _CLOSE * best.time.seconds]
+        if close:
+            text += f"; {close[0].name} would take {close[0].time.seconds / best.time.seconds:.2f} times as long"
+        if any(c.problem is not None for c in simpler):
+            text += f"; too large: {', '.join(c.name for c in simpler if c.problem is not None)}"
     if forecast.task.profile.problem is not None:
         text += f". Only states are known, the model cannot be traced ({forecast.task.profile.problem})"
     return [text]
+
+
+def _why(open_: list[str], best: Candidate) -> str:
+    """Why it is the best one, by what was open."""
+    size = best.setting.micro_batch_size
+    if open_ == ["activation_checkpointing"]:
+        return "without activation checkpointing it does not fit" if best.setting.recompute else "all activations fit"
+    if "strategy" not in open_:
+        return f"micro-batches of {size} are the fastest that fit" + (
+            " with checkpointing" if best.setting.recompute else ""
+        )
+    return (
+        f"{best.name}"
+        + (f" with micro-batches of {size}" if "micro_batch_size" in open_ else "")
+        + " is the fastest that fits"
+    )
+
+
+def _is_simpler(other: Candidate, best: Candidate) -> bool:
+    """Whether somebody would rather take another candidate, were it as fast: for one that takes more upon itself nobody would.
+
+    Such are those that shard or offload what the best one does not, and those that recompute where that does not.
+    """
+    one, chosen = other.setting, best.setting
+    return (
+        one.strategy.name != chosen.strategy.name
+        and set(one.strategy.shards) <= set(chosen.strategy.shards)
+        and set(one.strategy.offload) <= set(chosen.strategy.offload)
+        and (chosen.recompute or not one.recompute)
+    )
 
 
 def _warnings(job: Job, forecast: Forecast, best: Candidate, failed: Failed | None) -> list[str]:

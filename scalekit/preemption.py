@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Protocol, final
 
 from scalekit.errors import PreemptedError
+from scalekit.log import line
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 """What schedulers send before they take a machine away; SLURM's by ``--signal=USR1@300``."""
@@ -66,7 +67,10 @@ class StopRequest:
         self.reason = signal.Signals(number).name
         if not self._has_been_heard:
             raise PreemptedError(
-                f"stopped    by {self.reason} before the first step was done: started again, the job begins as it did"
+                line(
+                    "stopped",
+                    f"by {self.reason} before the first step was done: started again, the job begins as it did",
+                )
             )
 
 

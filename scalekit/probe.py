@@ -32,6 +32,7 @@ from scalekit import hardware
 from scalekit.decision import Decision, Failed
 from scalekit.files import write_at_once
 from scalekit.job import Job
+from scalekit.log import log
 from scalekit.planning.plan import readable
 from scalekit.world import World, agree, device_type, first, gather
 
@@ -71,7 +72,6 @@ def settle(
     decide: Callable[[Failed | None], Decision],
     example: Callable[[], tuple[Any, Any]],
     world: World,
-    say: Callable[[str], None],
 ) -> Decision:
     """Decides, and tries the decision out where it wants to be; what fails makes way for what needs less.
 
@@ -80,7 +80,6 @@ def settle(
         decide: given what has failed.
         example: gives the row that costs most, and what makes a batch of such rows.
         world: the job's processes.
-        say: is told what takes a while.
 
     Raises:
         ScaleKitError: whatever `decide` raises, in the end that nothing fits.
@@ -91,7 +90,7 @@ def settle(
         if not decision.wants_probe:
             return decision
         way = f"{decision.strategy.name} with micro-batches of {decision.micro_batch_size}"
-        say(f"probe      {STEPS} steps of {way}, in processes of their own")
+        log("probe", f"{STEPS} steps of {way}, in processes of their own")
         outcome = probe(job, decision, example, world)
         if outcome.lacking is None:
             return _probed(decision, outcome, world)

@@ -15,7 +15,7 @@ from torchmetrics import MeanMetric, Metric
 from scalekit.errors import ConfigError
 from scalekit.loss import IGNORED
 
-_LANGUAGE = ("causal-lm", "masked-lm", "seq2seq-lm", "image-text-to-text")
+LANGUAGE = ("causal-lm", "masked-lm", "seq2seq-lm", "image-text-to-text")
 
 
 @final
@@ -35,7 +35,7 @@ class Scores:
         self._given = metrics_of(given)
         self._accuracy = MeanMetric().set_dtype(torch.float64) if given is None and classifies else None
         self._accuracy_name: str | None = None
-        self._tells_perplexity = given is None and task in _LANGUAGE
+        self._tells_perplexity = given is None and task in LANGUAGE
 
     def update(self, output: Any, counts: bool = True) -> None:
         """Counts a micro-batch, as `ScaleModule.validation_step` returns it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -36,6 +37,7 @@ from scalekit.hardware import slow_precision_warning
 from scalekit.job import Job
 from scalekit.leaks import LeakCheck
 from scalekit.lock import end_with_parent
+from scalekit.log import JobLog, detail, duration, job_log, log, say, warn
 from scalekit.loop import leave_signals
 from scalekit.loss import LossFunction
 from scalekit.module import OptimizerSettings, ScaleModule
@@ -43,9 +45,8 @@ from scalekit.optim import build_schedule, check_optimizer
 from scalekit.planning.plan import Plan
 from scalekit.preemption import StopRequest, answered_by
 from scalekit.probe import settle
-from scalekit.quiet import let_rank_zero_speak, quiet_lightning, say
 from scalekit.recompute import recompute_blocks
-from scalekit.scores import Scores, metrics_of
+from scalekit.scores import LANGUAGE, Scores, metrics_of
 from scalekit.strategies import Strategy
 from scalekit.tracking import byproducts
 from scalekit.tracking.byproducts import attempt
@@ -203,7 +204,7 @@ def fit(
         watchdog_seconds: how long a rank may take over a micro-batch until it is told where every rank is; ``"auto"`` is 20
             steps, and at least a minute; None is for ever.
         trust_remote_code: whether code that comes with a hub model may run.
-        verbose: whether the log on the screen holds what other libraries say; the run's log.txt always does.
+        verbose: whether the screen shows what other libraries say too; the run's ``log.txt`` always has it.
 
     Raises:
         ScaleKitError: see `scalekit.errors`; all but the last two kinds before any training.
@@ -216,14 +217,14 @@ def run(job: Job) -> Run:
     world = World.from_environment()
     request = StopRequest(looks=world.rank == 0)
     byproducts.begin()
-    with answered_by(request), ExitStack() as held_until_end:
-        return _run(job, world, request, held_until_end)
+    with answered_by(request), job_log(world, job.verbose) as logged, ExitStack() as held_until_end:
+        return _run(job, world, request, held_until_end, logged)
 
 
-def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack) -> Run:
+def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack, logged: JobLog) -> Run:
+    began = time.monotonic()
     world.check(job.devices, job.num_nodes)
     _check(job, world)
-    let_rank_zero_speak(world)
     if world.launched:
         end_with_parent()
     device = device_type()
@@ -234,12 +235,12 @@ def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack
     # And what would make a job go on for hours. Rank 0 knows alone, so that ranks do not disturb each other's measurement.
     slow = slow_precision_warning(job.precision, device) if world.rank == 0 else None
     if slow is not None:
-        say(world, f"slow       {slow}")
+        warn(slow)
 
     rows = prepare(job)
     _check_prepared(job, rows)
     for remark in rows.remarks:
-        say(world, remark)
+        say(remark)
     model = (
         None
         if isinstance(job.model, pl.LightningModule)
@@ -252,21 +253,33 @@ def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack
     if job.generate and model is not None:
         check_samples(job.generate, model, rows.way.processor)
     rotation = Rotation.of(job, rows.validation is not None)
-    folder = runs.open_run(job, known.name, world, held_until_end, partial(say, world))
+    folder = runs.open_run(job, known.name, world, held_until_end, say)
     decision = settle(
         replace(job, model=known.source) if isinstance(job.model, str) else job,  # with the head that its rows ask for
         partial(decide, job, known, rows.example, device, world, folder.plan),
         rows.example,
         world,
-        partial(say, world),
     )
     engine = engines.engine(decision.strategy, decision.precision, device, world)
     order = order_of(rows, decision.micro_batch_size, world)
     total_steps = steps_of(rows, order)
     module = _module(job, model, rows, total_steps, recompute=decision.activation_checkpointing)
-    plan = _plan(decision, engine, device, order, total_steps, module)
+    plan = _plan(
+        decision,
+        engine,
+        device,
+        order,
+        total_steps,
+        module,
+        job.model if isinstance(job.model, str) else known.name,
+        rows,
+    )
     runs.begin(job, folder, plan, world, held_until_end)
-    say(world, f"{plan}\nrun        {folder.path}" + (f", resumed at step {folder.step}" if folder.step else ""))
+    logged.open(folder.path)
+    say(str(plan))
+    for each in plan.details():
+        detail(*each)
+    log("run", f"{folder.path}" + (f", resumed at step {folder.step}" if folder.step else ""))
 
     if world.rank == 0:
         with attempt("writing data.json", "It tells of the data, and is not read"):
@@ -278,71 +291,71 @@ def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack
     engine.average_decay = job.average_decay
     engine.job_state["total_steps"] = total_steps
     run_id = engine.job_state["wandb_run_id"] = (folder.state or {}).get("wandb_run_id") or uuid.uuid4().hex[:8]
-    loggers = loggers_of(job, plan, folder.path, run_id, partial(say, world))
+    loggers = loggers_of(job, plan, folder.path, run_id)
     if isinstance(module, ScaleModule):
         engine.scores = Scores(job.metrics, job.task or rows.way.task, classifies=_classifies(job))
     metrics = Metrics(folder.path, folder.step, plan.flops_share, order.global_batch_size)
-    progress = Progress(metrics, total_steps, folder.step)
+    progress = Progress(metrics, total_steps, folder.step, plan.loss)
     evaluation = Evaluation(total_steps, job.evaluate_every, folder.step)
-    with quiet_lightning():
-        pl.seed_everything(job.seed, verbose=False)
-        trainer = pl.Trainer(
-            strategy=engine,
-            accelerator="gpu" if device == "cuda" else "cpu",
-            devices=world.local_size,
-            num_nodes=world.num_nodes,
-            plugins=[TorchElasticEnvironment() if world.launched else LightningEnvironment()],
-            accumulate_grad_batches=order.accumulation,
-            gradient_clip_val=_gradient_clip(job),
-            max_steps=total_steps,
-            max_epochs=-1,
-            num_sanity_val_steps=-1 if folder.step == 0 else 0,
-            val_check_interval=1,
-            check_val_every_n_epoch=None,
-            logger=loggers or False,
-            callbacks=[
-                *job.callbacks,
+    pl.seed_everything(job.seed, verbose=False)
+    trainer = pl.Trainer(
+        strategy=engine,
+        accelerator="gpu" if device == "cuda" else "cpu",
+        devices=world.local_size,
+        num_nodes=world.num_nodes,
+        plugins=[TorchElasticEnvironment() if world.launched else LightningEnvironment()],
+        accumulate_grad_batches=order.accumulation,
+        gradient_clip_val=_gradient_clip(job),
+        max_steps=total_steps,
+        max_epochs=-1,
+        num_sanity_val_steps=-1 if folder.step == 0 else 0,
+        val_check_interval=1,
+        check_val_every_n_epoch=None,
+        logger=loggers or False,
+        callbacks=[
+            *job.callbacks,
+            metrics,
+            evaluation,
+            *([Samples(job.generate, rows.way.processor, folder.path, world, folder.step)] if job.generate else []),
+            *([LeakCheck(rows.way.is_flat)] if rows.packed else []),
+            progress,
+            *([_watchdog(job, world, metrics)] if job.watchdog_seconds is not None else []),
+            Checkpoints(
+                folder.checkpoints,
+                total_steps,
+                job.checkpoint_every,
+                folder.step,
+                rotation,
                 metrics,
-                evaluation,
-                *([Samples(job.generate, rows.way.processor, folder.path, world, folder.step)] if job.generate else []),
-                *([LeakCheck(rows.way.is_flat)] if rows.packed else []),
-                progress,
-                *([_watchdog(job, world, metrics, progress)] if job.watchdog_seconds is not None else []),
-                Checkpoints(
-                    folder.checkpoints,
-                    total_steps,
-                    job.checkpoint_every,
-                    folder.step,
-                    rotation,
-                    metrics,
-                    lambda step: rows.validation is not None and evaluation.due(step),
-                    request,
-                    progress.say,
-                ),
-            ],
-            enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in job.callbacks),
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-            default_root_dir=folder.path,
-        )
-        leave_signals(trainer)
-        batching = (rows, order, world, _count(module), device == "cuda")
-        training = training_loader(*batching, folder.state or {})
-        engine.turns_done = training.turns_done
-        if isinstance(training, StreamLoader):
-            say(world, f"stream     {training.describe()}")
-        trainer.fit(module, training, validation_loader(*batching), ckpt_path=folder.checkpoint)
+                lambda step: rows.validation is not None and evaluation.due(step),
+                request,
+            ),
+        ],
+        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in job.callbacks),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=folder.path,
+    )
+    leave_signals(trainer)
+    batching = (rows, order, world, _count(module), device == "cuda")
+    training = training_loader(*batching, folder.state or {})
+    engine.turns_done = training.turns_done
+    if isinstance(training, StreamLoader):
+        log("stream", training.describe())
+    trainer.fit(module, training, validation_loader(*batching), ckpt_path=folder.checkpoint)
     if isinstance(training, StreamLoader) and job.on_bad_row == "skip":
         _write_skipped(folder.path, rows, training, world)
     compared = compare(plan, metrics.history[folder.step :], trainer, folder.path)
     spare = cores() - world.local_size * (1 + rows.way.workers)
     for closing in (compared, data_warning(metrics.history[folder.step :], spare)):
         if closing is not None:
-            say(world, closing)
+            say(closing)
     for each in loggers:
         finish(each, trainer)
-    return Run(folder.path, plan, metrics.history, metrics.evaluations, latest(folder.checkpoints), module)
+    checkpoint = latest(folder.checkpoints)
+    log("result", _result(metrics, checkpoint, time.monotonic() - began))
+    return Run(folder.path, plan, metrics.history, metrics.evaluations, checkpoint, module)
 
 
 def prepare(job: Job) -> Rows:
@@ -352,9 +365,21 @@ def prepare(job: Job) -> Rows:
     return Rows.prepare(job, source, known)
 
 
-def _watchdog(job: Job, world: World, metrics: Metrics, progress: Progress) -> Watchdog:
+def _result(metrics: Metrics, checkpoint: Path | None, seconds: float) -> str:
+    """What came of a job, in a line."""
+    parts = []
+    if metrics.evaluations:
+        losses = [f"{each['loss']:.4g}" for each in (metrics.evaluations[0], metrics.evaluations[-1])]
+        parts.append(f"validation loss {' -> '.join(dict.fromkeys(losses))}")
+    parts.append(f"took {duration(seconds)}")
+    if checkpoint is not None:
+        parts.append(f"the model is {checkpoint / 'model'}")
+    return ", ".join(parts)
+
+
+def _watchdog(job: Job, world: World, metrics: Metrics) -> Watchdog:
     limit = None if isinstance(job.watchdog_seconds, str) else job.watchdog_seconds
-    return Watchdog(world, metrics.usual_step_seconds, limit, progress.say)
+    return Watchdog(world, metrics.usual_step_seconds, limit)
 
 
 def _classifies(job: Job) -> bool:
@@ -435,8 +460,16 @@ def _module(job: Job, model: models.Model | None, rows: Rows, total_steps: int, 
 
 
 def _plan(
-    decision: Decision, engine: Engine, device: str, order: Order | Lanes, total_steps: int, module: pl.LightningModule
+    decision: Decision,
+    engine: Engine,
+    device: str,
+    order: Order | Lanes,
+    total_steps: int,
+    module: pl.LightningModule,
+    name: str,
+    rows: Rows,
 ) -> Plan:
+    parameters = decision.parameters or _parameters(module)
     return Plan(
         strategy=decision.strategy.name,
         engine=decision.strategy.engine,
@@ -451,7 +484,26 @@ def _plan(
         samples=order.length if isinstance(order, Order) else None,
         steps_per_epoch=order.steps_per_epoch if isinstance(order, Order) else None,
         total_steps=total_steps,
-        loss=module.describe_loss() if isinstance(module, ScaleModule) else "samples, by its own training_step",
+        loss=_loss_in_words(module, rows),
         predicted=decision.predicted,
         reasons=decision.reasons,
+        model=name,
+        parameters=None if parameters is None else parameters[0],
+        trained_parameters=None if parameters is None else parameters[1],
+        tokens=None if rows.lengths is None else rows.lengths.total,
+        validation_samples=None if rows.validation is None else len(rows.validation),
     )
+
+
+def _loss_in_words(module: pl.LightningModule, rows: Rows) -> str:
+    if not isinstance(module, ScaleModule):
+        return "samples, by its own training_step"
+    if rows.way.task in LANGUAGE and rows.way.job.loss is None:
+        return "label tokens" + (" of completions" if rows.way.job.loss_on == "completions" else "")
+    return module.describe_loss()
+
+
+def _parameters(module: pl.LightningModule) -> tuple[int, int] | None:
+    """Elements of all parameters and of the trained ones, where they stand already."""
+    found = list(module.parameters())
+    return (sum(p.numel() for p in found), sum(p.numel() for p in found if p.requires_grad)) if found else None

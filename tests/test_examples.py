@@ -62,7 +62,7 @@ def test_a_job_file_is_a_job(name: str) -> None:
 
 def test_the_finetuning_job_shards_and_logs() -> None:
     job = Job.from_mapping(read_yaml(EXAMPLES / "finetune.yaml"))
-    assert (job.strategy, job.precision, job.logger) == ("zero2", "bf16-mixed", "wandb")
+    assert (job.strategy, job.precision, job.logger) == ("zero2", "auto", "wandb")
 
 
 @pytest.mark.parametrize(

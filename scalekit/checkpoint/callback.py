@@ -12,6 +12,7 @@ from scalekit.checkpoint.layout import checkpoint_name, published, step_of
 from scalekit.checkpoint.rotation import Rotation
 from scalekit.checkpoint.writer import Outcome
 from scalekit.errors import CheckpointError, ConfigError, PreemptedError
+from scalekit.log import line, say, warn
 from scalekit.preemption import StopRequest
 from scalekit.tracking.evaluation import is_due
 from scalekit.tracking.metrics import Metrics
@@ -31,7 +32,6 @@ class Checkpoints(Callback):
         metrics: where evaluations are found.
         evaluates_at: whether a step is followed by an evaluation.
         request: tells whether somebody wants the job to stop, which then saves first.
-        say: tells the user something; rank 0's.
     """
 
     def __init__(
@@ -44,11 +44,10 @@ class Checkpoints(Callback):
         metrics: Metrics,
         evaluates_at: Callable[[int], bool],
         request: StopRequest,
-        say: Callable[[str], None],
     ) -> None:
         self._folder, self._total, self._every = folder, total_steps, every
         self._rotation, self._metrics, self._evaluates_at = rotation, metrics, evaluates_at
-        self._request, self._say = request, say
+        self._request = request
         self._is_stopping = self._is_rehearsed = False
         self._seen_step = self._saved_step = self._newest = resumed_step
 
@@ -99,7 +98,7 @@ class Checkpoints(Callback):
         engine: Any = trainer.strategy
         if self._is_stopping and step != self._total:
             engine.finish_saving()
-            self._stop(trainer, f"after step {step}, which is saved: started again, the job goes on")
+            self._stop(trainer, f"after step {step}, which is saved: started again, the job resumes there")
         elif step != self._saved_step and engine.may_leave_step:
             engine.remember()
 
@@ -113,13 +112,12 @@ class Checkpoints(Callback):
             self._save(trainer)
             newest = step
         engine.finish_saving()
-        self._stop(trainer, f"in step {step + 1}: started again, the job goes on after step {newest}")
+        self._stop(trainer, f"in step {step + 1}: started again, the job resumes after step {newest}")
 
     def _stop(self, trainer: Trainer, where: str) -> NoReturn:
         self._request.answered()
-        message = f"stopped    by {self._request.reason or 'what another rank was asked by'} {where}"
-        if trainer.is_global_zero:
-            self._say(message)
+        message = line("stopped", f"by {self._request.reason or 'what another rank was asked by'} {where}")
+        say(message)
         raise PreemptedError(message)
 
     def _save(self, trainer: Trainer) -> None:
@@ -147,7 +145,7 @@ class Checkpoints(Callback):
         elif outcome.done == "failed" and self._newest == 0:
             raise CheckpointError(f"{outcome.folder} could not be saved, and no older checkpoint stands: {outcome.why}")
         elif outcome.done == "failed":
-            self._say(
-                f"WARNING    the checkpoint of step {step} could not be saved: {outcome.why}. The training goes on; were it to "
+            warn(
+                f"the checkpoint of step {step} could not be saved: {outcome.why}. The training goes on; were it to "
                 f"end now, all after step {self._newest} would be lost"
             )

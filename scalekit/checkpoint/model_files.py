@@ -6,6 +6,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any, final
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from scalekit.checkpoint.layout import ADAPTER, REST, WEIGHTS
 from scalekit.errors import CheckpointError
+from scalekit.log import environment
 
 Families = dict[str, dict[str, Tensor]]
 
@@ -138,8 +140,11 @@ def _quietly(save: Any, place: str, state_dict: Mapping[str, Tensor]) -> None:
 
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
+    # Where accelerate and DeepSpeed are installed, the one imports the other here, which warns where it finds no device.
+    needs_no_device = nullcontext() if torch.cuda.is_available() else environment("DS_ACCELERATOR", "cpu")
     try:
-        save(place, state_dict=state_dict)
+        with needs_no_device:
+            save(place, state_dict=state_dict)
     finally:
         if shown:
             logging.enable_progress_bar()

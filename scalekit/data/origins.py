@@ -6,6 +6,7 @@ Each is a function from a row's number to what the user knows it by, and travels
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -94,6 +95,12 @@ def draw(length: int, share: float, seed: int) -> dict[str, list[int]]:
     places = shuffled(np.arange(length), length, seed, 0)
     count = math.ceil(share * length)
     return {"train": np.sort(places[count:]).tolist(), "test": np.sort(places[:count]).tolist()}
+
+
+def is_of_datasets(value: Any, *kinds: str) -> bool:
+    """Whether a value is of one of these classes of `datasets`, which is not imported for it: without it there are none."""
+    datasets = sys.modules.get("datasets")
+    return datasets is not None and isinstance(value, tuple(getattr(datasets, kind) for kind in kinds))
 
 
 def origin(name: str, builder: str, rows: Any, files: Sequence[File]) -> Callable[[int], str]:

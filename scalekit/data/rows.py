@@ -21,6 +21,7 @@ from scalekit.data.sources import Part, Skipped, Source
 from scalekit.data.way import Collate, Way
 from scalekit.errors import DataError, EmptyDataError, RowError
 from scalekit.job import Job
+from scalekit.log import line
 
 Draw = Callable[[Row, int], Row]
 
@@ -190,7 +191,7 @@ def _streamed(way: Way) -> Rows:
         encode=encode,
         draw=draw,
         packed=packed,
-        remarks=(*way.remark, *((f"packing    in rows of {way.job.sequence_length} tokens",) if packed else ())),
+        remarks=(*way.remark, *((line("packing", f"in rows of {way.job.sequence_length} tokens"),) if packed else ())),
         skipped=way.source.skipped,
     )
 
@@ -268,23 +269,23 @@ def _lengths(parts: Sequence[Prepared]) -> Lengths | None:
 
 
 def _skip_remark(skipped: Sequence[Skipped]) -> tuple[str, ...]:
-    return (f"skipped    {len(skipped):,} rows that cannot be used: skipped_rows.jsonl lists them",) if skipped else ()
+    return (
+        (line("skipped", f"{len(skipped):,} rows that cannot be used: skipped_rows.jsonl lists them"),)
+        if skipped
+        else ()
+    )
 
 
 def _cut_remark(known: Lengths | None, name: str) -> tuple[str, ...]:
     if known is None or not known.cut_rows:
         return ()
     share = known.lost_tokens / (known.total + known.lost_tokens)
-    return (
-        f"cut        {known.cut_rows:,} of {len(known.tokens):,} rows of the {name} to sequence_length: {known.lost_tokens:,} "
-        f"tokens ({share:.1%}) are lost",
-    )
+    text = f"{known.cut_rows:,} of {len(known.tokens):,} rows of the {name} to sequence_length: {known.lost_tokens:,} tokens "
+    return (line("cut", f"{text}({share:.1%}) are lost"),)
 
 
 def _pack_remark(way: Way, parts: Sequence[Any], documents: int) -> tuple[str, ...]:
     made, capacity = sum(len(part) for part in parts), way.job.sequence_length or 0
     useful = sum(int(token_lengths(part).sum()) for part in parts) / (made * capacity)
-    return (
-        f"packing    {documents:,} documents in {made:,} rows of {capacity} tokens, {useful:.1%} of them useful; a sample of a "
-        "batch is such a row",
-    )
+    text = f"{documents:,} documents in {made:,} rows of {capacity} tokens, {useful:.1%} of them useful"
+    return (line("packing", f"{text}; a sample of a batch is such a row"),)

@@ -12,6 +12,7 @@ import numpy as np
 
 from scalekit.data.encoders.encoder import refused, tried
 from scalekit.data.lanes import Lanes, Place
+from scalekit.data.origins import is_of_datasets
 from scalekit.data.packing import best_fit
 from scalekit.data.sources import Skipped
 from scalekit.errors import RowError, StreamError
@@ -57,9 +58,7 @@ def shards(rows: Any) -> Shards:
     Raises:
         StreamError: it is split over ranks already, gives no rows but tables, or can be read once only.
     """
-    import datasets
-
-    return HuggingFaceShards(rows) if isinstance(rows, datasets.IterableDataset) else OneShard(rows)
+    return HuggingFaceShards(rows) if is_of_datasets(rows, "IterableDataset") else OneShard(rows)
 
 
 @final

@@ -203,18 +203,18 @@ class _Opened:
 
     def _slices(self, split: str) -> list[tuple[str, range]]:
         """What a text such as ``"train[:90%]+extra"`` stands for."""
-        import datasets
-
         if split in self.splits:
             rows = self.splits[split].rows
             return [(split, range(len(rows) if hasattr(rows, "__len__") else 1))]
         missing = sorted(_names(split) - set(self.splits))
         if missing:
             raise DataError(f"{_called(self.name)} has no split {missing[0]!r}; it has: {', '.join(self.splits)}")
-        if not all(isinstance(part.rows, datasets.Dataset) for part in self.splits.values()):
+        if not all(origins.is_of_datasets(part.rows, "Dataset") for part in self.splits.values()):
             raise DataError(
                 f"split={split!r}: only data sets that are no streams can be sliced; name one split as a whole"
             )
+        import datasets
+
         lengths = {name: len(part.rows) for name, part in self.splits.items()}
         try:
             slices = datasets.ReadInstruction.from_spec(split).to_absolute(lengths)
@@ -233,7 +233,6 @@ def _names(split: str) -> set[str]:
 
 def _hold_out(part: Part, share: float, seed: int) -> tuple[Part, Part]:
     """The rest of a part, and the share of it that is held out."""
-    import datasets
     from torch.utils.data import Subset
 
     if not 0.0 < share < 1.0:
@@ -245,7 +244,7 @@ def _hold_out(part: Part, share: float, seed: int) -> tuple[Part, Part]:
     length = len(part.rows)
     if math.ceil(share * length) >= length:
         raise DataError(f"validation={share} of {length} rows leaves none to train on: hold out fewer")
-    select = part.rows.select if isinstance(part.rows, datasets.Dataset) else partial(Subset, part.rows)
+    select = part.rows.select if origins.is_of_datasets(part.rows, "Dataset") else partial(Subset, part.rows)
     halves = {half: select(places) for half, places in origins.draw(length, share, seed).items()}
     rest, held = (
         replace(part, rows=halves[half], name_row=origins.InHalf(part.name_row, length, share, seed, half))
@@ -286,12 +285,11 @@ def _mixture(data: Mapping[str, Any]) -> Mixture:
 
 
 def _open(data: Any, skip: bool) -> _Opened:
-    import datasets
     from torch.utils.data import DataLoader, Dataset
 
     if isinstance(data, (str, Path)):
         return _from_mapping({"path": data}, skip)
-    if isinstance(data, (datasets.DatasetDict, datasets.IterableDatasetDict)):
+    if origins.is_of_datasets(data, "DatasetDict", "IterableDatasetDict"):
         return _Opened({str(name): Part(rows) for name, rows in data.items()})
     if isinstance(data, Mapping):
         return _from_mapping(data, skip)
@@ -303,7 +301,8 @@ def _open(data: Any, skip: bool) -> _Opened:
         return _from_datamodule(data)
     if isinstance(data, list) and all(isinstance(row, dict) for row in data):
         return _from_loaded(opening.from_list(data, skip))
-    if _is_stream(data) or (isinstance(data, (Dataset, datasets.Dataset, Sequence)) and hasattr(data, "__len__")):
+    is_known = isinstance(data, (Dataset, Sequence)) or origins.is_of_datasets(data, "Dataset")
+    if _is_stream(data) or (is_known and hasattr(data, "__len__")):
         return _Opened({"train": Part(data)})
     raise DataError(
         f"data of type {type(data).__name__} cannot be used. Give a Hugging Face data set, a hub id, a file or folder, a "
@@ -312,10 +311,9 @@ def _open(data: Any, skip: bool) -> _Opened:
 
 
 def _is_stream(rows: Any) -> bool:
-    import datasets
     from torch.utils.data import IterableDataset
 
-    return isinstance(rows, (datasets.IterableDataset, IterableDataset))
+    return isinstance(rows, IterableDataset) or origins.is_of_datasets(rows, "IterableDataset")
 
 
 def _from_mapping(data: Mapping[str, Any], skip: bool) -> _Opened:

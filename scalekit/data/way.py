@@ -25,6 +25,7 @@ from scalekit.data.preparation import cores
 from scalekit.data.sources import Source
 from scalekit.errors import ConfigError
 from scalekit.job import Job
+from scalekit.log import line
 from scalekit.weights import build
 from scalekit.world import World
 
@@ -104,7 +105,7 @@ class Way:
         """That the rows' look has decided their task."""
         if self.task is None or self.job.task is not None:
             return ()
-        return (f"task       {self.task}, by the columns {', '.join(self.columns)}",)
+        return (line("task", f"{self.task}, by the columns {', '.join(self.columns)}"),)
 
     # -- encoding ---------------------------------------------------------------------------------------------------
 

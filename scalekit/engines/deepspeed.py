@@ -26,6 +26,7 @@ from scalekit.engines import nvme
 from scalekit.engines.engine import Engine
 from scalekit.engines.precision import Plugin
 from scalekit.errors import ConfigError, DependencyError
+from scalekit.log import environment, hear
 from scalekit.strategies import Strategy
 
 _LEAST_POWER = 2.0**-26
@@ -51,17 +52,14 @@ class DeepSpeedEngine(Engine, DeepSpeedStrategy):
     """Carries out `zero1`, `zero2`, `zero3` and their offloading forms."""
 
     def __init__(self, spec: Strategy, precision: str, device: str) -> None:
-        try:
-            import deepspeed
-        except ImportError as error:
-            raise DependencyError("deepspeed", "deepspeed", f"the strategy {spec.name!r}") from error
-        deepspeed.utils.logging.logger.setLevel(logging.WARNING)
+        _import(device, spec)
         if precision == "16-mixed":
             raise ConfigError(
                 "DeepSpeed clips losses' scale along with gradients in '16-mixed': use 'bf16-mixed' or 'ddp'"
             )
         nvme.check(spec, precision)
-        super().__init__(spec, precision, device, config={}, logging_level=logging.WARNING)
+        super().__init__(spec, precision, device, config={}, logging_level=logging.INFO)
+        hear("DeepSpeed")
         self.precision_plugin = DeepSpeedPlugin(precision)  # type: ignore[arg-type]
         self._device = device
         self._built_optimizers: Any = None
@@ -278,6 +276,20 @@ class DeepSpeedEngine(Engine, DeepSpeedStrategy):
                 place = (start, offset, elements)
                 yield Slot(called[id(parameter)], tuple(parameter.ds_shape), holder, group, *place, everywhere=False)
                 offset += parameter.ds_tensor.ds_numel
+
+
+def _import(device: str, spec: Strategy) -> None:
+    """Imports DeepSpeed, with what it is to know of the machine."""
+    try:
+        if device == "cuda":
+            import deepspeed as deepspeed
+
+            return
+        with environment("DS_ACCELERATOR", "cpu"):  # it would warn of having found none
+            from scalekit.engines import processors
+        processors.use()
+    except ImportError as error:
+        raise DependencyError("deepspeed", "deepspeed", f"the strategy {spec.name!r}") from error
 
 
 def _chunks(module: nn.Module, limit_bytes: int) -> Iterable[list[nn.Parameter]]:

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from scalekit.errors import CheckpointError, ConfigError, UnknownNameError
+from scalekit.log import log
 
 FORMATS = {"huggingface": "scalekit.exporting.huggingface"}
 """Where each has its ``write(checkpoint, folder, merge)``, which fills an empty folder."""
@@ -34,7 +35,7 @@ def export(checkpoint: str | Path, output: str | Path, format: str = "huggingfac
 
     from scalekit.checkpoint.load import check
 
-    print(f"checking   {source}", flush=True)
+    log("checking", str(source))
     check(source, 0, lambda found: [found], 1)
     partial = target.with_name(f".{target.name}.partial")
     try:
@@ -47,7 +48,7 @@ def export(checkpoint: str | Path, output: str | Path, format: str = "huggingfac
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     sizes = [path.stat().st_size for path in target.rglob("*") if path.is_file()]
-    print(f"exported   {output}: {len(sizes)} files, {sum(sizes):,} bytes", flush=True)
+    log("exported", f"{output}: {len(sizes)} files, {sum(sizes):,} bytes")
     return Path(output)
 
 

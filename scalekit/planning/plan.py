@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from scalekit.log import line
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -22,6 +24,10 @@ class Plan:
         loss: what it is a mean over.
         predicted: peak_bytes of a rank with its items and when it is, step_seconds; empty where the model cannot be traced.
         reasons: for each choice that was left to ScaleKit.
+        model: its name.
+        parameters, trained_parameters: elements; None where they are not known.
+        tokens: of the training data, as it is encoded; None of a stream, and of rows that are no tokens.
+        validation_samples: rows of the validation set; None where there is none.
     """
 
     strategy: str
@@ -40,6 +46,11 @@ class Plan:
     loss: str
     predicted: dict[str, Any] = field(default_factory=dict)
     reasons: list[str] = field(default_factory=list)
+    model: str = ""
+    parameters: int | None = None
+    trained_parameters: int | None = None
+    tokens: int | None = None
+    validation_samples: int | None = None
 
     @property
     def flops_share(self) -> float | None:
@@ -55,26 +66,66 @@ class Plan:
         return asdict(self)
 
     def __str__(self) -> str:
-        types = "  ".join(f"{name.replace('_', ' ')} {value or 'none'}" for name, value in self.dtypes.items())
-        checkpointing = ", activations checkpointed" if self.activation_checkpointing else ""
+        """What is trained on what, how, and why: what the screen shows."""
         lines = [
-            f"strategy   {self.strategy} ({self.engine}) on {self.world_size} x {self.device}{checkpointing}",
-            f"precision  {self.precision}: {types}",
-            f"batch      {self.global_batch_size} samples = {self.micro_batch_size} x {self.accumulation} accumulated x "
-            f"{self.world_size} ranks",
-            f"steps      {self.total_steps}, "
-            + (f"{self.steps_per_epoch} an epoch of {self.samples} samples" if self.samples else "of a stream"),
-            f"loss       mean over {self.loss}",
-            *self._expected(),
-            *(f"because    {reason}" for reason in self.reasons),
+            line("training", f"{self._model()} on {self._data()}; loss over {self.loss}"),
+            line("plan", f"{self.strategy} on {self._ranks()} in {self.precision}, {self._batch()}"),
+            *([line("", self._expected())] if self.predicted else []),
+            line("steps", self._steps()),
+            *(line("because", reason) for reason in self.reasons),
         ]
         return "\n".join(lines)
 
-    def _expected(self) -> list[str]:
+    def details(self) -> list[tuple[str, str]]:
+        """What ``log.txt`` has beside, by labels: the types, and when a rank's memory is fullest."""
+        types = "  ".join(f"{name.replace('_', ' ')} {value or 'none'}" for name, value in self.dtypes.items())
         if not self.predicted:
-            return []
+            return [("types", types)]
+        return [
+            ("types", types),
+            ("peak", f"{readable(self.predicted['peak_bytes'])} a rank, {self.predicted['when']}"),
+        ]
+
+    def _model(self) -> str:
+        if self.parameters is None:
+            return self.model
+        share = (
+            "" if self.parameters == self.trained_parameters else f", {_count(self.trained_parameters or 0)} trained"
+        )
+        return f"{self.model} ({_count(self.parameters)} parameters{share})"
+
+    def _data(self) -> str:
+        if self.samples is None:
+            data = "a stream"
+        else:
+            data = f"{self.samples:,} samples" + (f" ({_count(self.tokens)} tokens)" if self.tokens else "")
+        return data + (f", validation on {self.validation_samples:,}" if self.validation_samples else "")
+
+    def _ranks(self) -> str:
+        kind = {"cuda": "GPU", "cpu": "CPU"}.get(self.device, self.device)
+        return f"{self.world_size} {kind} rank" + ("s" if self.world_size > 1 else "")
+
+    def _batch(self) -> str:
+        factors = [f"{self.micro_batch_size} a rank"]
+        factors += [f"{self.accumulation} accumulated"] if self.accumulation > 1 else []
+        factors += [f"{self.world_size} ranks"] if self.world_size > 1 else []
+        checkpointing = ", activations checkpointed" if self.activation_checkpointing else ""
+        return f"batches of {self.global_batch_size} = {' x '.join(factors)}{checkpointing}"
+
+    def _expected(self) -> str:
         peak, seconds = readable(self.predicted["peak_bytes"]), self.predicted["step_seconds"]
-        return [f"expected   {peak} a rank at most, {self.predicted['when']}; {seconds:.3g} s a step"]
+        return f"expected: {peak} a rank at most, {seconds:.3g} s a step"
+
+    def _steps(self) -> str:
+        return f"{self.total_steps:,}" + (f", an epoch has {self.steps_per_epoch:,}" if self.steps_per_epoch else "")
+
+
+def _count(number: int) -> str:
+    """A number as people write it: 842, 12.4K, 135M, 8.03B."""
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)):
+        if number >= 0.9995 * size:
+            return f"{number / size:.3g}{unit}"
+    return str(number)
 
 
 def readable(size_bytes: float) -> str:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tqdm import tqdm
-
 from scalekit.errors import PreemptedError, UnreachableRanksError
+from scalekit.log import warn
 
 _failing: set[str] = set()
 
@@ -37,11 +35,6 @@ def attempt(what: str, then: str, is_told: bool = True) -> Iterator[None]:
         _failing.add(what)
     else:
         _failing.discard(what)
-
-
-def warn(message: str) -> None:
-    """A line of the job's log, beside its progress bar."""
-    tqdm.write(f"WARNING    {message}", file=sys.stderr)
 
 
 def in_a_line(error: BaseException) -> str:

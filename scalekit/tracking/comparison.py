@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from scalekit.hardware import taken_bytes
+from scalekit.log import line
 from scalekit.planning.plan import Plan, readable
 from scalekit.runs import write_plan
 from scalekit.tracking.byproducts import attempt
@@ -44,7 +45,7 @@ def compare(plan: Plan, history: list[Record], trainer: Trainer, folder: Path) -
     if peak is not None:
         off = expected[1] / peak - 1
         parts.insert(0, f"{readable(peak)} a rank, predicted {readable(expected[1])} ({off:+.1%})")
-    return "measured   " + "; ".join(parts)
+    return line("measured", "; ".join(parts))
 
 
 def _peak_bytes(trainer: Trainer) -> int | None:

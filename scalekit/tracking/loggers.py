@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from scalekit.tracking.byproducts import attempt
 from scalekit.tracking.wandb import Tracker, check_wandb, wandb_logger
 
 
-def loggers_of(job: Job, plan: Plan, folder: Path, run_id: str, say: Callable[[str], None]) -> list[Any]:
+def loggers_of(job: Job, plan: Plan, folder: Path, run_id: str) -> list[Any]:
     """As Lightning takes them.
 
     Args:
@@ -22,7 +21,6 @@ def loggers_of(job: Job, plan: Plan, folder: Path, run_id: str, say: Callable[[s
         plan: what is done about them.
         folder: the run's.
         run_id: of the run at Weights & Biases, which a resumed job goes on with.
-        say: tells the user something.
 
     Raises:
         ConfigError: a mode that W&B has not.
@@ -32,7 +30,7 @@ def loggers_of(job: Job, plan: Plan, folder: Path, run_id: str, say: Callable[[s
     for each in check_loggers(job):
         if each == "wandb":
             config = {"job": job.resolved(), "plan": plan.as_dict()}
-            tracker = wandb_logger(folder, folder.name, config, run_id, say)
+            tracker = wandb_logger(folder, folder.name, config, run_id)
             loggers += [tracker] if tracker is not None else []
         else:
             loggers.append(each)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-import warnings
 from math import isfinite
 from pathlib import Path
 from statistics import median
@@ -16,6 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from scalekit.engines.engine import Engine
 from scalekit.files import write_at_once
 from scalekit.hardware import most_resident_bytes
+from scalekit.log import line, warn
 from scalekit.tracking.loggers import tell
 
 Record = dict[str, Any]
@@ -129,7 +129,7 @@ class Metrics(Callback):
                     file.write(json.dumps(record) + "\n")
         except OSError as error:
             if path not in self._behind:
-                warnings.warn(f"{path} cannot be written: {error.strerror}. It is tried again with every line")
+                warn(f"{path} cannot be written: {error.strerror}. It is tried again with every line")
             self._behind.add(path)
 
 
@@ -149,7 +149,7 @@ def data_warning(history: list[Record], spare_cores: int) -> str | None:
         if spare_cores > 0
         else "every core has a rank or a reader, so only cheaper transforms or more cores would help"
     )
-    return f"data       {share:.0%} of the time went by waiting for rows: {mend}"
+    return line("data", f"{share:.0%} of the time went by waiting for rows: {mend}")
 
 
 def peak_memory_bytes(device: torch.device) -> int:

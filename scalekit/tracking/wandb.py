@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import netrc
 import os
 from collections.abc import Callable
@@ -12,8 +13,10 @@ from urllib.parse import urlparse
 
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 from scalekit.errors import ConfigError, DependencyError, PreemptedError
+from scalekit.log import WANDB, log, warn
 from scalekit.tracking.byproducts import in_a_line
 
 _START_SECONDS = 7
@@ -32,14 +35,20 @@ class Tracker(WandbLogger):
     Where W&B does not answer at the start or refuses the key, the run is kept in the folder, for `wandb sync` to send.
 
     Args:
-        say: tells the user something.
         mode: W&B's own name for how it runs: ``"online"``, ``"offline"``, ...
         options: Lightning's.
     """
 
-    def __init__(self, say: Callable[[str], None], mode: str, **options: Any) -> None:
+    def __init__(self, mode: str, **options: Any) -> None:
         super().__init__(mode=mode, **options)
-        self._say, self._mode, self._is_lost = say, mode, False
+        self._mode, self._is_lost = mode, False
+
+    @property
+    def sync_folder(self) -> Path | None:
+        """Of a run that is offline, and that `wandb sync` takes; None of others."""
+        run: Any = self._experiment
+        is_offline = run is not None and not self._is_lost and self._wandb_init["mode"] in ("offline", "dryrun")
+        return Path(run.settings.sync_dir) if is_offline else None
 
     @property
     def experiment(self) -> Any:
@@ -49,7 +58,9 @@ class Tracker(WandbLogger):
         return DummyLogger().experiment if self._is_lost else super().experiment
 
     def _begin(self) -> None:
+        _speak_through_log()
         if self._mode in ("offline", "dryrun"):
+            self._wandb_init["settings"] = dict(_QUIET)
             _ = super().experiment
             return
         # Its reports of its own errors would go to the server that does not answer, and hold up the end of the job.
@@ -62,7 +73,7 @@ class Tracker(WandbLogger):
         except Exception as error:
             self._begin_offline(error)
         else:
-            self._say(f"wandb      {run.url}")
+            log("wandb", str(run.url))
 
     def _begin_offline(self, why: Exception) -> None:
         import wandb
@@ -70,8 +81,8 @@ class Tracker(WandbLogger):
         wandb.teardown()  # it holds the id of the run that has failed
         self._wandb_init["mode"] = "offline"
         run = self._begin_in_silence()
-        self._say(
-            f"WARNING    Weights & Biases takes no run at {_address()}: {in_a_line(why)}. The training goes on, and is tracked "
+        warn(
+            f"Weights & Biases takes no run at {_address()}: {in_a_line(why)}. The training goes on, and is tracked "
             f"offline: `wandb sync {Path(run.dir).parent}` sends it later"
         )
 
@@ -103,15 +114,13 @@ class Tracker(WandbLogger):
             raise
         except Exception as error:
             self._is_lost = True
-            self._say(
-                f"WARNING    Weights & Biases does not answer any more: {in_a_line(error)}. The training goes on without; "
+            warn(
+                f"Weights & Biases does not answer any more: {in_a_line(error)}. The training goes on without; "
                 "metrics.jsonl in the run's folder has it all"
             )
 
 
-def wandb_logger(
-    folder: Path, name: str, config: dict[str, Any], run_id: str | None, say: Callable[[str], None]
-) -> Tracker | None:
+def wandb_logger(folder: Path, name: str, config: dict[str, Any], run_id: str | None) -> Tracker | None:
     """A logger that is offline where there is no key; None where W&B is disabled.
 
     Args:
@@ -119,7 +128,6 @@ def wandb_logger(
         name: of the run.
         config: what the run's config shows: the resolved job and its plan.
         run_id: of the run that a resumed job goes on with; None for a new one.
-        say: tells the user something.
 
     Raises:
         DependencyError: wandb is missing.
@@ -129,7 +137,7 @@ def wandb_logger(
     if mode == "disabled":
         return None
     project = os.environ.get("WANDB_PROJECT", "scalekit")
-    return Tracker(say, mode, project=project, name=name, save_dir=folder, id=run_id, resume="allow", config=config)
+    return Tracker(mode, project=project, name=name, save_dir=folder, id=run_id, resume="allow", config=config)
 
 
 def check_wandb() -> str:
@@ -152,6 +160,19 @@ def _settings() -> dict[str, Any]:
     usual = {"init_timeout": _START_SECONDS, "finish_timeout": _END_SECONDS}
     chosen = {name: value for name, value in usual.items() if f"WANDB_{name.upper()}" not in os.environ}
     return {**chosen, "finish_timeout_raises": True, "silent": True}
+
+
+_QUIET = {"show_info": False, "show_warnings": False}
+"""What W&B would print, it gives to a logger."""
+
+
+@rank_zero_only
+def _speak_through_log() -> None:
+    """W&B's lines, its closing block too, go where those of other libraries go."""
+    import wandb
+
+    wandb.setup()
+    wandb.termsetup(wandb.Settings(**_QUIET), logging.getLogger(WANDB))
 
 
 def _has_key() -> bool:

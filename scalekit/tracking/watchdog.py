@@ -14,6 +14,7 @@ from typing import Any, final
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from scalekit.log import alarm
 from scalekit.tracking.board import Board
 from scalekit.tracking.byproducts import attempt
 from scalekit.world import World
@@ -51,17 +52,10 @@ class Watchdog(Callback):
         step_seconds: how long a step takes, by the latest ones; None before there is one.
         limit_seconds: how long a rank may take over a micro-batch without a word about it; None is 20 steps, and at least a
             minute.
-        say: tells the user something.
     """
 
-    def __init__(
-        self,
-        world: World,
-        step_seconds: Callable[[], float | None],
-        limit_seconds: float | None,
-        say: Callable[[str], None],
-    ) -> None:
-        self._world, self._step_seconds, self._limit, self._say = world, step_seconds, limit_seconds, say
+    def __init__(self, world: World, step_seconds: Callable[[], float | None], limit_seconds: float | None) -> None:
+        self._world, self._step_seconds, self._limit = world, step_seconds, limit_seconds
         self._board = Board(world, "watchdog")
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
@@ -134,7 +128,7 @@ class Watchdog(Callback):
         pulses = self._pulses()
         answering = [rank for rank, pulse in pulses.items() if rank not in before or pulse.beats > before[rank].beats]
         if min(answering, default=self._world.rank) == self._world.rank:
-            self._say(told(pulses, answering, self._world.size, idle))
+            alarm(told(pulses, answering, self._world.size, idle))
 
 
 def told(pulses: Mapping[int, Pulse], answering: list[int], ranks: int, idle: float) -> str:
@@ -146,7 +140,7 @@ def told(pulses: Mapping[int, Pulse], answering: list[int], ranks: int, idle: fl
         ranks: how many there are.
         idle: seconds since the rank that speaks has last done something.
     """
-    lines = [f"WARNING    no progress for {idle:.0f} s"]
+    lines = [f"no progress for {idle:.0f} s"]
     for rank in range(ranks):
         pulse = pulses.get(rank)
         if pulse is None:

@@ -184,9 +184,12 @@ def _shown(value: Any) -> str:
 
 def undecoded(rows: Any) -> Any:
     """Images and sounds as bytes: the encoders decode them, and know what to say where they cannot."""
+    features = getattr(rows, "features", None)
+    if not features:
+        return rows
     from datasets import Audio, Image
 
-    for name, feature in (getattr(rows, "features", None) or {}).items():
+    for name, feature in features.items():
         if isinstance(feature, (Audio, Image)) and feature.decode:
             rows = rows.cast_column(name, replace(feature, decode=False))
     return rows
