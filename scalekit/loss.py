@@ -10,6 +10,7 @@ of the global batch's items, which are counted over all ranks before the first b
 from __future__ import annotations
 
 import inspect
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from scalekit.errors import InputsError, NoLossError
+from scalekit.errors import ConfigError, InputsError, NoLossError, shown
 
 IGNORED = -100
 """The label that no loss counts: PyTorch's default `ignore_index`."""
@@ -247,7 +248,7 @@ class FunctionLoss(Objective):
 
     def items(self, batch: Any, samples: int) -> float:
         if self._count is not None:
-            return self._count(batch)
+            return self._counted(batch)
         if not isinstance(self._function, (nn.CrossEntropyLoss, nn.NLLLoss)):
             return samples
         _, target = _split(batch)
@@ -257,10 +258,36 @@ class FunctionLoss(Objective):
         weight = self._function.weight
         return int(target.numel()) if weight is None else float(weight.to(target.device)[target].sum())
 
+    def check(self, batch: Any, samples: int) -> None:
+        """Whether a batch has a target, and can be counted.
+
+        Raises:
+            ModelError: it has no target.
+            ConfigError: `count` gives no number.
+        """
+        _split(batch)
+        self.items(batch, samples)
+
+    def _counted(self, batch: Any) -> float:
+        rule = f"count={shown(self._count)} must be a function of a batch that gives a number"
+        try:
+            items = float(self._count(batch))  # type: ignore[misc]
+        except Exception as error:
+            raise ConfigError(f"{rule}: {type(error).__name__}: {error}") from error
+        if not math.isfinite(items):
+            raise ConfigError(f"{rule}, and gave {items}")
+        return items
+
     def outcome(self, model: nn.Module, batch: Any) -> Outcome:
         inputs, target = _split(batch)
         output = model(*inputs) if isinstance(inputs, tuple) else _call(model, inputs)
-        loss = self._function(output, target)
+        rule = "must be a function of the model's output and the target that gives a tensor"
+        try:
+            loss = self._function(output, target)
+        except TypeError as error:
+            raise NoLossError(f"loss={shown(self._function)} {rule}: {error}") from error
+        if not isinstance(loss, Tensor):
+            raise ConfigError(f"loss={shown(self._function)} {rule}, and gave {shown(loss)}")
         if loss.ndim > 1 and not isinstance(self._function, (nn.CrossEntropyLoss, nn.NLLLoss)):
             raise NoLossError(f"the loss function must return a scalar or one value a sample, not {tuple(loss.shape)}")
         if loss.ndim or getattr(self._function, "reduction", "mean") == "sum":

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from scalekit.errors import DependencyError, ModelError
+from scalekit.errors import DependencyError, ModelError, shown
 from scalekit.weights import build, needs_values
 
 CLASSES = {
@@ -85,9 +85,12 @@ def known_of(model: Any, trust_remote_code: bool = False) -> Any:
     if isinstance(source, nn.Module):
         return source
     try:
-        return build(source, here=False)
+        built = build(source, here=False)
     except ModelError:
         return None
+    if not isinstance(built, nn.Module):
+        raise ModelError(f"model={shown(model)} must be a function that builds an nn.Module, and built {shown(built)}")
+    return built
 
 
 def _config(name: str, trust_remote_code: bool, **changed: Any) -> Any:

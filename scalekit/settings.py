@@ -90,7 +90,7 @@ class NotEmpty:
 
 
 class FromPath:
-    """A text for which a `pathlib.Path` may be given."""
+    """A text that can be the path of something, and for which a `pathlib.Path` may be given."""
 
 
 class Needed:
@@ -111,6 +111,7 @@ class LeftToModule:
 
 _LARGEST = 2**31 - 1
 _LONGEST_NAME_BYTES = 255
+_LONGEST_PATH_BYTES = 4000
 
 Auto: TypeAlias = Literal["auto"]
 Count: TypeAlias = Annotated[int, AtLeast(1), AtMost(_LARGEST, plain=True)]
@@ -142,7 +143,7 @@ def takes(*arguments: str) -> Callable[[Any], bool]:
         if not callable(value):
             return False
         try:
-            signature = inspect.signature(value)
+            signature = inspect.signature(value.forward if is_a(value, "torch.nn.Module") else value)
         except Exception:  # built-in functions, and objects that describe themselves wrongly, do not say
             return True
         try:
@@ -159,15 +160,24 @@ def function_of(*arguments: str) -> Callable[[Any], bool]:
     return lambda value: not isinstance(value, type) and takes(*arguments)(value)
 
 
+def can_be_path(text: str) -> bool:
+    """Whether a text could be the path of something: no NUL, and no name that is longer than a file system allows."""
+    try:
+        parts = os.fsencode(text).split(os.fsencode(os.sep))
+    except UnicodeEncodeError:
+        return False
+    is_short = max(map(len, parts)) <= _LONGEST_NAME_BYTES and sum(map(len, parts)) <= _LONGEST_PATH_BYTES
+    return is_short and "\0" not in text
+
+
 def can_be_folder(path: str) -> bool:
     """Whether a path is a folder that can be written to, or one can be made there."""
     try:
         os.stat(path)
     except FileNotFoundError:
-        parent, name = os.path.split(path.rstrip(os.sep))
-        is_name = len(os.fsencode(name)) <= _LONGEST_NAME_BYTES and not os.path.islink(path)
-        return is_name and can_be_folder(parent or os.curdir)
-    except (OSError, ValueError):  # a file on the way, a name that is too long or has a NUL in it
+        parent = os.path.dirname(path.rstrip(os.sep))
+        return not os.path.islink(path) and can_be_folder(parent or os.curdir)
+    except (OSError, ValueError):  # such as a file on the way
         return False
     return os.path.isdir(path) and os.access(path, os.W_OK | os.X_OK)
 
@@ -341,6 +351,8 @@ def _breaks(value: Any, marker: Any) -> bool:
     """Whether a value breaks a marker's rule."""
     if isinstance(marker, Is):
         return not marker.test(value)
+    if marker is FromPath:
+        return not can_be_path(value)
     if marker is NotEmpty:
         return not (value.strip() if isinstance(value, str) else len(value))
     if isinstance(marker, AtLeast):

@@ -32,14 +32,14 @@ from scalekit.data.rows import Rows
 from scalekit.data.stream import StreamLoader
 from scalekit.decision import Decision, decide
 from scalekit.engines.engine import Engine
-from scalekit.errors import BatchSizeError, ConfigError
+from scalekit.errors import BatchSizeError, ConfigError, DataError, shown
 from scalekit.hardware import slow_precision_warning
 from scalekit.job import Job
 from scalekit.leaks import LeakCheck
 from scalekit.lock import end_with_parent
 from scalekit.log import JobLog, detail, duration, job_log, log, say, warn
 from scalekit.loop import leave_signals
-from scalekit.loss import LossFunction
+from scalekit.loss import FunctionLoss, LossFunction
 from scalekit.module import OptimizerSettings, ScaleModule
 from scalekit.optim import build_schedule, check_optimizer
 from scalekit.planning.plan import Plan
@@ -360,8 +360,12 @@ def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack
 
 def prepare(job: Job) -> Rows:
     """Reads a job's data and prepares it for its model; what is prepared is kept, and found again by the job itself."""
-    source = sources.read(job.data, job.validation, job.seed, job.on_bad_row)
     known = None if isinstance(job.model, pl.LightningModule) else models.known_of(job.model, job.trust_remote_code)
+    if isinstance(known, nn.Module) and not any(each.requires_grad for each in known.parameters()):
+        raise ConfigError(
+            f"model={shown(job.model)} has no parameter that is trained: all are frozen, or there are none"
+        )
+    source = sources.read(job.data, job.validation, job.seed, job.on_bad_row)
     return Rows.prepare(job, source, known)
 
 
@@ -419,8 +423,31 @@ def _check_prepared(job: Job, rows: Rows) -> None:
         ConfigError: something cannot.
     """
     job.check_validation(rows.validation is not None)
+    if not isinstance(job.model, pl.LightningModule):
+        _check_batch(job, rows)
     if job.generate and not hasattr(rows.way.processor, "decode"):
         raise ConfigError("generate needs a tokenizer: give `processor=`")
+
+
+def _check_batch(job: Job, rows: Rows) -> None:
+    """Whether rows make a batch, and whether the loss finds in it what it needs.
+
+    Raises:
+        ScaleKitError: they do not, or it does not.
+    """
+    row, collate = rows.example()
+    found = [(row, collate)]
+    if rows.validation is not None and rows.way.encoder is None:
+        found.append((rows.validation[0], rows.way.collate))
+    for each, collate in found:
+        try:
+            batch = collate([each, each])
+        except Exception as error:
+            if rows.way.source.collate is not None:  # the user's own, which may need other rows than these
+                return
+            raise DataError(f"rows such as {shown(each)} cannot be made a batch: {error}") from error
+        if job.loss is not None:
+            FunctionLoss(job.loss, job.count).check(batch, samples=2)
 
 
 def _write_skipped(folder: Path, rows: Rows, training: StreamLoader, world: World) -> None:

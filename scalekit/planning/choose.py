@@ -5,6 +5,7 @@ The global batch is what the user asked for, whatever is chosen. Memory decides 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -76,7 +77,13 @@ class Task:
             return [self.micro_batch_size]
         share = self.global_batch_size // self.hardware.world_size
         largest = share if self.profile.problem is None else LARGEST_UNSEEN
-        return [size for size in range(1, min(share, largest) + 1) if share % size == 0]
+        return [size for size in _divisors(share) if size <= largest]
+
+
+def _divisors(number: int) -> list[int]:
+    """All of a number's, from the smallest, in as many steps as its root."""
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    return sorted({*small, *(number // n for n in small)})
 
 
 @dataclass(frozen=True)
