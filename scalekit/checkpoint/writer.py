@@ -21,7 +21,7 @@ from isal import isal_zlib
 
 from scalekit.checkpoint.layout import MANIFEST, Listed, contribution, manifest
 from scalekit.files import write_at_once
-from scalekit.lock import end_with_parent
+from scalekit.lock import end_with_parent, join
 
 _CHUNK_BYTES = 16 << 20
 _LOOK_SECONDS = 0.02
@@ -80,13 +80,23 @@ def main() -> None:
     memory_descriptor = int(sys.argv[1])
     end_with_parent()
     os.nice(5)  # the training comes first
+    joined: set[Path] = set()
     # An empty line ends it. The end of the input would not come while the parent's other children hold copies of the pipe.
     for line in iter(sys.stdin.readline, "\n"):
         if not line:
             break
         order = Order(**json.loads(line))
+        _join(Path(order.folder).parents[1], joined)
         sys.stdout.write(_carry_out(order, memory_descriptor).line())
         sys.stdout.flush()
+
+
+def _join(run: Path, joined: set[Path]) -> None:
+    """Has the next job in a run's folder wait for this process too, which outlives a rank that was killed for a moment."""
+    if run not in joined:
+        with contextlib.suppress(OSError):  # a folder that is no run's
+            join(run)
+            joined.add(run)
 
 
 def give_up(folder: Path, rank: int) -> None:

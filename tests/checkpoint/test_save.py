@@ -1,5 +1,6 @@
 """Checkpoints are published whole or not at all, by real writer processes."""
 
+import fcntl
 import os
 import signal
 import time
@@ -14,6 +15,7 @@ from scalekit.checkpoint.load import check, fill
 from scalekit.checkpoint.parts import Part
 from scalekit.checkpoint.save import Saver
 from scalekit.errors import CheckpointError
+from scalekit.lock import claim
 from scalekit.preemption import SIGNALS
 
 WEIGHTS = "model/model"
@@ -102,6 +104,22 @@ def test_a_writer_is_out_of_a_signals_reach(number: int, savers: list[Saver], tm
     os.kill(writer.pid, number)
     assert save(savers, tmp_path / "step-00000002", 2.0) == ["published", "written"]
     assert savers[0]._writer is writer
+
+
+def test_the_next_job_in_a_folder_waits_for_the_writers_too(savers: list[Saver], tmp_path: Path) -> None:
+    """A rank that is killed is gone at once, its writer a moment later; ranks start again faster than that."""
+    os.close(claim(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    assert save(savers, tmp_path / "checkpoints" / "step-00000001", 1.0) == ["published", "written"]
+    with (tmp_path / ".ranks.lock").open() as ranks:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(ranks, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for saver in savers:
+            writer = saver._writer
+            assert writer is not None
+            writer.kill()
+            writer.wait()
+        fcntl.flock(ranks, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
