@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_map_only
 
 from scalekit import weights
 from scalekit.dtypes import Dtypes
-from scalekit.errors import ModelError
+from scalekit.errors import ConfigError, ModelError
 from scalekit.planning import cache
 from scalekit.planning import trace as tracing
 from scalekit.planning.repeat import UnevenError, lengthen, shorten
@@ -165,6 +165,7 @@ def profile(subject: Subject, dtypes: Dtypes, like_a_gpu: bool) -> Profile:
 
     Raises:
         ModelError: the model cannot even be built on fake tensors.
+        ConfigError: a setting is none that the model can be trained with.
     """
     made = Profile(subject, dtypes, like_a_gpu)
     model = fake_model(subject.source, dtypes.parameters, FakeTensorMode())
@@ -175,6 +176,8 @@ def profile(subject: Subject, dtypes: Dtypes, like_a_gpu: bool) -> Profile:
     made.buffer_bytes = sum(b.numel() * b.element_size() for b in model.buffers())
     try:
         made.at(TRACED_SIZES[0], recompute=False, parameters=dtypes.parameters)
+    except ConfigError:  # a setting is wrong, and would be on real tensors
+        raise
     except Exception as error:
         made.problem = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     return made
