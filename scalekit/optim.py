@@ -123,8 +123,11 @@ def _check_names(cls: type[Optimizer], options: Mapping[str, Any]) -> None:
             raise UnknownNameError("key in optimizer_options", name, parameters.keys() - _OWNED.keys())
         default = parameters[name].default
         is_flag = default is None or isinstance(default, bool)
-        if value is not None and isinstance(value, bool) != is_flag:
-            wanted = "true or false" if is_flag else f"a number or a list of numbers, such as {default}"
+        size = len(default) if isinstance(default, tuple) else None
+        fits = isinstance(value, bool) == is_flag and (len(value) if isinstance(value, (list, tuple)) else None) == size
+        if value is not None and not fits:
+            numbers = "a number" if size is None else f"a list of {size} numbers"
+            wanted = "true or false" if is_flag else f"{numbers}, such as {default}"
             raise ConfigError(f"optimizer_options.{name}={shown(value)} must be {wanted}")
 
 
