@@ -20,7 +20,7 @@ demo: install
 	@$(PYTHON) examples/prepare_finetune.py
 	@$(PYTHON) examples/ask.py build/finetune/model "$(QUESTION)"
 	@rm -rf runs/finetune
-	@$(SCALEKIT) launch --nproc 2 -- fit examples/finetune.yaml
+	@$(SCALEKIT) launch --nproc 2 examples/finetune.yaml
 	@$(PYTHON) examples/ask.py "$$(ls -d runs/finetune/checkpoints/step-* | tail -n 1)/model" "$(QUESTION)"
 	@echo "Where it is: runs/finetune has log.txt, metrics.jsonl, evaluations.jsonl, plan.json and checkpoints/step-*/model"
 	@echo "Look at it:  $(SCALEKIT) inspect examples/finetune.yaml (the rows), .venv/bin/wandb sync runs/finetune/wandb/offline-run-*"

@@ -1,7 +1,7 @@
 """Teaches torchvision's ResNet-18, a plain nn.Module, to read handwritten digits; each epoch sees each one moved anew.
 
 python examples/prepare_digits.py
-scalekit launch --nproc 2 -- examples/digits.py
+scalekit launch --nproc 2 examples/digits.py
 """
 
 import sys

@@ -1,7 +1,7 @@
 """The classic y = 2x: the loop that everybody writes, and the line that it becomes.
 
 python examples/regression.py
-scalekit launch --nproc 2 -- examples/regression.py
+scalekit launch --nproc 2 examples/regression.py
 """
 
 import torch

@@ -1,7 +1,7 @@
 """Teaches a small network to understand ten spoken words, in voices that it has never heard.
 
 python examples/prepare_speech.py
-scalekit launch --nproc 2 -- examples/speech.py
+scalekit launch --nproc 2 examples/speech.py
 """
 
 import sys

@@ -75,7 +75,7 @@ class World:
             )
         raise WorldSizeError(
             f"the job asks for {wanted}, but it was started as one process. "
-            f"Start it with: scalekit launch --nproc {wanted_devices} -- ..."
+            f"Start it with: scalekit launch --nproc {wanted_devices} ..."
         )
 
 

@@ -22,11 +22,7 @@ from torch.utils._pytree import tree_map_only
 
 from scalekit import weights
 from scalekit.dtypes import Dtypes
-<<<<<<< HEAD
-from scalekit.errors import InputsError, ModelError, NoLossError
-=======
-from scalekit.errors import ConfigError, ModelError
->>>>>>> settings
+from scalekit.errors import ConfigError, InputsError, ModelError, NoLossError
 from scalekit.planning import cache
 from scalekit.planning import trace as tracing
 from scalekit.planning.repeat import UnevenError, lengthen, shorten
@@ -168,13 +164,9 @@ def profile(subject: Subject, dtypes: Dtypes, like_a_gpu: bool) -> Profile:
     """Profiles a model; one that cannot be traced has its states alone, and says why.
 
     Raises:
-<<<<<<< HEAD
         ModelError: the model cannot even be built on fake tensors, or does not take the batch.
         NoLossError: it returns no loss.
-=======
-        ModelError: the model cannot even be built on fake tensors.
         ConfigError: a setting is none that the model can be trained with.
->>>>>>> settings
     """
     made = Profile(subject, dtypes, like_a_gpu)
     model = fake_model(subject.source, dtypes.parameters, FakeTensorMode())
@@ -185,13 +177,8 @@ def profile(subject: Subject, dtypes: Dtypes, like_a_gpu: bool) -> Profile:
     made.buffer_bytes = sum(b.numel() * b.element_size() for b in model.buffers())
     try:
         made.at(TRACED_SIZES[0], recompute=False, parameters=dtypes.parameters)
-<<<<<<< HEAD
-    except (InputsError, NoLossError):
+    except (ConfigError, InputsError, NoLossError):
         raise  # so would the first step
-=======
-    except ConfigError:  # a setting is wrong, and would be on real tensors
-        raise
->>>>>>> settings
     except Exception as error:
         made.problem = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     return made
