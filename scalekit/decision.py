@@ -248,6 +248,16 @@ def _too_large(text: str, advice: Sequence[str]) -> DoesNotFitError:
 def _predicted(best: Candidate, task: Task) -> dict[str, Any]:
     if task.profile.problem is not None:
         return {}
-    kept = ("peak_bytes", "items", "when", "host_bytes", "step_seconds", "parts", "mfu", "bottleneck")
+    kept = (
+        "peak_bytes",
+        "items",
+        "when",
+        "host_bytes",
+        "step_seconds",
+        "forward_seconds",
+        "parts",
+        "mfu",
+        "bottleneck",
+    )
     everything = best.as_dict()
     return {name: everything[name] for name in kept}

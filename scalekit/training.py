@@ -52,6 +52,7 @@ from scalekit.tracking import byproducts
 from scalekit.tracking.byproducts import attempt
 from scalekit.tracking.comparison import compare
 from scalekit.tracking.evaluation import Evaluation
+from scalekit.tracking.job_time import JobClock, JobTime
 from scalekit.tracking.loggers import check_loggers, finish, loggers_of
 from scalekit.tracking.metrics import Metrics, data_warning
 from scalekit.tracking.progress import Progress
@@ -295,6 +296,8 @@ def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack
     if isinstance(module, ScaleModule):
         engine.scores = Scores(job.metrics, job.task or rows.way.task, classifies=_classifies(job))
     metrics = Metrics(folder.path, folder.step, plan.flops_share, order.global_batch_size)
+    job_time = JobTime.predicted(plan, folder.step, job.evaluate_every)
+    log("time", str(job_time) + (f" (an epoch is {plan.steps_per_epoch:,} steps)" if plan.steps_per_epoch else ""))
     progress = Progress(metrics, total_steps, folder.step, plan.loss)
     evaluation = Evaluation(total_steps, job.evaluate_every, folder.step)
     pl.seed_everything(job.seed, verbose=False)
@@ -319,6 +322,7 @@ def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack
             *([Samples(job.generate, rows.way.processor, folder.path, world, folder.step)] if job.generate else []),
             *([LeakCheck(rows.way.is_flat)] if rows.packed else []),
             progress,
+            JobClock(job_time, metrics, job.evaluate_every),
             *([_watchdog(job, world, metrics)] if job.watchdog_seconds is not None else []),
             Checkpoints(
                 folder.checkpoints,

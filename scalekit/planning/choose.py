@@ -119,6 +119,7 @@ class Candidate:
             "when": self.memory.when,
             "host_bytes": self.memory.host_bytes,
             "step_seconds": self.time.seconds,
+            "forward_seconds": self.time.forward_seconds,
             "parts": dict(self.time.parts),
             "tokens_per_second": self.time.tokens_per_second,
             "mfu": self.time.mfu,

@@ -71,7 +71,6 @@ class Plan:
             line("training", f"{self._model()} on {self._data()}; loss over {self.loss}"),
             line("plan", f"{self.strategy} on {self._ranks()} in {self.precision}, {self._batch()}"),
             *([line("", self._expected())] if self.predicted else []),
-            line("steps", self._steps()),
             *(line("because", reason) for reason in self.reasons),
         ]
         return "\n".join(lines)
@@ -115,9 +114,6 @@ class Plan:
     def _expected(self) -> str:
         peak, seconds = readable(self.predicted["peak_bytes"]), self.predicted["step_seconds"]
         return f"expected: {peak} a rank at most, {seconds:.3g} s a step"
-
-    def _steps(self) -> str:
-        return f"{self.total_steps:,}" + (f", an epoch has {self.steps_per_epoch:,}" if self.steps_per_epoch else "")
 
 
 def _count(number: int) -> str:

@@ -37,6 +37,7 @@ class Time:
     Attributes:
         seconds: that it takes.
         parts: seconds by `PARTS`; they sum to `seconds`.
+        forward_seconds: of one micro-batch's forward pass alone, as in an evaluation.
         samples_per_second, tokens_per_second: over all ranks.
         mfu: the model's FLOPs, without those of recomputation, as a share of what all devices could do in that time, at the
             peak of the compute type (PaLM, arXiv 2204.02311, appendix B); None where that peak is unknown.
@@ -45,6 +46,7 @@ class Time:
 
     seconds: float
     parts: Mapping[str, float]
+    forward_seconds: float
     samples_per_second: float
     tokens_per_second: float
     mfu: float | None
@@ -75,6 +77,7 @@ def estimate(profile: Profile, setting: Setting, hardware: Hardware) -> Time:
     return Time(
         seconds=seconds,
         parts=parts,
+        forward_seconds=compute.forward,
         samples_per_second=samples / seconds,
         tokens_per_second=samples * profile.subject.tokens / seconds,
         mfu=flops / (seconds * peak) if peak else None,

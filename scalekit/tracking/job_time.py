@@ -1,0 +1,146 @@
+"""How long a whole job takes, data, evaluations and saves included: predicted before its first step, and corrected once."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import Any, final
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from scalekit.log import duration, log
+from scalekit.planning.plan import Plan
+from scalekit.tracking.metrics import Metrics
+
+_WRITE_BYTES_PER_SECOND = 500e6
+"""Of a drive, for the last checkpoint, which the job waits for. Assumed: a drive behind a file server has about that."""
+
+_MEASURED_STEPS = 3
+"""Steps that are measured before a prediction is corrected; the first one of a job, which is slower, is none of them."""
+
+_LEAST_CORRECTION = 0.1
+
+
+@dataclass(frozen=True)
+class JobTime:
+    """What is left of a job, and how long it takes.
+
+    Attributes:
+        steps, evaluations: how many are left.
+        step_seconds: of one step; None where it is not known.
+        evaluation_seconds: of one evaluation.
+        end_seconds: of writing the last checkpoint.
+    """
+
+    steps: int
+    evaluations: int
+    step_seconds: float | None
+    evaluation_seconds: float = 0.0
+    end_seconds: float = 0.0
+
+    @classmethod
+    def predicted(cls, plan: Plan, resumed_step: int, evaluate_every: int | None) -> JobTime:
+        """Of a job that begins after a step.
+
+        Args:
+            plan: how it runs.
+            resumed_step: the step that it resumes from; 0 for a new one.
+            evaluate_every: optimizer steps between two evaluations; None for the first and the last alone.
+        """
+        rows = plan.validation_samples or 0
+        due = evaluations(resumed_step, plan.total_steps, evaluate_every) + (resumed_step == 0) if rows else 0
+        found, share = plan.predicted, plan.micro_batch_size * plan.world_size
+        state = 4.0 * ((plan.parameters or 0) + 2 * (plan.trained_parameters or 0))
+        return cls(
+            plan.total_steps - resumed_step,
+            due,
+            found.get("step_seconds"),
+            math.ceil(rows / share) * found.get("forward_seconds", 0.0),
+            state / _WRITE_BYTES_PER_SECOND,
+        )
+
+    @property
+    def seconds(self) -> float | None:
+        """All of it; None where a step's time is not known."""
+        if self.step_seconds is None:
+            return None
+        return self.steps * self.step_seconds + self.evaluations * self.evaluation_seconds + self.end_seconds
+
+    def __str__(self) -> str:
+        seconds = self.seconds
+        steps = f"{self.steps:,} step{'' if self.steps == 1 else 's'}"
+        if seconds is None:
+            return f"{steps}; how long they take is not known yet"
+        return f"{steps}, {duration(max(seconds, 1))}, done {_clock(seconds)}"
+
+
+@final
+class JobClock(Callback):
+    """Corrects a job's predicted end by the first steps that were measured, once, and on rank 0.
+
+    Args:
+        expected: of the whole job, as it was predicted.
+        metrics: where the time of each step is found.
+        evaluate_every: as for `JobTime.predicted`.
+    """
+
+    def __init__(self, expected: JobTime, metrics: Metrics, evaluate_every: int | None) -> None:
+        self._expected, self._metrics, self._every = expected, metrics, evaluate_every
+        self._evaluation_began = time.monotonic()
+        self._evaluations: list[float] = []
+        self._is_corrected = False
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._evaluation_began = time.monotonic()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._evaluations.append(time.monotonic() - self._evaluation_began)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        done = len(self._metrics.history) - (trainer.max_steps - self._expected.steps)
+        if self._is_corrected or done <= _MEASURED_STEPS or trainer.global_step >= trainer.max_steps:
+            return
+        self._is_corrected = True
+        before = self._left(trainer)
+        latest = [record["step_seconds"] for record in self._metrics.history[-_MEASURED_STEPS:]]
+        after = corrected(before, latest, self._evaluations)
+        if is_other(before, after):
+            was = "" if before.step_seconds is None else f" where {before.step_seconds:.3g} s were predicted"
+            log("time", f"{after.step_seconds:.3g} s a step{was}: {after}")
+
+    def _left(self, trainer: Trainer) -> JobTime:
+        step, total = trainer.global_step, trainer.max_steps
+        due = evaluations(step, total, self._every) if self._expected.evaluations else 0
+        return replace(self._expected, steps=total - step, evaluations=due)
+
+
+def evaluations(done: int, total: int, every: int | None) -> int:
+    """How many evaluations follow a step: one every so many steps, and one after the last."""
+    if every is None:
+        return int(done < total)
+    return total // every - done // every + (total % every != 0 and done < total)
+
+
+def corrected(left: JobTime, step_seconds: Sequence[float], evaluation_seconds: Sequence[float]) -> JobTime:
+    """What is left of a job, by what was measured of it."""
+    evaluation = evaluation_seconds[-1] if evaluation_seconds else left.evaluation_seconds
+    return replace(left, step_seconds=median(step_seconds), evaluation_seconds=evaluation)
+
+
+def is_other(before: JobTime, after: JobTime) -> bool:
+    """Whether a correction is worth a line."""
+    if before.seconds is None or after.seconds is None:
+        return True
+    return abs(after.seconds - before.seconds) > max(_LEAST_CORRECTION * before.seconds, 1.0)
+
+
+def _clock(seconds: float) -> str:
+    """When it is so much later: by the clock, and with the day where that is another one."""
+    end = time.localtime(time.time() + seconds)
+    is_today = time.strftime("%Y-%m-%d", end) == time.strftime("%Y-%m-%d")
+    return time.strftime("at %H:%M" if is_today else "%a %d %b at %H:%M", end)
