@@ -34,6 +34,7 @@ from scalekit.decision import Decision, decide
 from scalekit.engines.engine import Engine
 from scalekit.errors import BatchSizeError, ConfigError, DataError, shown
 from scalekit.hardware import slow_precision_warning
+from scalekit.host_memory import kept_when_freed
 from scalekit.job import Job
 from scalekit.leaks import LeakCheck
 from scalekit.lock import end_with_parent
@@ -229,6 +230,8 @@ def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack
     if world.launched:
         end_with_parent()
     device = device_type()
+    if device == "cpu":
+        held_until_end.enter_context(kept_when_freed())
     # What is wrong with a strategy or precision that was named shows before data is read.
     named = dtypes.resolve(job.precision, device) if job.precision != "auto" else "32-true"
     if job.strategy != "auto":

@@ -14,8 +14,6 @@ from scalekit.errors import ConfigError
 from scalekit.preemption import Forward, answered_by
 
 _PORT = 29500
-_HUGE_PAGES = "glibc.malloc.hugetlb=1"
-"""Large tensors on a CPU come from fresh memory in each step, whose small pages cost the kernel a third of the time."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,6 @@ def launch(settings: Launch, program: Sequence[str], job: Mapping[str, Any] | No
     gpus = _gpus() if settings.nproc == "auto" else 0
     sizes = settings.sizes(gpus)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // sizes[0])))
-    os.environ.setdefault("GLIBC_TUNABLES", _HUGE_PAGES)
     words = list(program) if program[0].endswith(".py") or program[0] == "-m" else ["-m", "scalekit", *program]
 
     def serve() -> ForkServer:

@@ -25,7 +25,7 @@ class Program:
 
     Attributes:
         words: as they follow ``python``: ``train.py ...``, ``-m module ...`` or ``-c code ...``.
-        environment: all of it. What libraries read as they are loaded, such as GLIBC_TUNABLES, comes too late.
+        environment: all of it. What libraries read as they are loaded comes too late.
         directory: where it runs.
         name: of its process, at most 15 characters.
         own_session: whether signals from the keyboard pass it by.
