@@ -19,8 +19,8 @@ _OWN = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLOC_MMAP_THRESHOLD_", "
 def kept_when_freed() -> Iterator[None]:
     """Has tensors of each step take the memory of those of the step before.
 
-    A step of a 135M model on a CPU spends a fifth of its time on pages that it had a moment ago. Its peak is the same, and between
-    steps the process holds as much. At the end all is given back. It does nothing without glibc, and where the
+    A step of a 135M model on a CPU spends a fifth of its time on pages that it had a moment ago. Its peak is the same, and
+    between steps the process holds as much. At the end all is given back. It does nothing without glibc, and where the
     environment says how glibc is to allocate.
     """
     own = _OWN & os.environ.keys() or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
