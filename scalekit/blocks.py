@@ -83,7 +83,9 @@ def _is_rows(value: Any) -> bool:
     """Whether something may be data, as far as that shows without the libraries that data comes from."""
     if isinstance(value, Mapping):
         return is_a(value, "datasets.DatasetDict", "datasets.IterableDatasetDict")
-    if isinstance(value, (str, bytes, bytearray, set, frozenset, type, Number, FunctionType)):
+    if isinstance(value, (str, bytes, bytearray, set, frozenset, type, Number, FunctionType)) or is_a(
+        value, "numpy.generic"
+    ):
         return False
     known = ("scalekit.data.mixture.Mixture", "torch.utils.data.Dataset", "torch.utils.data.DataLoader")
     return is_a(value, *known) or any(hasattr(value, name) for name in ("train_dataloader", "__getitem__", "__iter__"))

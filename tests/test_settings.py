@@ -404,10 +404,9 @@ def is_accepted(name: str, value: Any) -> bool:
 
 
 def before_the_run(error: BaseException) -> bool:
-    """Whether an error was raised before there was a run's folder."""
-    return "open_run" not in {frame.name for frame in traceback.extract_tb(error.__traceback__)} and not any(
-        frame.name == "fit" and "trainer" in frame.filename for frame in traceback.extract_tb(error.__traceback__)
-    )
+    """Whether an error was raised before the training itself, which has a folder."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return not any(frame.name == "fit" and "trainer" in frame.filename for frame in frames)
 
 
 @examples(8)
