@@ -121,7 +121,7 @@ class Tracker(WandbLogger):
 
 
 def wandb_logger(folder: Path, name: str, config: dict[str, Any], run_id: str | None) -> Tracker | None:
-    """A logger that is offline where there is no key; None where W&B is disabled.
+    """A logger whose run has begun, offline where there is no key; None where W&B is disabled.
 
     Args:
         folder: the run's folder, where an offline run is kept.
@@ -137,7 +137,9 @@ def wandb_logger(folder: Path, name: str, config: dict[str, Any], run_id: str | 
     if mode == "disabled":
         return None
     project = os.environ.get("WANDB_PROJECT", "scalekit")
-    return Tracker(mode, project=project, name=name, save_dir=folder, id=run_id, resume="allow", config=config)
+    tracker = Tracker(mode, project=project, name=name, save_dir=folder, id=run_id, resume="allow", config=config)
+    _ = tracker.experiment  # so that it is told at the start, and not after the first step, where the run is
+    return tracker
 
 
 def check_wandb() -> str:
