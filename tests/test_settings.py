@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import subprocess
 import sys
 import traceback
@@ -531,7 +532,7 @@ def test_an_option_is_refused_before_data_is_read() -> None:
         ({"data": ROWS, "metrics": {"a": {"class": "AUROC"}}}, "metrics: there are no rows held out"),
         ({"packing": True}, "sequence_length, the length of a packed row, is not given"),
     ],
-    ids=lambda value: str(value)[:40] if isinstance(value, dict) else None,
+    ids=lambda value: re.sub(r" at 0x\w+", "", str(value))[:40] if isinstance(value, dict) else None,
 )
 def test_each_wrong_setting_by_name(given: dict[str, Any], said: str) -> None:
     with pytest.raises(errors.ScaleKitError) as caught:
@@ -684,7 +685,7 @@ def test_launch_refuses_a_job_at_once_and_without_torch(job_file: str) -> None:
         ({"hardware": 8}, "hardware=8 must be a Hardware"),
         ({"trust_remote_code": "no"}, "trust_remote_code='no' must be true or false"),
     ],
-    ids=lambda value: str(value)[:40] if isinstance(value, dict) else None,
+    ids=lambda value: re.sub(r" at 0x\w+", "", str(value))[:40] if isinstance(value, dict) else None,
 )
 def test_a_plan_has_the_jobs_rules(given: dict[str, Any], said: str) -> None:
     with pytest.raises(errors.ConfigError) as caught:
