@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 HEAVY = ("torch", "deepspeed", "transformers", "wandb", "lightning", "datasets")
 
@@ -38,3 +39,16 @@ def test_public_names_exist() -> None:
         assert getattr(scalekit, name) is not None
     assert callable(scalekit.fit)
     assert callable(scalekit.strategy)
+
+
+ON_TENSORS = """
+import sys, torch, scalekit
+rows = torch.utils.data.TensorDataset(torch.ones(8, 1), torch.ones(8, 1))
+scalekit.fit(torch.nn.Linear(1, 1), rows, loss=torch.nn.MSELoss(), global_batch_size=8, max_steps=1)
+sys.exit(str([name for name in ("wandb", "deepspeed", "datasets", "peft") if name in sys.modules]))
+"""
+
+
+def test_a_job_on_tensors_imports_nothing_that_it_does_not_need(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", ON_TENSORS], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-1] == "[]"
