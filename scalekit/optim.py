@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from scalekit.errors import ConfigError
+from scalekit.log import log
 
 Schedule = Callable[[int], float]
 """The factor on the learning rate for the step with this index, from 0."""
@@ -65,6 +66,7 @@ def build_optimizer(
     if offloaded:
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
+        log("optimizer", "DeepSpeed's CPU Adam, which the first job on a machine compiles: that takes a minute or two")
         on_host: Optimizer = DeepSpeedCPUAdam(
             groups,
             lr=learning_rate,
