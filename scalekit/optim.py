@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from scalekit.errors import ConfigError, UnknownNameError, shown
+from scalekit.log import log
 
 Schedule = Callable[[int], float]
 """The factor on the learning rate for the step with this index, from 0."""
@@ -68,6 +69,8 @@ def build_optimizer(
         settings |= {"adamw_mode": optimizer == "adamw", "fp32_optimizer_states": not low_precision_state}
     elif optimizer != "sgd":
         settings = {"fused": not scaled, **settings}
+    if offloaded and optimizer != "sgd":
+        log("optimizer", "DeepSpeed's CPU Adam, which the first job on a machine compiles: that takes a minute or two")
     with _told(f"optimizer_options={shown(dict(options))} must be what {cls.__name__} takes"):
         return cls(groups, **settings)
 
