@@ -654,7 +654,8 @@ def test_what_launch_starts(
     words: list[str], program: list[str], job_file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[Any] = []
-    monkeypatch.setattr("scalekit.launcher.launch", lambda place, program: started.append(program) or 0)
+    launch = "scalekit.distributed.launcher.launch"
+    monkeypatch.setattr(launch, lambda place, program, job: started.append(program) or 0)
     assert cli.main(["launch", *words]) == 0
     assert started == [program]
 
