@@ -295,7 +295,7 @@ def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack
     engine.average_decay = job.average_decay
     engine.job_state["total_steps"] = total_steps
     run_id = engine.job_state["wandb_run_id"] = (folder.state or {}).get("wandb_run_id") or uuid.uuid4().hex[:8]
-    loggers = loggers_of(job, plan, folder.path, run_id)
+    loggers = loggers_of(job, plan, folder.path, run_id, world)
     if isinstance(module, ScaleModule):
         engine.scores = Scores(job.metrics, job.task or rows.way.task, classifies=_classifies(job))
     metrics = Metrics(folder.path, folder.step, plan.flops_share, order.global_batch_size)

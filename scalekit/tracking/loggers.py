@@ -11,9 +11,10 @@ from scalekit.job import Job
 from scalekit.planning.plan import Plan
 from scalekit.tracking.byproducts import attempt
 from scalekit.tracking.wandb import Tracker, check_wandb, wandb_logger
+from scalekit.world import World
 
 
-def loggers_of(job: Job, plan: Plan, folder: Path, run_id: str) -> list[Any]:
+def loggers_of(job: Job, plan: Plan, folder: Path, run_id: str, world: World) -> list[Any]:
     """As Lightning takes them.
 
     Args:
@@ -21,6 +22,7 @@ def loggers_of(job: Job, plan: Plan, folder: Path, run_id: str) -> list[Any]:
         plan: what is done about them.
         folder: the run's.
         run_id: of the run at Weights & Biases, which a resumed job goes on with.
+        world: the job's processes, of which rank 0 tracks.
 
     Raises:
         ConfigError: a mode that W&B has not.
@@ -30,7 +32,7 @@ def loggers_of(job: Job, plan: Plan, folder: Path, run_id: str) -> list[Any]:
     for each in check_loggers(job):
         if each == "wandb":
             config = {"job": job.resolved(), "plan": plan.as_dict()}
-            tracker = wandb_logger(folder, folder.name, config, run_id)
+            tracker = wandb_logger(folder, folder.name, config, run_id, world.rank == 0)
             loggers += [tracker] if tracker is not None else []
         else:
             loggers.append(each)

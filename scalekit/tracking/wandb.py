@@ -120,7 +120,9 @@ class Tracker(WandbLogger):
             )
 
 
-def wandb_logger(folder: Path, name: str, config: dict[str, Any], run_id: str | None) -> Tracker | None:
+def wandb_logger(
+    folder: Path, name: str, config: dict[str, Any], run_id: str | None, is_rank_zero: bool
+) -> Tracker | None:
     """A logger whose run has begun, offline where there is no key; None where W&B is disabled.
 
     Args:
@@ -128,6 +130,7 @@ def wandb_logger(folder: Path, name: str, config: dict[str, Any], run_id: str | 
         name: of the run.
         config: what the run's config shows: the resolved job and its plan.
         run_id: of the run that a resumed job goes on with; None for a new one.
+        is_rank_zero: whether it is this process that tracks. Lightning does not know before there is a Trainer.
 
     Raises:
         DependencyError: wandb is missing.
@@ -138,7 +141,8 @@ def wandb_logger(folder: Path, name: str, config: dict[str, Any], run_id: str | 
         return None
     project = os.environ.get("WANDB_PROJECT", "scalekit")
     tracker = Tracker(mode, project=project, name=name, save_dir=folder, id=run_id, resume="allow", config=config)
-    _ = tracker.experiment  # so that it is told at the start, and not after the first step, where the run is
+    if is_rank_zero:
+        _ = tracker.experiment  # so that it is told at the start, and not after the first step, where the run is
     return tracker
 
 

@@ -40,24 +40,26 @@ def warnings_of(capsys: pytest.CaptureFixture[str]) -> list[str]:
     return [line for line in (captured.out + captured.err).splitlines() if line.startswith("WARNING")]
 
 
-def without_template() -> Any:
+def with_template(template: str | None) -> Any:
     tokenizer = tiny.make_tokenizer()
-    tokenizer.chat_template = None
+    tokenizer.chat_template = template
     return tokenizer
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"processor": without_template()}, "prompt 2 is a conversation, and the tokenizer has no chat template"),
-        ({"generate": {"prompts": ["ab", ""], "max_new_tokens": 4}}, "prompt 2 .* has no tokens"),
+        ({"processor": with_template(None)}, "prompt 2 is a conversation, and the tokenizer has no chat template"),
+        ({"processor": with_template("{{ '' }}")}, "prompt 2 .* has no tokens"),
         (
             {"generate": {"prompts": ["ab"], "max_new_tokens": 31}},
             "prompt 1 needs 33 positions, its 2 tokens and max_new_tokens=31, and the model has 32: give max_new_tokens=30",
         ),
         ({"generate": {"prompts": ["a" * 40], "max_new_tokens": 1}}, "the model has 32: give a shorter prompt"),
-        ({"generate": {"prompts": [[{"content": "ab"}]]}}, "prompt 1 .* cannot be encoded: .*role and content"),
-        ({"model": nn.Linear(2, 2), "loss": nn.MSELoss(), "processor": tiny.make_tokenizer()}, "generates no text"),
+        (
+            {"processor": with_template("{{ raise_exception('no') }}")},
+            "prompt 2 .* cannot be encoded: .*role and content",
+        ),
     ],
 )
 def test_a_prompt_that_cannot_be_is_refused_before_the_run_has_a_folder(
@@ -76,6 +78,15 @@ def test_as_many_tokens_as_the_model_has_positions_are_generated(tmp_path: Path)
 def t5_without_end() -> nn.Module:
     """Its positions are relative."""
     return parity.t5()
+
+
+@pytest.mark.parametrize("build", [parity.bert, parity.mlp])
+def test_a_model_without_a_head_for_it_is_refused(build: Any) -> None:
+    from scalekit.models import resolve
+    from scalekit.tracking.samples import check_samples
+
+    with pytest.raises(errors.ConfigError, match="generates no text"):
+        check_samples({"prompts": ["a"], "max_new_tokens": 1}, resolve(build), tiny.make_tokenizer())
 
 
 def test_relative_positions_have_no_end() -> None:
@@ -166,6 +177,6 @@ def test_a_logger_that_fails_is_told_of_in_a_line(tmp_path: Path, capsys: pytest
 
 @pytest.mark.parametrize("logger", ["wandb.", ["wandb", "tensorboard"]])
 def test_a_logger_that_there_is_not_is_refused_before_data_is_read(logger: Any, tmp_path: Path) -> None:
-    with pytest.raises(errors.ConfigError, match="is unknown; give 'wandb', or a Lightning logger"):
+    with pytest.raises(errors.ConfigError, match=r"^logger.*must be .*'wandb'"):
         train(tmp_path, logger=logger)
     assert not (tmp_path / "run").exists()
