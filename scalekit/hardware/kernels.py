@@ -12,10 +12,11 @@ from typing import Any
 
 from scalekit.hardware.measure import best_seconds, kept
 
-KERNELS = ("attention", "convolution", "function", "normalization", "random", "strided", "dispatch")
-"""attention, convolution: FLOP/s in float32. function: of bytes a second, of which half are read and half written, by
-transcendental functions; so normalization, random numbers, and strided copies. dispatch: seconds of an operation of a training
-step that computes next to nothing, in Python, autograd and torch."""
+KERNELS = ("attention", "convolution", "reordering", "function", "normalization", "random", "strided", "dispatch")
+"""attention, convolution: FLOP/s in float32. reordering: bytes a second of what goes into and comes out of small convolutions,
+in the time that arithmetic leaves, since oneDNN brings it into an order of its own and back. function: bytes a second, of which
+half are read and half written, by transcendental functions; so normalization, random numbers, and strided copies. dispatch:
+seconds of an operation of a training step that computes next to nothing, in Python, autograd and torch."""
 
 DISPATCHED = 49
 """Operations of the step that `dispatch` is measured by, as a trace counts them."""
@@ -37,17 +38,25 @@ def _time_kernels(threads: int) -> Mapping[str, float]:
     heads, image, kernel = ones(8, 8, 64, 64), ones(8, 64, 16, 16), ones(64, 64, 3, 3)
     rows, noise, turned = ones(1024, 256), ones(2**16), ones(64, 128, 64).transpose(1, 2)
     noise_source = torch.Generator().manual_seed(0)  # the global one is the job's
-    attention, convolution = 4 * 8 * 8 * 64 * 64 * 64, 3 * 2 * 8 * 64 * 16 * 16 * 64 * 9
+    small, filters = ones(16, 128, 2, 2), ones(128, 128, 3, 3)
+    attention, convolution, tiny = (
+        4 * 8 * 8 * 64 * 64 * 64,
+        6 * 8 * 64 * 16 * 16 * 64 * 9,
+        6 * 16 * 128 * 2 * 2 * 128 * 9,
+    )
     step = _tiny_step()
     runs: dict[str, tuple[float, Callable[[], object]]] = {
         "attention": (attention, lambda: functional.scaled_dot_product_attention(heads, heads, heads)),
         "convolution": (convolution, lambda: _convolve(image, kernel)),
+        "reordering": (5 * small.nbytes + 3 * filters.nbytes, lambda: _convolve(small, filters)),
         "function": (2 * rows.nbytes, lambda: functional.gelu(rows)),
-        "normalization": (2 * rows.nbytes, lambda: functional.layer_norm(rows, (256,))),
+        "normalization": (4 * rows.nbytes, lambda: _normalize(rows)),
         "random": (2 * noise.nbytes, lambda: noise.bernoulli_(0.9, generator=noise_source)),
         "strided": (2 * turned.nbytes, lambda: turned.contiguous()),
     }
     seconds = best_seconds({name: run for name, (_, run) in runs.items()} | {"dispatch": step}, threads)
+    arithmetic = tiny / convolution * seconds["convolution"]
+    seconds["reordering"] = max(seconds["reordering"] - arithmetic, seconds["reordering"] / 4)
     return {name: amount / seconds[name] for name, (amount, _) in runs.items()} | {
         "dispatch": seconds["dispatch"] / DISPATCHED
     }
@@ -60,6 +69,14 @@ def _convolve(image: Any, kernel: Any) -> None:
     out = torch.nn.functional.conv2d(image, kernel, padding=1)
     way: Any = [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, True, False]
     torch.ops.aten.convolution_backward(out, image, kernel, None, *way)
+
+
+def _normalize(rows: Any) -> None:
+    """Over rows, and over columns, as layers and batches are."""
+    from torch.nn import functional
+
+    functional.layer_norm(rows, rows.shape[1:])
+    functional.batch_norm(rows.view(8, 128, 16, 16), None, None, training=True)
 
 
 def _tiny_step() -> Callable[[], object]:

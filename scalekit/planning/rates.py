@@ -143,8 +143,7 @@ def _shares(device: Device) -> tuple[NDArray[np.float64], NDArray[np.float64], f
             flops[sort] = kernels[sort.name.lower()] / single
         for sort in (Sort.FUNCTION, Sort.NORMALIZATION, Sort.RANDOM, Sort.STRIDED):
             memory[sort] = kernels[sort.name.lower()] / device.memory_bytes_per_second
-        # oneDNN brings images into its own order, and back.
-        memory[Sort.CONVOLUTION] = memory[Sort.STRIDED]
+        memory[Sort.CONVOLUTION] = kernels["reordering"] / device.memory_bytes_per_second
     return flops, memory, kernels.get("dispatch", DISPATCH_SECONDS)
 
 
