@@ -61,6 +61,9 @@ memory bandwidth. Assumed."""
 NVME_BYTES_PER_SECOND = 3e9
 """Of one node's drives, reading or writing. Assumed: the hardware does not say, and this is one drive on PCIe 3.0."""
 
+SAVE_BYTES_PER_SECOND = 500e6
+"""Of one node's checkpoint files, written and checked. Assumed: a cloud's network disk gives about this."""
+
 ASSUMED_FLOPS = {"bfloat16": 50e12, "float16": 50e12, "float32": 20e12}
 """For a device whose peaks are unknown."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from scalekit.planning.profile import Profile
 from scalekit.planning.rates import (
     MICRO_BATCH_DISPATCHES,
     PARAMETER_DISPATCHES,
+    SAVE_BYTES_PER_SECOND,
     STEP_COLLECTIVES,
     STEP_DISPATCHES,
     Rates,
@@ -61,9 +62,7 @@ class Time:
 
 def estimate(profile: Profile, setting: Setting, hardware: Hardware) -> Time:
     """The time of one optimizer step; from the number of parameters alone where the profile has no trace."""
-    trace = None
-    if profile.problem is None:
-        trace = profile.at(setting.micro_batch_size, setting.recompute, layout(profile, setting).computes_with)
+    trace = _trace(profile, setting)
     rates, sizes = Rates.of(setting, hardware), Sizes.of(profile, setting, trace)
     compute = _roofline(_Work.of(trace) if trace else _Work.assumed(profile, setting, sizes), rates)
     parts = {
@@ -89,6 +88,35 @@ def estimate(profile: Profile, setting: Setting, hardware: Hardware) -> Time:
         mfu=flops / (seconds * peak) if peak else None,
         bottleneck="memory bandwidth" if waits_for_memory else largest,
     )
+
+
+def _trace(profile: Profile, setting: Setting) -> Trace | None:
+    if profile.problem is not None:
+        return None
+    return profile.at(setting.micro_batch_size, setting.recompute, layout(profile, setting).computes_with)
+
+
+def evaluation_seconds(profile: Profile, setting: Setting, hardware: Hardware, rows: int) -> float:
+    """An evaluation of so many rows, all ranks together: forward passes, in micro-batches of the training's size."""
+    trace = _trace(profile, setting)
+    rates, sizes = Rates.of(setting, hardware), Sizes.of(profile, setting, trace)
+    compute = _roofline(_Work.of(trace) if trace else _Work.assumed(profile, setting, sizes), rates)
+    gathers = [replace(phase, times=1) for phase in traffic(setting, sizes) if phase.beside == "forward"]
+    each = compute.forward + math.fsum(_exposed_seconds(phase, compute, rates) for phase in gathers[:1])
+    if rates.adds_up:
+        each += MICRO_BATCH_DISPATCHES * rates.launch
+    return math.ceil(rows / (setting.micro_batch_size * setting.world_size)) * each
+
+
+def save_seconds(size_bytes: float, nodes: int = 1, bytes_per_second: float = SAVE_BYTES_PER_SECOND) -> float:
+    """From the beginning of a save to its published checkpoint; the training goes on meanwhile, but a job's end waits for it.
+
+    Args:
+        size_bytes: of the whole checkpoint: the model's weights, and of each trained number master and moments.
+        nodes: each writes its ranks' share.
+        bytes_per_second: of one node's files, written and checked.
+    """
+    return size_bytes / (nodes * bytes_per_second)
 
 
 # -- compute ----------------------------------------------------------------------------------------------------------
