@@ -67,6 +67,8 @@ def decide(
     precision: str,
     world: World,
     failed: Failed | None = None,
+    *,
+    fill: Callable[[int], float] = lambda _: 1.0,
 ) -> Decision:
     """Predicts a job and decides what is open.
 
@@ -77,6 +79,7 @@ def decide(
         precision: resolved.
         world: the job's processes.
         failed: what a probe has shown to be too large.
+        fill: of a micro-batch's size, its mean length as a share of the longest row's.
 
     Raises:
         DoesNotFitError: it will not fit, and the job does not say to go on regardless.
@@ -87,6 +90,7 @@ def decide(
     try:
         row, collate = example()
         task = _task(job, model, collate([row, row]), precision, detect(world.local_size, world.num_nodes))
+        task = replace(task, fill=fill)
         if failed is not None:
             task = replace(task, too_large_bytes=failed.peak_bytes)
         forecast = choose(task)

@@ -247,7 +247,7 @@ def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack
         rows.way.tell_pad(known.config)
     decision = settle(
         replace(job, model=known.source) if isinstance(job.model, str) else job,  # with the head that its rows ask for
-        partial(decide, job, known, rows.example, precision, world),
+        partial(decide, job, known, rows.example, precision, world, fill=rows.fill),
         rows.example,
         world,
         partial(say, world),

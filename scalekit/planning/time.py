@@ -60,9 +60,16 @@ class Time:
     bottleneck: str
 
 
-def estimate(profile: Profile, setting: Setting, hardware: Hardware) -> Time:
-    """The time of one optimizer step; from the number of parameters alone where the profile has no trace."""
-    trace = _trace(profile, setting)
+def estimate(profile: Profile, setting: Setting, hardware: Hardware, fill: float = 1.0) -> Time:
+    """The time of one optimizer step; from the number of parameters alone where the profile has no trace.
+
+    Args:
+        profile: of the model, on the longest rows.
+        setting: how it is run.
+        hardware: where.
+        fill: the mean length of micro-batches, as a share of the longest row's.
+    """
+    trace = _trace(profile, setting, fill)
     rates, sizes = Rates.of(setting, hardware), Sizes.of(profile, setting, trace)
     compute = _roofline(_Work.of(trace) if trace else _Work.assumed(profile, setting, sizes), rates)
     parts = {
@@ -84,21 +91,22 @@ def estimate(profile: Profile, setting: Setting, hardware: Hardware) -> Time:
         seconds=seconds,
         parts=parts,
         samples_per_second=samples / seconds,
-        tokens_per_second=samples * profile.subject.tokens / seconds,
+        tokens_per_second=samples * profile.subject.tokens * fill / seconds,
         mfu=flops / (seconds * peak) if peak else None,
         bottleneck="memory bandwidth" if waits_for_memory else largest,
     )
 
 
-def _trace(profile: Profile, setting: Setting) -> Trace | None:
+def _trace(profile: Profile, setting: Setting, fill: float) -> Trace | None:
+    """A micro-batch's; shorter rows are taken for fewer ones."""
     if profile.problem is not None:
         return None
-    return profile.at(setting.micro_batch_size, setting.recompute, layout(profile, setting).computes_with)
+    return profile.at(setting.micro_batch_size * fill, setting.recompute, layout(profile, setting).computes_with)
 
 
-def evaluation_seconds(profile: Profile, setting: Setting, hardware: Hardware, rows: int) -> float:
+def evaluation_seconds(profile: Profile, setting: Setting, hardware: Hardware, rows: int, fill: float = 1.0) -> float:
     """An evaluation of so many rows, all ranks together: forward passes, in micro-batches of the training's size."""
-    trace = _trace(profile, setting)
+    trace = _trace(profile, setting, fill)
     rates, sizes = Rates.of(setting, hardware), Sizes.of(profile, setting, trace)
     compute = _roofline(_Work.of(trace) if trace else _Work.assumed(profile, setting, sizes), rates)
     gathers = [replace(phase, times=1) for phase in traffic(setting, sizes) if phase.beside == "forward"]

@@ -196,6 +196,17 @@ def test_later_micro_batches_add_their_gradients_on_a_cpu() -> None:
     assert thrice - 3 * once == pytest.approx(2 * 3 * 4 * BLOCKS * WIDTH**2 / 3350e9)
 
 
+def test_shorter_rows_take_less_time_and_their_tokens_are_counted() -> None:
+    device = Hardware.parse("H100-80GB")
+    way = setting("single", device, micro_batch_size=4)
+    full, half = (estimate(stack(), way, device, fill) for fill in (1.0, 0.5))
+    two = estimate(stack(), replace(way, micro_batch_size=2), device)
+    assert half.seconds == pytest.approx(two.seconds)
+    assert half.seconds < full.seconds
+    assert half.tokens_per_second == pytest.approx(two.tokens_per_second)
+    assert half.samples_per_second == pytest.approx(2 * two.samples_per_second)
+
+
 # -- beside the steps -------------------------------------------------------------------------------------------------
 
 
