@@ -72,6 +72,8 @@ def decide(
     world: World,
     plan_before: Mapping[str, Any],
     failed: Failed | None = None,
+    *,
+    fill: Callable[[int], float] = lambda _: 1.0,
 ) -> Decision:
     """Predicts a job and decides what is open.
 
@@ -83,6 +85,7 @@ def decide(
         world: the job's processes.
         plan_before: of the run that is resumed, which keeps what was decided for it; empty for a new run.
         failed: what a probe has shown to be too large.
+        fill: of a micro-batch's size, its mean length as a share of the longest row's.
 
     Raises:
         DoesNotFitError: it will not fit, and the job does not say to go on regardless.
@@ -94,6 +97,7 @@ def decide(
     try:
         row, collate = example()
         task = _task(job, model, collate([row, row]), precision, detect(world.local_size, world.num_nodes))
+        task = replace(task, fill=fill)
         if failed is not None:
             task = replace(task, too_large_bytes=failed.peak_bytes)
         forecast = choose(task)

@@ -260,7 +260,7 @@ def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack
     folder = runs.open_run(job, known.name, world, held_until_end, say)
     decision = settle(
         replace(job, model=known.source) if isinstance(job.model, str) else job,  # with the head that its rows ask for
-        partial(decide, job, known, rows.example, device, world, folder.plan),
+        partial(decide, job, known, rows.example, device, world, folder.plan, fill=rows.fill),
         rows.example,
         world,
     )

@@ -285,7 +285,7 @@ def test_processes_share_the_cpu_and_have_no_more_than_their_threads(
 ) -> None:
     monkeypatch.setattr(local, "host_cores", lambda: 8)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    monkeypatch.setattr(local, "copy_bytes_per_second", lambda threads: 16e9)
+    monkeypatch.setattr(local, "memory_bytes_per_second", lambda threads: 16e9)
     monkeypatch.setattr(local, "product_flops", lambda threads: {"float32": 16e9})
     found = [Hardware.parse(text) for text in ("cpu", "2xcpu", "16xcpu")]
     assert [each.device.flops["float32"] / 16e9 for each in found] == list(shares)
@@ -416,14 +416,14 @@ def test_two_processes_at_once_measure_once_and_a_third_not_at_all(cache: Path, 
         "import json, os, sys, time, torch; from pathlib import Path; from scalekit.hardware import measure; "
         "folder = Path(sys.argv[1]); (folder / f'ready-{os.getpid()}').touch()\n"
         "while len(list(folder.glob('ready-*'))) < 2: time.sleep(0.001)\n"
-        "print(json.dumps([dict(measure.product_flops(1)), measure.copy_bytes_per_second(1)]))"
+        "print(json.dumps([dict(measure.product_flops(1)), measure.memory_bytes_per_second(1)]))"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     first, second = (json.loads(each.communicate(timeout=120)[0]) for each in both)
     assert first == second
     # Past what this process has in mind already.
-    assert first == [measure.product_flops.__wrapped__(1), measure.copy_bytes_per_second.__wrapped__(1)]
+    assert first == [measure.product_flops.__wrapped__(1), measure.memory_bytes_per_second.__wrapped__(1)]
 
 
 @pytest.mark.parametrize(
@@ -504,7 +504,7 @@ def test_another_processor_or_number_of_threads_is_measured_anew(
 def test_measuring_takes_no_longer_than_the_slowest_type_makes_it(cache: Path) -> None:
     """A product of 256 x 256 twice in each type is the least; all others are ended before they take long."""
     start = time.thread_time()
-    rates = measure._time_products()
+    rates = measure._time_products(1)
     least = 2 * sum(2 * 256**3 / rate for rate in rates.values())
     assert time.thread_time() - start < 0.6 + 3 * least
 

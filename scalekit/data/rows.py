@@ -108,6 +108,17 @@ class Rows:
         """The row that costs most, a batch of which is what a step can cost at most, and what makes a batch of such rows."""
         return self.longest(), self.collate
 
+    def fill(self, micro_batch_size: int) -> float:
+        """The length to which micro-batches of this size are padded in the mean, as a share of the longest row's.
+
+        That is the mean of the longest of so many rows; 1 where rows are packed, or are no tokens.
+        """
+        if self.packed or self.lengths is None or self.lengths.tokens.max() == 0:
+            return 1.0
+        tokens = np.sort(self.lengths.tokens)
+        no_longer = (np.arange(len(tokens) + 1) / len(tokens)) ** micro_batch_size
+        return float(tokens @ np.diff(no_longer)) / int(tokens[-1])
+
     def summary(self) -> dict[str, Any]:
         """What `data.json` holds."""
         found: dict[str, Any] = {

@@ -1,7 +1,7 @@
 """Hardware to plan for: a device's figures, how many of them stand in how many nodes, and what this machine has.
 
-`spec` is what hardware is, `catalog` the table of cards, `measure` what is measured here and kept, `local` this machine,
-`parsing` names and files, `precision` the type that a device computes fastest; each knows those before it.
+`spec` is what hardware is, `catalog` the table of cards, `measure` and `kernels` what is measured here and kept, `local` this
+machine, `parsing` names and files, `precision` the type that a device computes fastest; each knows those before it.
 """
 
 from scalekit.hardware.catalog import DEVICES, LARGEST_NODE, find_device

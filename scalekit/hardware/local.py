@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from scalekit.hardware.catalog import DEVICES, TORCH_NAMES, hardware_of
+from scalekit.hardware.kernels import kernel_rates
 from scalekit.hardware.measure import (
-    copy_bytes_per_second,
     host_cores,
+    memory_bytes_per_second,
     product_flops,
     remember_context,
     remembered_contexts,
@@ -52,7 +53,7 @@ def detect(processes: int = 1, nodes: int = 1) -> Hardware:
         found = replace(
             hardware_of(_gpu(card.name, card.total_memory), processes, nodes),
             host_memory_bytes=_host_memory_bytes(),
-            host_bytes_per_second=copy_bytes_per_second(torch.get_num_threads()),
+            host_bytes_per_second=memory_bytes_per_second(torch.get_num_threads()),
             host_cores=host_cores(),
         )
     return replace(found, device=replace(found.device, context_bytes=remembered_contexts().get(_key(found))))
@@ -124,7 +125,7 @@ def cpu(processes: int, nodes: int) -> Hardware:
     threads = torch.get_num_threads()
     # A process has its part of the cores, though no more of them than it has threads: torchrun gives each process one.
     share = min(1.0, cores / (min(threads, cores) * processes))
-    rate = copy_bytes_per_second(threads)
+    rate, kernels = memory_bytes_per_second(threads), kernel_rates(threads)
     device = Device(
         name="cpu",
         kind="cpu",
@@ -134,6 +135,7 @@ def cpu(processes: int, nodes: int) -> Hardware:
         link_bytes_per_second=_GLOO_BYTES_PER_SECOND,
         bus_bytes_per_second=rate * share,
         source="measured on this machine",
+        kernels={name: value / share if name == "dispatch" else value * share for name, value in kernels.items()},
     )
     return Hardware(
         device,

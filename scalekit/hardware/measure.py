@@ -49,16 +49,19 @@ Rates = Mapping[str, float]
 @lru_cache
 def product_flops(threads: int) -> Rates:
     """FLOP/s of square matrix products by compute type, with torch's number of threads."""
-    return kept("products", PRODUCT_TYPES, threads, _time_products)
+    return kept("products", PRODUCT_TYPES, threads, lambda: _time_products(threads))
 
 
 @lru_cache
-def copy_bytes_per_second(threads: int) -> float:
-    """Bytes read and written by a copy that no cache holds, with torch's number of threads."""
-    return kept("copy", ("bytes_per_second",), threads, _time_copy)["bytes_per_second"]
+def memory_bytes_per_second(threads: int) -> float:
+    """Bytes read and written by a sum in place of numbers that no cache holds, with torch's number of threads.
+
+    A copy would read what it overwrites without a word of it.
+    """
+    return kept("memory", ("bytes_per_second",), threads, lambda: _time_memory(threads))["bytes_per_second"]
 
 
-def _time_products() -> Rates:
+def _time_products(threads: int) -> Rates:
     """The best rates of growing sizes; a type leaves before its next size would take long."""
     import torch
 
@@ -70,33 +73,35 @@ def _time_products() -> Rates:
             # Ones, not random numbers: the generators are the job's.
             matrix = torch.ones(size, size, dtype=getattr(torch, name), device="cpu")
             runs[name] = partial(torch.mm, matrix, matrix, out=torch.empty_like(matrix))
-        seconds = best_seconds(runs)
+        seconds = best_seconds(runs, threads)
         best |= {name: max(best.get(name, 0.0), 2 * size**3 / seconds[name]) for name in names}
         names = [name for name in names if 8 * seconds[name] < _LONGEST_SECONDS]
     return best
 
 
-def _time_copy() -> Rates:
+def _time_memory(threads: int) -> Rates:
     import torch
 
     source = torch.ones(16 * 2**20, dtype=torch.float32, device="cpu")
     target = torch.zeros_like(source)
-    seconds = best_seconds({"copy": lambda: target.copy_(source)})["copy"]
-    return {"bytes_per_second": 2 * source.nbytes / seconds}
+    seconds = best_seconds({"sum": lambda: target.add_(source)}, threads)["sum"]
+    return {"bytes_per_second": 3 * source.nbytes / seconds}
 
 
-def best_seconds(runs: Mapping[str, Callable[[], object]], budget_seconds: float = _TURN_SECONDS) -> dict[str, float]:
+def best_seconds(runs: Mapping[str, Callable[[], object]], threads: int) -> dict[str, float]:
     """The shortest time of each run, in turns, so that what disturbs one disturbs all.
 
-    The first turn may prepare what others use; there are two at least, and as many as fit the budget of each run.
+    The first turn may prepare what others use; there are two at least, and as many as fit the budget of each run. One thread's
+    time is what it ran for, which others on the machine do not make longer; of several, one may wait for the others.
     """
+    clock, budget_seconds = time.thread_time if threads == 1 else time.perf_counter, _TURN_SECONDS
     best = dict.fromkeys(runs, math.inf)
     turns, end = 0, time.perf_counter() + budget_seconds * len(runs)
     while turns < 2 or time.perf_counter() < end:
         for name, run in runs.items():
-            start = time.perf_counter()
+            start = clock()
             run()
-            best[name] = min(best[name], time.perf_counter() - start)
+            best[name] = min(best[name], clock() - start)
         turns += 1
     return {name: max(seconds, 1e-9) for name, seconds in best.items()}
 

@@ -89,7 +89,7 @@ _DEVICE_RATES = ("memory_bytes_per_second", "link_bytes_per_second", "bus_bytes_
 
 def _own_device(path: Path, block: Mapping[str, Any]) -> Device:
     """A device that a file describes; `kind` is "cuda" and `source` the file where it does not say."""
-    names = [each.name for each in fields(Device)]
+    names = [each.name for each in fields(Device) if each.name != "kernels"]
     check_known(f"key in `device:` of {path}:", block, names)
     missing = [name for name in names if name not in block and name not in ("kind", "source", "context_bytes")]
     if missing:
@@ -99,6 +99,7 @@ def _own_device(path: Path, block: Mapping[str, Any]) -> Device:
     if not isinstance(flops, Mapping):
         raise ConfigError(f"flops={flops!r} of {path} must be a mapping of compute types, such as bfloat16, to FLOP/s")
     check_known("compute type in `flops:`", flops, COMPUTE_TYPES)
+    rates: dict[str, Any] = {name: positive(name, block[name]) for name in _DEVICE_RATES}
     return Device(
         name=str(block["name"]),
         kind=kind,
@@ -106,5 +107,5 @@ def _own_device(path: Path, block: Mapping[str, Any]) -> Device:
         flops={name: positive(f"flops of {name}", value) for name, value in flops.items()},
         source=str(block.get("source", path)),
         context_bytes=whole("context_bytes", block["context_bytes"]) if "context_bytes" in block else None,
-        **{name: positive(name, block[name]) for name in _DEVICE_RATES},
+        **rates,
     )

@@ -29,6 +29,7 @@ class Device:
         bus_bytes_per_second: between host and device, one direction.
         source: where the figures are from.
         context_bytes: what a process takes of it beside tensors, where a probe has measured that here.
+        kernels: of a CPU that was measured, what it reaches in other operations than products; see `kernels.KERNELS`.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Device:
     bus_bytes_per_second: float
     source: str
     context_bytes: int | None = None
+    kernels: Mapping[str, float] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)

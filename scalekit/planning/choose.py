@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from scalekit.dtypes import Dtypes
@@ -42,6 +42,7 @@ class Task:
         moments: the optimizer's numbers for each trained one.
         margin: the share of a device that is left free.
         too_large_bytes: what was predicted for a way that has turned out not to fit.
+        fill: of a micro-batch's size, its mean length as a share of the longest row's, which memory is predicted for.
     """
 
     profile: Profile
@@ -54,6 +55,7 @@ class Task:
     moments: int = 2
     margin: float = MARGIN
     too_large_bytes: int | None = None
+    fill: Callable[[int], float] = field(default=lambda _: 1.0, compare=False)
 
     @property
     def limit_bytes(self) -> int:
@@ -229,7 +231,7 @@ def _best(task: Task, settings: Sequence[Setting]) -> Candidate:
     fitting = settings[: _how_many_fit(task, settings)]
     if not fitting:
         return _candidate(task, settings[0])
-    fastest = min(fitting, key=lambda setting: estimate(task.profile, setting, task.hardware).seconds)
+    fastest = min(fitting, key=lambda setting: _time(task, setting).seconds)
     return _candidate(task, fastest)
 
 
@@ -256,7 +258,11 @@ def _how_many_fit(task: Task, settings: Sequence[Setting]) -> int:
 
 def _candidate(task: Task, setting: Setting) -> Candidate:
     memory = predict(task.profile, setting)
-    return Candidate(setting, memory, estimate(task.profile, setting, task.hardware), _problem(task, setting, memory))
+    return Candidate(setting, memory, _time(task, setting), _problem(task, setting, memory))
+
+
+def _time(task: Task, setting: Setting) -> Time:
+    return estimate(task.profile, setting, task.hardware, task.fill(setting.micro_batch_size))
 
 
 def _problem(task: Task, setting: Setting, memory: Memory) -> str | None:

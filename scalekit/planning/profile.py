@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -106,11 +107,11 @@ class Profile:
         """Elements of all parameters."""
         return sum(p.elements for p in self.parameters)
 
-    def at(self, micro_batch_size: int, recompute: bool, parameters: torch.dtype, keeps_casts: bool = False) -> Trace:
+    def at(self, micro_batch_size: float, recompute: bool, parameters: torch.dtype, keeps_casts: bool = False) -> Trace:
         """The step of a micro-batch of this many samples.
 
         Args:
-            micro_batch_size: samples.
+            micro_batch_size: samples; a part of one stands for a shorter one.
             recompute: whether blocks are computed anew in the backward pass (activation checkpointing).
             parameters: their type as the forward pass meets them.
             keeps_casts: see `trace.autocast`; without recomputation the backward pass keeps them anyway.
@@ -119,7 +120,11 @@ class Profile:
         small, large = (self._traced(size, *way) for size in TRACED_SIZES)
         if way not in self._is_line:
             self._is_line[way] = _same_course(small, large)
-        return _between(small, large, micro_batch_size) if self._is_line[way] else self._traced(micro_batch_size, *way)
+        return (
+            _between(small, large, micro_batch_size)
+            if self._is_line[way]
+            else self._traced(math.ceil(micro_batch_size), *way)
+        )
 
     def _traced(self, size: int, recompute: bool, parameters: torch.dtype, keeps_casts: bool) -> Trace:
         key = size, recompute, parameters, keeps_casts
@@ -239,7 +244,7 @@ def _same_course(small: Trace, large: Trace) -> bool:
     )
 
 
-def _between(small: Trace, large: Trace, size: int) -> Trace:
+def _between(small: Trace, large: Trace, size: float) -> Trace:
     """The step at another size, on the straight line through two."""
     low, high = TRACED_SIZES
     share = (size - low) / (high - low)

@@ -9,10 +9,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from scalekit.hardware import Hardware
+from scalekit.hardware import Device, Hardware
 from scalekit.planning.setting import Setting
+from scalekit.planning.trace import Sort
 
 MATMUL_EFFICIENCY = 0.7
 """Of a GPU's dense peak: cuBLAS reaches 650 to 700 of an H100's 989 TFLOP/s in large bfloat16 products.
@@ -32,7 +35,15 @@ LAUNCH_SECONDS = 5e-6
 """The shortest that an operation takes on a GPU: PyTorch issues a kernel in about this time, whatever it computes."""
 
 DISPATCH_SECONDS = 1e-5
-"""The same on a CPU, which computes nothing else meanwhile."""
+"""The same on a CPU, which computes nothing else meanwhile; one that is at hand is measured."""
+
+STEP_DISPATCHES, MICRO_BATCH_DISPATCHES, PARAMETER_DISPATCHES = 45, 25, 1
+"""What Python does beside the model on a CPU, by what an operation's dispatch takes there: for a step (Lightning's loop, the
+ledger, the optimizer, the log), for a micro-batch (its rows put together, the loop), and for each parameter that is clipped and
+updated. Counted from steps of a single linear layer: 0.7, 0.4 and 0.017 ms where a dispatch takes 15 microseconds."""
+
+STEP_COLLECTIVES = 2
+"""Sums over ranks of a few numbers in each step: the items of a global batch, and its loss."""
 
 LATENCY_SECONDS = 20e-6
 """What a collective takes within a node, however small. Assumed."""
@@ -50,6 +61,9 @@ memory bandwidth. Assumed."""
 NVME_BYTES_PER_SECOND = 3e9
 """Of one node's drives, reading or writing. Assumed: the hardware does not say, and this is one drive on PCIe 3.0."""
 
+SAVE_BYTES_PER_SECOND = 500e6
+"""Of one node's checkpoint files, written and checked. Assumed: a cloud's network disk gives about this."""
+
 ASSUMED_FLOPS = {"bfloat16": 50e12, "float16": 50e12, "float32": 20e12}
 """For a device whose peaks are unknown."""
 
@@ -62,7 +76,9 @@ class Rates:
         link: to the ranks of its node.
         network: to the next rank in a ring of all, which is as slow as its way between nodes.
         bus, host, nvme: this rank's share of its node's.
-        launch: the least seconds of an operation.
+        launch: the least seconds of an operation, or on a CPU what is added to each.
+        flops_shares, memory_shares: of these rates, what each sort of operation reaches, shape [sorts].
+        adds_up: whether an operation takes the sum of what arithmetic, memory and its launch take, as on a CPU, or the longest.
         latency, far_latency: the least seconds of a collective within a node, and of one over nodes.
         overlap: the share of compute that hides communication.
     """
@@ -79,6 +95,9 @@ class Rates:
     latency: float
     far_latency: float
     overlap: float
+    flops_shares: NDArray[np.float64]
+    memory_shares: NDArray[np.float64]
+    adds_up: bool
 
     @classmethod
     def of(cls, setting: Setting, hardware: Hardware) -> Rates:
@@ -93,6 +112,7 @@ class Rates:
         outwards = hardware.network_bytes_per_second * (node if is_gpu else 1) if nodes > 1 else math.inf
         latency = LATENCY_SECONDS if is_gpu else GLOO_LATENCY_SECONDS
         host = memory * hardware.host_bytes_per_second / node
+        flops_shares, memory_shares, dispatch = _shares(device)
         return cls(
             low=matmul * _peak(device.flops, type_name(setting.dtypes.compute)),
             single=matmul * _peak(device.flops, "float32"),
@@ -102,11 +122,32 @@ class Rates:
             bus=min(link * device.bus_bytes_per_second, host),
             host=host,
             nvme=NVME_BYTES_PER_SECOND / node,
-            launch=LAUNCH_SECONDS if is_gpu else DISPATCH_SECONDS,
+            launch=LAUNCH_SECONDS if is_gpu else dispatch,
             latency=latency,
             far_latency=latency + NODES_LATENCY_SECONDS * math.log2(nodes),
             overlap=OVERLAP if is_gpu else 0.0,
+            flops_shares=flops_shares,
+            memory_shares=memory_shares,
+            adds_up=not is_gpu,
         )
+
+
+def _shares(device: Device) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
+    """What each sort of operation reaches of the rates of products and of memory, and seconds of a dispatch.
+
+    A GPU's are all one: its kernels are bound by either, and what they reach of it is `MATMUL_EFFICIENCY` and
+    `BANDWIDTH_EFFICIENCY`.
+    """
+    flops, memory = np.ones(len(Sort)), np.ones(len(Sort))
+    single = _peak(device.flops, "float32")
+    kernels = device.kernels
+    if kernels:
+        for sort in (Sort.ATTENTION, Sort.CONVOLUTION):
+            flops[sort] = kernels[sort.name.lower()] / single
+        for sort in (Sort.FUNCTION, Sort.NORMALIZATION, Sort.RANDOM, Sort.STRIDED):
+            memory[sort] = kernels[sort.name.lower()] / device.memory_bytes_per_second
+        memory[Sort.CONVOLUTION] = kernels["reordering"] / device.memory_bytes_per_second
+    return flops, memory, kernels.get("dispatch", DISPATCH_SECONDS)
 
 
 def type_name(dtype: torch.dtype) -> str:

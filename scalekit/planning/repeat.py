@@ -177,6 +177,7 @@ class _Longer:
             flops=tiled(short.flops, "operation"),
             moved_bytes=tiled(short.moved_bytes, "operation"),
             low_precision=tiled(short.low_precision, "operation"),
+            sorts=tiled(short.sorts, "operation"),
             parameters=self._parameters(),
             modules=self._modules(),
             owned=self._owned(),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,16 +17,25 @@ from scalekit.dtypes import Dtypes
 from scalekit.hardware import Hardware
 from scalekit.planning.layouts import layout
 from scalekit.planning.profile import Profile
-from scalekit.planning.rates import Rates, type_name
+from scalekit.planning.rates import (
+    MICRO_BATCH_DISPATCHES,
+    PARAMETER_DISPATCHES,
+    SAVE_BYTES_PER_SECOND,
+    STEP_COLLECTIVES,
+    STEP_DISPATCHES,
+    Rates,
+    type_name,
+)
 from scalekit.planning.setting import Setting
-from scalekit.planning.trace import Event, Trace
+from scalekit.planning.trace import Event, Sort, Trace
 from scalekit.planning.traffic import Collectives, Phase, Sizes, gathered_again, traffic
 
-PARTS = ("compute", "communication", "offload", "update", "data")
+PARTS = ("compute", "communication", "offload", "update", "loop", "data")
 """What a step's seconds go into, each without what is hidden behind compute.
 
 compute: the forward and backward passes. communication: collectives. offload: the bus, the update in the host's memory, and
-drives. update: the optimizer's, on the device. data: the loading of batches.
+drives. update: the optimizer's, on the device. loop: what Python does around it, which a GPU does not wait for. data: the
+loading of batches.
 """
 
 
@@ -53,18 +62,24 @@ class Time:
     bottleneck: str
 
 
-def estimate(profile: Profile, setting: Setting, hardware: Hardware) -> Time:
-    """The time of one optimizer step; from the number of parameters alone where the profile has no trace."""
-    trace = None
-    if profile.problem is None:
-        trace = profile.at(setting.micro_batch_size, setting.recompute, layout(profile, setting).computes_with)
+def estimate(profile: Profile, setting: Setting, hardware: Hardware, fill: float = 1.0) -> Time:
+    """The time of one optimizer step; from the number of parameters alone where the profile has no trace.
+
+    Args:
+        profile: of the model, on the longest rows.
+        setting: how it is run.
+        hardware: where.
+        fill: the mean length of micro-batches, as a share of the longest row's.
+    """
+    trace = _trace(profile, setting, fill)
     rates, sizes = Rates.of(setting, hardware), Sizes.of(profile, setting, trace)
     compute = _roofline(_Work.of(trace) if trace else _Work.assumed(profile, setting, sizes), rates)
     parts = {
-        "compute": setting.accumulation * compute.seconds,
+        "compute": setting.accumulation * compute.seconds + _summing_seconds(setting, sizes, rates),
         "communication": math.fsum(_exposed_seconds(phase, compute, rates) for phase in traffic(setting, sizes)),
         "offload": _offload_seconds(setting, sizes, rates),
         "update": _update_seconds(setting, sizes, rates),
+        "loop": _loop_seconds(profile, setting, rates),
         # Workers load beside the step; whether they keep up is for a run to measure.
         "data": 0.0,
     }
@@ -77,12 +92,46 @@ def estimate(profile: Profile, setting: Setting, hardware: Hardware) -> Time:
     return Time(
         seconds=seconds,
         parts=parts,
-        forward_seconds=compute.forward,
+        forward_seconds=_forward_seconds(setting, sizes, compute, rates),
         samples_per_second=samples / seconds,
-        tokens_per_second=samples * profile.subject.tokens / seconds,
+        tokens_per_second=samples * profile.subject.tokens * fill / seconds,
         mfu=flops / (seconds * peak) if peak else None,
         bottleneck="memory bandwidth" if waits_for_memory else largest,
     )
+
+
+def _trace(profile: Profile, setting: Setting, fill: float) -> Trace | None:
+    """A micro-batch's; shorter rows are taken for fewer ones."""
+    if profile.problem is not None:
+        return None
+    return profile.at(setting.micro_batch_size * fill, setting.recompute, layout(profile, setting).computes_with)
+
+
+def evaluation_seconds(profile: Profile, setting: Setting, hardware: Hardware, rows: int, fill: float = 1.0) -> float:
+    """An evaluation of so many rows, all ranks together: forward passes, in micro-batches of the training's size."""
+    trace = _trace(profile, setting, fill)
+    rates, sizes = Rates.of(setting, hardware), Sizes.of(profile, setting, trace)
+    compute = _roofline(_Work.of(trace) if trace else _Work.assumed(profile, setting, sizes), rates)
+    micro_batches = math.ceil(rows / (setting.micro_batch_size * setting.world_size))
+    return micro_batches * _forward_seconds(setting, sizes, compute, rates)
+
+
+def _forward_seconds(setting: Setting, sizes: Sizes, compute: _Compute, rates: Rates) -> float:
+    """A micro-batch's forward pass alone."""
+    gathers = [replace(phase, times=1) for phase in traffic(setting, sizes) if phase.beside == "forward"]
+    each = compute.forward + math.fsum(_exposed_seconds(phase, compute, rates) for phase in gathers[:1])
+    return each + (MICRO_BATCH_DISPATCHES * rates.launch if rates.adds_up else 0.0)
+
+
+def save_seconds(size_bytes: float, nodes: int = 1, bytes_per_second: float = SAVE_BYTES_PER_SECOND) -> float:
+    """From the beginning of a save to its published checkpoint; the training goes on meanwhile, but a job's end waits for it.
+
+    Args:
+        size_bytes: of the whole checkpoint: the model's weights, and of each trained number master and moments.
+        nodes: each writes its ranks' share.
+        bytes_per_second: of one node's files, written and checked.
+    """
+    return size_bytes / (nodes * bytes_per_second)
 
 
 # -- compute ----------------------------------------------------------------------------------------------------------
@@ -96,13 +145,15 @@ class _Work:
     moved_bytes: NDArray[np.float64]
     low_precision: NDArray[np.bool_]
     is_forward: NDArray[np.bool_]
+    sorts: NDArray[np.int8] | None = None
 
     @classmethod
     def of(cls, trace: Trace) -> _Work:
         half = int(np.argmax(trace.kinds == Event.BACKWARD))
         is_forward = np.zeros(len(trace.flops), np.bool_)
         is_forward[trace.subjects[:half][trace.kinds[:half] == Event.OPERATE]] = True
-        return cls(trace.flops, trace.moved_bytes, trace.low_precision, is_forward)
+        sorts = trace.sorts if len(trace.sorts) else None
+        return cls(trace.flops, trace.moved_bytes, trace.low_precision, is_forward, sorts)
 
     @classmethod
     def assumed(cls, profile: Profile, setting: Setting, sizes: Sizes) -> _Work:
@@ -129,10 +180,16 @@ class _Compute:
 
 
 def _roofline(work: _Work, rates: Rates) -> _Compute:
-    """Each operation takes what the slower of arithmetic and memory takes (Williams et al. 2009), or its launch."""
-    busy = work.flops / np.where(work.low_precision, rates.low, rates.single)
-    moving = work.moved_bytes / rates.memory
-    seconds = np.maximum(np.maximum(busy, moving), rates.launch)
+    """Each operation takes what the slower of arithmetic and memory takes (Williams et al. 2009), or its launch.
+
+    A CPU does one after the other: Python and autograd come to an operation, which then brings what it computes with into
+    caches.
+    """
+    sorts = np.where(work.flops > 0, Sort.PRODUCT, Sort.PLAIN) if work.sorts is None else work.sorts
+    busy = work.flops / (np.where(work.low_precision, rates.low, rates.single) * rates.flops_shares[sorts])
+    moving = work.moved_bytes / (rates.memory * rates.memory_shares[sorts])
+    longest = np.maximum(np.maximum(busy, moving), rates.launch)
+    seconds = busy + moving + rates.launch if rates.adds_up else longest
     waits = (moving > busy) & (moving > rates.launch)
     return _Compute(
         forward=float(seconds[work.is_forward].sum()),
@@ -150,6 +207,23 @@ def _model_flops(compute: _Compute, sizes: Sizes) -> float:
     """
     backward = (1 + sizes.trained / max(sizes.elements, 1)) * compute.forward_flops
     return compute.forward_flops + min(compute.backward_flops, backward)
+
+
+def _summing_seconds(setting: Setting, sizes: Sizes, rates: Rates) -> float:
+    """Gradients of all micro-batches but the first are added to those there, which a CPU cannot hide."""
+    if not rates.adds_up:
+        return 0.0
+    return (setting.accumulation - 1) * 3 * sizes.trained * setting.dtypes.parameters.itemsize / rates.memory
+
+
+def _loop_seconds(profile: Profile, setting: Setting, rates: Rates) -> float:
+    """What a step takes however small its model is: on a CPU all waits for Python, a GPU is given its work ahead."""
+    if not rates.adds_up:
+        return 0.0
+    trained = sum(parameter.trained for parameter in profile.parameters)
+    number = STEP_DISPATCHES + PARAMETER_DISPATCHES * trained + setting.accumulation * MICRO_BATCH_DISPATCHES
+    collectives = STEP_COLLECTIVES if setting.world_size > 1 else 0
+    return number * rates.launch + collectives * rates.far_latency
 
 
 # -- communication ----------------------------------------------------------------------------------------------------

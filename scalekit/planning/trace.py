@@ -45,6 +45,23 @@ class Event(IntEnum):
     """An operation that reads or writes memory, as opposed to a view."""
 
 
+class Sort(IntEnum):
+    """What an operation does, as far as its speed on a CPU goes."""
+
+    PLAIN = 0
+    """Reads and writes memory, and computes little."""
+    PRODUCT = 1
+    ATTENTION = 2
+    CONVOLUTION = 3
+    FUNCTION = 4
+    """Of each element, by a series: exp, tanh, gelu."""
+    NORMALIZATION = 5
+    """Means, variances and softmax over rows, or maxima over windows."""
+    RANDOM = 6
+    STRIDED = 7
+    """Gathers, scatters, sums up or copies what does not lie in order."""
+
+
 @dataclass(frozen=True)
 class Parameter:
     """A parameter as the step knows it.
@@ -77,6 +94,7 @@ class Trace:
         handed: the storage that each parameter's GRADIENT event hands over, or -1; shape [parameters].
         flops, moved_bytes: of each operation, shape [operations].
         low_precision: whether an operation computes in less than float32, shape [operations].
+        sorts: `Sort` of each operation, shape [operations]; empty where unknown.
         parameters: each once.
         modules: names of the modules that events speak of.
         owned: the parameters (indices) that a module owns itself, for each module.
@@ -96,6 +114,7 @@ class Trace:
     owned: list[tuple[int, ...]]
     blocks: list[int]
     buffer_bytes: int
+    sorts: NDArray[np.int8] = field(default_factory=lambda: np.zeros(0, np.int8))
 
 
 @dataclass
@@ -109,6 +128,7 @@ class _Log:
     flops: list[float] = field(default_factory=list)
     moved_bytes: list[float] = field(default_factory=list)
     low_precision: list[bool] = field(default_factory=list)
+    sorts: list[int] = field(default_factory=list)
 
     def add(self, kind: Event, subject: int) -> None:
         self.kinds.append(kind)
@@ -162,6 +182,30 @@ class _Recorder(TorchDispatchMode):
         self.log.flops.append(float(formula(*args, **kwargs, out_val=out)) if formula else 0.0)
         self.log.moved_bytes.append(float(sum(t.numel() * t.element_size() for t in (*inputs, *outputs))))
         self.log.low_precision.append(bool(inputs) and inputs[0].dtype in (torch.bfloat16, torch.float16))
+        self.log.sorts.append(_sort(packet.__name__, formula is not None))
+
+
+_SORTS = {
+    Sort.FUNCTION: "elu|erf|erfc|erfinv|exp|expm1|gelu|log|log1p|log2|log10|log_sigmoid_forward|logit|mish|rsqrt|selu|sigmoid|"
+    "silu|sin|cos|softplus|sqrt|tan|tanh",
+    Sort.NORMALIZATION: "_softmax|_log_softmax|_safe_softmax|native_layer_norm|native_batch_norm|native_group_norm|"
+    "_fused_rms_norm|_native_batch_norm_legit|batch_norm|cumsum|logsumexp|max_pool2d_with_indices|max_pool3d_with_indices|"
+    "sort|topk|var|var_mean",
+    Sort.RANDOM: "bernoulli|multinomial|native_dropout|normal|rand|randint|randn|rand_like|randn_like|uniform",
+    Sort.STRIDED: "_to_copy|amax|amin|avg_pool2d|_adaptive_avg_pool2d|cat|clone|constant_pad_nd|copy|embedding|embedding_dense|"
+    "gather|index|index_add|index_put|_index_put_impl|index_select|max|mean|min|repeat|scatter|scatter_add|select|"
+    "select_scatter|slice|slice_scatter|stack|sum|upsample_bilinear2d|upsample_nearest2d",
+}
+_SORT_OF = {name: sort for sort, names in _SORTS.items() for name in names.split("|")}
+
+
+def _sort(name: str, has_formula: bool) -> Sort:
+    """An operation's, by its name in torch; a backward one's, or one in place, is that of what it belongs to."""
+    if has_formula:
+        is_attention, is_convolution = "dot_product" in name or "attention" in name, "convolution" in name
+        return Sort.ATTENTION if is_attention else Sort.CONVOLUTION if is_convolution else Sort.PRODUCT
+    base = name.removesuffix("_data").removesuffix("_backward").removesuffix("_")
+    return _SORT_OF.get(base, Sort.PLAIN)
 
 
 def _grouped_in_half(func: Any, args: Any, kwargs: Any) -> Any:
@@ -229,6 +273,7 @@ def trace(model: nn.Module, step: Callable[[], Tensor], blocks: list[nn.Module])
         flops=np.array(log.flops),
         moved_bytes=np.array(log.moved_bytes),
         low_precision=np.array(log.low_precision, np.bool_),
+        sorts=np.array(log.sorts, np.int8),
         parameters=[Parameter(names[id(p)], tuple(p.shape), p.element_size(), p.requires_grad) for p in parameters],
         modules=[name for m in owners for name, n in model.named_modules() if n is m],
         owned=[tuple(index_of[id(p)] for p in m.parameters(recurse=False)) for m in owners],

@@ -13,10 +13,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from scalekit.log import duration, log
 from scalekit.planning.plan import Plan
+from scalekit.planning.time import save_seconds
 from scalekit.tracking.metrics import Metrics
-
-_WRITE_BYTES_PER_SECOND = 500e6
-"""Of a drive, for the last checkpoint, which the job waits for. Assumed: a drive behind a file server has about that."""
 
 _MEASURED_STEPS = 3
 """Steps that are measured before a prediction is corrected; the first one of a job, which is slower, is none of them."""
@@ -59,7 +57,7 @@ class JobTime:
             due,
             found.get("step_seconds"),
             math.ceil(rows / share) * found.get("forward_seconds", 0.0),
-            state / _WRITE_BYTES_PER_SECOND,
+            save_seconds(state),
         )
 
     @property

@@ -1,5 +1,7 @@
 """A job's rows, ready to be batched: tokens that are there already, classes by decoders, streams that are drawn anew."""
 
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from scalekit.data.encoders.limit import Limit
 from scalekit.data.encoders.masked import Masked
 from scalekit.data.encoders.sounds import Sounds
 from scalekit.data.preparation import undecoded
+from scalekit.data.rows import Lengths, Rows
 from scalekit.errors import RowError
 from scalekit.job import Job
 from scalekit.loss import IGNORED
@@ -80,3 +83,12 @@ def prepare_encoder(rows: Any) -> Sounds:
     assert isinstance(found, Sounds)
     assert found.labels == Labels(("0",))
     return found
+
+
+def test_micro_batches_are_as_long_as_their_longest_row_in_the_mean() -> None:
+    tokens = np.array([10, 3, 7, 7])
+    rows = Rows(way=None, train=None, longest=lambda: None, lengths=Lengths(tokens, 0, 0))
+    for size in (1, 2, 3):
+        mean = np.mean([max(drawn) for drawn in product(tokens, repeat=size)])
+        assert rows.fill(size) == pytest.approx(mean / 10)
+    assert replace(rows, packed=True).fill(2) == replace(rows, lengths=None).fill(2) == 1

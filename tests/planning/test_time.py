@@ -17,7 +17,7 @@ from scalekit.planning.profile import Profile, Subject, profile
 from scalekit.planning.rates import Rates
 from scalekit.planning.setting import Setting
 from scalekit.planning.time import Time, estimate
-from scalekit.planning.trace import Event, Parameter, Trace
+from scalekit.planning.trace import Event, Parameter, Sort, Trace
 from scalekit.planning.traffic import Collectives, Phase, Sizes, traffic
 from scalekit.strategies import ZERO_DEFAULTS, Strategy, names
 
@@ -111,11 +111,121 @@ def test_a_sum_takes_what_memory_takes_and_a_small_one_its_launch() -> None:
     device = Hardware.parse("H100-80GB")
     assert one_operation(1e9, 12e9, False, device) == pytest.approx(12e9 / (0.8 * 3350e9))
     assert one_operation(10, 120, False, device) == rates.LAUNCH_SECONDS
-    assert one_operation(10, 120, False, CPUS) == rates.DISPATCH_SECONDS
+
+
+def test_on_a_cpu_an_operation_takes_the_sum_of_its_parts() -> None:
+    for flops, moved_bytes in ((10, 120), (1e9, 12e9), (0, 1e6)):
+        seconds = one_operation(flops, moved_bytes, False, CPUS)
+        assert seconds == pytest.approx(flops / 1e11 + moved_bytes / 3350e9 + rates.DISPATCH_SECONDS)
 
 
 def test_a_cpu_reaches_the_rates_that_it_was_measured_at() -> None:
-    assert one_operation(1e9, 1e3, False, CPUS) == pytest.approx(1e9 / 1e11)
+    expected = 1e9 / 1e11 + 1e3 / 3350e9 + rates.DISPATCH_SECONDS
+    assert one_operation(1e9, 1e3, False, CPUS) == pytest.approx(expected)
+
+
+KERNELS = {"attention": 5e10, "convolution": 8e10, "reordering": 2e9, "function": 8e9, "normalization": 5e9}
+KERNELS |= {"random": 1e9, "strided": 1e10, "dispatch": 2e-5}
+MEASURED = replace(CPUS, device=replace(CPUS.device, memory_bytes_per_second=3e10, kernels=KERNELS))
+
+
+@pytest.mark.parametrize(
+    ("sort", "flops", "memory"),
+    [
+        (Sort.PLAIN, 1e11, 3e10),
+        (Sort.PRODUCT, 1e11, 3e10),
+        (Sort.ATTENTION, 5e10, 3e10),
+        (Sort.CONVOLUTION, 8e10, 2e9),
+        (Sort.FUNCTION, 1e11, 8e9),
+        (Sort.NORMALIZATION, 1e11, 5e9),
+        (Sort.RANDOM, 1e11, 1e9),
+        (Sort.STRIDED, 1e11, 1e10),
+    ],
+)
+def test_each_sort_of_operation_has_the_rates_that_were_measured_for_it(
+    sort: Sort, flops: float, memory: float
+) -> None:
+    work = time._Work(*(np.array([each]) for each in (1e9, 1e6, False, True)), sorts=np.array([sort], np.int8))
+    seconds = time._roofline(work, Rates.of(setting("single", MEASURED), MEASURED)).forward
+    assert seconds == pytest.approx(1e9 / flops + 1e6 / memory + 2e-5)
+    # bfloat16 is twice as fast here, in each sort.
+    low = replace(work, low_precision=np.array([True]))
+    seconds = time._roofline(low, Rates.of(setting("single", MEASURED), MEASURED)).forward
+    assert seconds == pytest.approx(1e9 / flops / 2 + 1e6 / memory + 2e-5)
+
+
+def test_a_gpus_time_does_not_depend_on_sorts() -> None:
+    sizes = np.array([1e9, 1e12]), np.array([1e9, 1e3]), np.array([False, True]), np.array([True, True])
+    known = Rates.of(setting("single", NODE), NODE)
+    plain = time._roofline(time._Work(*sizes), known)
+    for sort in Sort:
+        assert time._roofline(time._Work(*sizes, sorts=np.array([sort, sort], np.int8)), known) == plain
+
+
+def test_operations_are_sorted_by_what_they_do() -> None:
+    def build() -> nn.Module:
+        return nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.GELU(), nn.Dropout(0.5), nn.Flatten(), nn.Linear(144, 4)
+        )
+
+    def loss(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        q = model(x).view(-1, 1, 2, 2)
+        return nn.functional.scaled_dot_product_attention(q, q, q).sum()
+
+    subject = Subject("all", build, loss, lambda size: torch.ones(size, 3, 8, 8))
+    trace = profile(subject, promised("32-true"), like_a_gpu=False).at(2, False, torch.float32)
+    assert set(trace.sorts.tolist()) == set(Sort)
+    forward = time._Work.of(trace).is_forward
+    for sort in (Sort.PRODUCT, Sort.ATTENTION, Sort.CONVOLUTION, Sort.FUNCTION, Sort.NORMALIZATION):
+        assert (trace.sorts[forward] == sort).any()
+        assert (trace.sorts[~forward] == sort).any()
+    assert (trace.flops[trace.sorts == Sort.PLAIN] == 0).all()
+
+
+@pytest.mark.parametrize(("hardware", "is_cpu"), [(NODE, False), (CPUS, True)])
+def test_python_takes_its_time_on_a_cpu_alone(hardware: Hardware, is_cpu: bool) -> None:
+    once, thrice = (step("ddp", hardware, accumulation=n).parts["loop"] for n in (1, 3))
+    dispatches = rates.STEP_DISPATCHES + rates.MICRO_BATCH_DISPATCHES + rates.PARAMETER_DISPATCHES * BLOCKS
+    sums = rates.STEP_COLLECTIVES * rates.GLOO_LATENCY_SECONDS
+    assert once == pytest.approx(is_cpu * (dispatches * rates.DISPATCH_SECONDS + sums))
+    assert thrice - once == pytest.approx(is_cpu * 2 * rates.MICRO_BATCH_DISPATCHES * rates.DISPATCH_SECONDS)
+
+
+def test_later_micro_batches_add_their_gradients_on_a_cpu() -> None:
+    once, thrice = (step("single", replace(CPUS, devices_per_node=1), accumulation=n).parts["compute"] for n in (1, 3))
+    assert thrice - 3 * once == pytest.approx(2 * 3 * 4 * BLOCKS * WIDTH**2 / 3350e9)
+
+
+def test_shorter_rows_take_less_time_and_their_tokens_are_counted() -> None:
+    device = Hardware.parse("H100-80GB")
+    way = setting("single", device, micro_batch_size=4)
+    full, half = (estimate(stack(), way, device, fill) for fill in (1.0, 0.5))
+    two = estimate(stack(), replace(way, micro_batch_size=2), device)
+    assert half.seconds == pytest.approx(two.seconds)
+    assert half.seconds < full.seconds
+    assert half.tokens_per_second == pytest.approx(two.tokens_per_second)
+    assert half.samples_per_second == pytest.approx(2 * two.samples_per_second)
+
+
+# -- beside the steps -------------------------------------------------------------------------------------------------
+
+
+def test_an_evaluation_is_forward_passes() -> None:
+    device = Hardware.parse("H100-80GB")
+    one = time.evaluation_seconds(stack(), setting("single", device), device, rows=1)
+    assert one == pytest.approx(step("single", device).parts["compute"] / 3)
+    assert time.evaluation_seconds(stack(), setting("single", device), device, rows=10) == pytest.approx(10 * one)
+    # The last of eight ranks' micro-batches of two is not full.
+    eight = setting("ddp", micro_batch_size=2)
+    assert time.evaluation_seconds(stack(), eight, NODE, 33) == time.evaluation_seconds(stack(), eight, NODE, 48)
+    # ZeRO-3 gathers parameters for it.
+    shared = [time.evaluation_seconds(stack(), setting(name), NODE, 8) for name in ("ddp", "zero3")]
+    assert shared[0] < shared[1]
+
+
+def test_a_save_takes_what_its_bytes_take_to_write() -> None:
+    assert time.save_seconds(2e9) == pytest.approx(2e9 / rates.SAVE_BYTES_PER_SECOND)
+    assert time.save_seconds(2e9, nodes=4, bytes_per_second=1e9) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("problem", [None, "cannot be traced"])
