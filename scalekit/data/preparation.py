@@ -24,10 +24,12 @@ from scalekit.data.encoders.encoder import Encoder, Row, refused, tried, undecod
 from scalekit.data.packing import list_lengths
 from scalekit.data.sources import Skipped
 from scalekit.errors import EmptyDataError, RowError
+from scalekit.log import duration, log
 
 _VERSION = 2
 _BATCH = 1000
 _SAMPLE = 200
+_LONG_SECONDS = 10.0
 _SECONDS_A_PROCESS = 2.0
 """Of work, below which a process of its own does not pay: the tokenizer's own threads share it then."""
 
@@ -123,7 +125,7 @@ def _one_at_a_time(fingerprint: str) -> Iterator[Path]:
 
 
 def _encoded(rows: Any, encoder: Encoder, name: str, name_row: Callable[[int], str], skip: bool, path: Path) -> Any:
-    processes = _kept_by(path) or _processes(rows, encoder)
+    processes = _kept_by(path) or _processes(rows, encoder, name)
     try:
         return rows.map(
             _encode_batch_uncollected,
@@ -156,13 +158,17 @@ def _kept_by(path: Path) -> int:
     return next((number for number, found in files.items() if found == number), 0)
 
 
-def _processes(rows: Any, encoder: Encoder) -> int:
-    """How many processes are worth their start, by the time that a few rows take."""
+def _processes(rows: Any, encoder: Encoder, name: str) -> int:
+    """How many processes are worth their start, by the time that a few rows take; it says how long that will be."""
     sample = rows[:_SAMPLE]
     started = time.perf_counter()
     _encode_batch(sample, list(range(min(len(rows), _SAMPLE))), encoder, skip=True)
     seconds = (time.perf_counter() - started) * len(rows) / max(min(len(rows), _SAMPLE), 1)
-    return max(min(cores(), int(seconds / _SECONDS_A_PROCESS)), 1)
+    processes = max(min(cores(), int(seconds / _SECONDS_A_PROCESS)), 1)
+    if seconds / processes > _LONG_SECONDS:
+        text = f"{len(rows):,} rows of the {name} are prepared, by {processes} processes"
+        log("preparing", f"{text}: about {duration(seconds / processes)}")
+    return processes
 
 
 def _encode_batch_uncollected(*args: Any, **options: Any) -> Any:
