@@ -5,7 +5,7 @@ SCALEKIT := .venv/bin/scalekit
 PYTEST := $(PYTHON) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 QUESTION := What is your favorite book?
 
-.PHONY: install demo test test-all lint format benchmark benchmark-plan benchmark-data benchmark-checkpoint constraints clean
+.PHONY: install demo test test-all lint format benchmark benchmark-plan benchmark-time benchmark-data benchmark-checkpoint constraints clean
 
 install: .venv/.installed
 
@@ -48,6 +48,10 @@ benchmark-plan: install
 	PYTHONPATH=. $(PYTHON) tests/benchmarks/plan_speed.py
 	PYTHONPATH=. $(PYTHON) tests/benchmarks/plan_accuracy.py
 	PYTHONPATH=. $(PYTHON) tests/benchmarks/plan_ranking.py
+
+benchmark-time: install
+	$(PYTHON) examples/prepare_finetune.py
+	PYTHONPATH=. $(PYTHON) tests/benchmarks/time_accuracy.py
 
 benchmark-data: install
 	uv pip install --quiet --target build/trl --no-deps trl==1.16.0
