@@ -61,8 +61,8 @@ def test_ranks_leave_together_within_two_micro_batches(found: list[Found], strat
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_it_stops_with_the_last_whole_step(folder: Path, found: list[Found], strategy: str) -> None:
     said = [leg["said"] for leg in found[0][strategy]["legs"][:2]]
-    assert "in step 5: started again, the job goes on after step 4" in said[0]
-    assert "in step 6: started again, the job goes on after step 5" in said[1]
+    assert "in step 5: started again, the job resumes after step 4" in said[0]
+    assert "in step 6: started again, the job resumes after step 5" in said[1]
     names = {each.name for each in (folder / strategy / "checkpoints").iterdir()}
     assert names == {f"step-{step:08d}" for step in (4, 5, STEPS)}
 
@@ -79,7 +79,7 @@ def test_one_process(data: Callable[[], Any], tmp_path: Path) -> None:
     whole = train(tmp_path / "whole", "single", data=data)
     stopped = train(tmp_path / "stopped", "single", AsksToStop(5, rank=0), data=data)
     assert (stopped["code"], stopped["done"]) == (75, 3)
-    assert "goes on after step 4" in stopped["said"]
+    assert "resumes after step 4" in stopped["said"]
     assert train(tmp_path / "stopped", "single", data=data) == whole
     same(tmp_path / "stopped", tmp_path / "whole")
 
@@ -100,6 +100,6 @@ def test_weights_that_change_with_micro_batches_are_not_saved_in_a_step(
     stopped = train(tmp_path / "stopped", "single", AsksToStop(5, rank=0), checkpoint_every=2)
     assert stopped["code"] == 75
     stopped = train(tmp_path / "stopped", "single", AsksToStop(6, rank=0), checkpoint_every=2)
-    assert "in step 6: started again, the job goes on after step 4" in stopped["said"]
+    assert "in step 6: started again, the job resumes after step 4" in stopped["said"]
     train(tmp_path / "stopped", "single")
     same(tmp_path / "stopped", tmp_path / "whole")
