@@ -1,7 +1,9 @@
 """A job that is tried out first, on ranks of which the last may not have the memory for it: one process of several."""
 
+import importlib
 import json
 import os
+import re
 import resource
 import sys
 import time
@@ -65,10 +67,18 @@ def outcome(check: str, micro_batch_size: int | str, folder: Path) -> dict:
     return {"plan": run.plan.as_dict(), "losses": [record["loss"] for record in run.history]}
 
 
+def allocated_bytes() -> int:
+    """By this process so far, as RLIMIT_DATA counts."""
+    found = re.search(r"VmData:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(found[1]) * 1024
+
+
 def main() -> None:
     folder, limit, size, *checks = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], *sys.argv[4:]
     rank = int(os.environ["RANK"])
     if limit and rank == int(os.environ["WORLD_SIZE"]) - 1:
+        importlib.import_module("scalekit.training")  # what its processes take before they have done anything
+        limit += allocated_bytes()
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     found = [
         outcome(check, size if size == "auto" else int(size), folder / f"run-{number}")
