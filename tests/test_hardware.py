@@ -609,7 +609,7 @@ def test_fit_tells_before_anything_is_read(cache: Path, no_gpu: None, capsys: py
     measure.kept("products", measure.PRODUCT_TYPES, threads, lambda: {"float32": 86e9, "bfloat16": 1.3e9})
     with pytest.raises(ScaleKitError):
         scalekit.fit(torch.nn.Linear(1, 1), "nowhere.jsonl", precision="bf16-mixed", max_steps=1)
-    assert "slow       precision bf16-mixed is 66x slower than 32-true on this CPU" in capsys.readouterr().out
+    assert "WARNING    precision bf16-mixed is 66x slower than 32-true on this CPU" in capsys.readouterr().out
     measure.product_flops.cache_clear()
 
 
