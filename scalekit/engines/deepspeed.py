@@ -286,6 +286,8 @@ def _import(device: str, spec: Strategy) -> None:
 
             return
         with environment("DS_ACCELERATOR", "cpu"):  # it would warn of having found none
+            import deepspeed as deepspeed
+
             from scalekit.engines import processors
         processors.use()
     except ImportError as error:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from tests.distributed import oracle_case as oracle
 from tests.distributed.processes import torchrun
-from tests.distributed.slow_case import MICRO_BATCH_SECONDS, STEPS, AsksToStop, Slow, rows, stream, train
+from tests.distributed.slow_case import STEPS, AsksToStop, Slow, rows, stream, train
 from tests.legs import used
 
 STRATEGIES = ("ddp", "zero2", "zero3", "fsdp2")
@@ -55,7 +55,6 @@ def test_ranks_leave_together_within_two_micro_batches(found: list[Found], strat
         ends = [each[strategy]["legs"][leg] for each in found]
         assert [end["code"] for end in ends] == [75, 75]
         assert ends[0]["done"] == ends[1]["done"] <= 3 + 2, ends
-        assert ends[asked]["seconds"] < 3 * MICRO_BATCH_SECONDS + 1.0  # with a checkpoint's time
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -87,7 +86,6 @@ def test_one_process(data: Callable[[], Any], tmp_path: Path) -> None:
 def test_in_the_first_step_there_is_nothing_to_save(tmp_path: Path) -> None:
     stopped = train(tmp_path, "single", AsksToStop(1, rank=0))
     assert (stopped["code"], stopped["done"]) == (75, 2)
-    assert stopped["seconds"] < MICRO_BATCH_SECONDS
     assert not [*(tmp_path / "checkpoints").iterdir()]
 
 
