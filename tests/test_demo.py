@@ -66,6 +66,7 @@ def _shapes(log: str) -> list[str]:
     """The lines of a log, numbers and times aside."""
     numbers = re.sub(r"\d[\d,]*(\.\d+)?(e[+-]\d+)?[KMBT]?", "#", log)
     numbers = re.sub(r"done \w{3} # \w{3} at", "done at", numbers)  # on another day
+    numbers = re.sub(r"^time +# s a step where .*\n", "", numbers, flags=re.MULTILINE)  # too short a job has none
     times = re.sub(r"# (d|h|min|s)( # (h|min|s))?(?=,| left|$)", "# s", numbers, flags=re.MULTILINE)
     return [re.sub(r" +", " ", line).strip() for line in times.splitlines()]
 
