@@ -245,6 +245,7 @@ def _environment(world: World) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         "MASTER_PORT": str(agree(_free_port(), world)),
         "TORCHELASTIC_USE_AGENT_STORE": "False",
+        "MALLOC_TOP_PAD_": "131072",  # glibc's own: memory that is kept when it is freed would be measured as needed
     }
 
 
