@@ -85,7 +85,7 @@ def decide(
         world: the job's processes.
         plan_before: of the run that is resumed, which keeps what was decided for it; empty for a new run.
         failed: what a probe has shown to be too large.
-        fill: of a micro-batch's size, its mean length as a share of the longest row's.
+        fill: of a number of rows, the mean length of the longest of them, as a share of the longest row of all.
 
     Raises:
         DoesNotFitError: it will not fit, and the job does not say to go on regardless.

@@ -17,6 +17,7 @@ ScaleKitError
 │   └── StreamError             a stream that cannot be split or gone on with
 ├── ModelError                  the model cannot be used
 │   ├── NoLossError             a model without a loss
+│   ├── LossReductionError      a loss that cannot be computed in parts, since nobody knows what it is a mean over
 │   └── LeakError               a model that cannot keep packed documents apart
 ├── NonFiniteError              a loss or gradient became NaN or infinite
 ├── UnreachableRanksError       a rank failed alone, where the others wait for it and cannot be told
@@ -162,6 +163,10 @@ class InputsError(ModelError):
 
 class NoLossError(ModelError):
     """A model without a loss."""
+
+
+class LossReductionError(ModelError):
+    """A loss that is a mean over nothing that was counted, in a job that runs global batches in parts."""
 
 
 class LeakError(ModelError):

@@ -54,6 +54,7 @@ _MOST_WORKERS = 1024
 _LARGEST_SEED = 2**32 - 1  # numpy's
 
 _Steps = Annotated[Count, Unit("optimizer steps")]
+_ItemCount = Annotated[Any, Is("a function of a batch", function_of("batch"))]
 _Transform = Annotated[Any, Is("a function of an image or of a wave", function_of("shown"))]
 
 
@@ -69,7 +70,7 @@ class Job:
     data: Annotated[Source, Raises(DataError)]
     task: Annotated[TaskName | None, LeftToModule] = None
     loss: Annotated[AnyLoss | None, LeftToModule] = None
-    count: Annotated[Annotated[Any, Is("a function of a batch", function_of("batch"))] | None, LeftToModule] = None
+    item_count: Annotated[_ItemCount | None, LeftToModule] = None
     validation: Annotated[
         Annotated[float, Above(0), Below(1)] | Source | None,
         Says(
@@ -159,8 +160,6 @@ class Job:
         """What each setting allows, but not beside the others."""
         if (self.max_steps is None) == (self.max_epochs is None):
             raise ConfigError("give max_steps or max_epochs: one of them, so that it is plain when the job ends")
-        if self.count is not None and self.loss is None:
-            raise ConfigError("count is for a loss function of yours, and there is none: give `loss` too")
         if self.packing is True and self.sequence_length is None:
             raise ConfigError("packing=True cannot be: sequence_length, the length of a packed row, is not given")
         if is_a(self.model, "lightning.pytorch.LightningModule"):

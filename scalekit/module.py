@@ -13,7 +13,8 @@ from torch.optim import Optimizer
 from scalekit import optim
 from scalekit.engines.engine import Engine, T
 from scalekit.errors import ModelError
-from scalekit.loss import FunctionLoss, LossFunction, ModelLoss, Objective
+from scalekit.objectives.counts import Counted
+from scalekit.objectives.objective import FunctionLoss, LossFunction, ModelLoss, Objective
 from scalekit.recompute import recompute_blocks
 
 
@@ -39,7 +40,7 @@ class ScaleModule(LightningModule):
         loss: a `torch.nn` loss or a function of the model's output and the batch's target; by default the model's own.
         settings: optimizer and schedule.
         total_steps: optimizer steps of the whole job, which schedules need.
-        count: the items of a batch, where `loss` is a mean over neither samples nor labels.
+        item_count: the items of a batch, where its loss is a mean over something that cannot be found out.
         processor: a tokenizer or processor, saved beside the model.
         recompute: whether the model's blocks are computed anew in the backward pass (activation checkpointing).
     """
@@ -50,7 +51,7 @@ class ScaleModule(LightningModule):
         loss: LossFunction | None = None,
         settings: OptimizerSettings | None = None,
         total_steps: int = 1,
-        count: Callable[[Any], float] | None = None,
+        item_count: Callable[[Any], float] | None = None,
         processor: Any = None,
         recompute: bool = False,
     ) -> None:
@@ -60,7 +61,7 @@ class ScaleModule(LightningModule):
         self.settings = settings or OptimizerSettings()
         self.total_steps = total_steps
         self.processor = processor
-        self._loss, self._count = loss, count
+        self._loss, self._count = loss, None if item_count is None else Counted(item_count)
         self._recompute = recompute
         self._objective: Objective | None = None
 
@@ -75,7 +76,7 @@ class ScaleModule(LightningModule):
             if self._loss is not None:
                 self._objective = FunctionLoss(self._loss, self._count)
             else:
-                self._objective = ModelLoss.of(self._built)
+                self._objective = ModelLoss.of(self._built, self._count)
         return self._objective
 
     def describe_loss(self) -> str:

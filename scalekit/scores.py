@@ -13,7 +13,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric, Metric
 
 from scalekit.errors import ConfigError
-from scalekit.loss import IGNORED
+from scalekit.objectives.counts import IGNORED
 
 LANGUAGE = ("causal-lm", "masked-lm", "seq2seq-lm", "image-text-to-text")
 

@@ -40,8 +40,10 @@ from scalekit.leaks import LeakCheck
 from scalekit.lock import end_with_parent
 from scalekit.log import JobLog, detail, duration, job_log, log, say, warn
 from scalekit.loop import leave_signals
-from scalekit.loss import FunctionLoss, LossFunction
 from scalekit.module import OptimizerSettings, ScaleModule
+from scalekit.objectives.counts import Counted
+from scalekit.objectives.measured import ReductionCheck
+from scalekit.objectives.objective import FunctionLoss, LossFunction
 from scalekit.optim import build_schedule, check_optimizer
 from scalekit.planning.plan import Plan
 from scalekit.preemption import StopRequest, answered_by
@@ -95,7 +97,7 @@ def fit(
     task: str | None = None,
     *,
     loss: LossFunction | None = None,
-    count: Callable[[Any], float] | None = None,
+    item_count: Callable[[Any], float] | None = None,
     validation: Any = None,
     processor: Any = None,
     sequence_length: int | None = None,
@@ -152,7 +154,8 @@ def fit(
             batch sizes are the job's. What the rows look like decides their task.
         task: which head a hub model gets, one of `names.TaskName`; the one it was saved with by default.
         loss: a `torch.nn` loss, or a function of output and target; by default the model's own.
-        count: the items of a batch, where `loss` is a mean over neither samples nor labels.
+        item_count: of a batch, what its loss is a mean over; by default that is measured on the first rows, among samples,
+            labels, and all else that can be counted in a batch.
         validation: rows held out, the name of their split, or the share of `data` to hold out; they are evaluated before the
             first step and after the last.
         processor: a tokenizer, image processor or feature extractor, or the name of one; the model's own by default.
@@ -303,6 +306,7 @@ def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack
     log("time", str(job_time) + (f" (an epoch is {plan.steps_per_epoch:,} steps)" if plan.steps_per_epoch else ""))
     progress = Progress(metrics, total_steps, folder.step, plan.loss)
     evaluation = Evaluation(total_steps, job.evaluate_every, folder.step)
+    splits = order.micro_batch_size < order.global_batch_size
     pl.seed_everything(job.seed, verbose=False)
     trainer = pl.Trainer(
         strategy=engine,
@@ -324,6 +328,7 @@ def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack
             evaluation,
             *([Samples(job.generate, rows.way.processor, folder.path, world, folder.step)] if job.generate else []),
             *([LeakCheck(rows.way.is_flat)] if rows.packed else []),
+            *([ReductionCheck(rows.few(), rows.collate, splits, world)] if isinstance(module, ScaleModule) else []),
             progress,
             JobClock(job_time, metrics, job.evaluate_every),
             *([_watchdog(job, world, metrics)] if job.watchdog_seconds is not None else []),
@@ -454,7 +459,7 @@ def _check_batch(job: Job, rows: Rows) -> None:
                 return
             raise DataError(f"rows such as {shown(each)} cannot be made a batch: {error}") from error
         if job.loss is not None:
-            FunctionLoss(job.loss, job.count).check(batch, samples=2)
+            FunctionLoss(job.loss, None if job.item_count is None else Counted(job.item_count)).check(batch, samples=2)
 
 
 def _write_skipped(folder: Path, rows: Rows, training: StreamLoader, world: World) -> None:
@@ -490,7 +495,7 @@ def _module(job: Job, model: models.Model | None, rows: Rows, total_steps: int, 
     # A schedule that cannot be is refused before the run has a folder.
     build_schedule(job.schedule, job.warmup_steps, total_steps)
     built = source if isinstance(source, nn.Module) else seeded
-    return ScaleModule(built, job.loss, settings, total_steps, job.count, rows.way.processor, recompute)
+    return ScaleModule(built, job.loss, settings, total_steps, job.item_count, rows.way.processor, recompute)
 
 
 def _plan(

@@ -285,12 +285,13 @@ def test_processes_share_the_cpu_and_have_no_more_than_their_threads(
 ) -> None:
     monkeypatch.setattr(local, "host_cores", lambda: 8)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    monkeypatch.setattr(local, "memory_bytes_per_second", lambda threads: 16e9)
-    monkeypatch.setattr(local, "product_flops", lambda threads: {"float32": 16e9})
+    monkeypatch.setattr(local, "memory_bytes_per_second", lambda threads, processes: 16e9)
+    monkeypatch.setattr(local, "product_flops", lambda threads, processes: {"float32": 16e9})
     found = [Hardware.parse(text) for text in ("cpu", "2xcpu", "16xcpu")]
     assert [each.device.flops["float32"] / 16e9 for each in found] == list(shares)
     assert [each.device.memory_bytes_per_second / 16e9 for each in found] == list(shares)
-    assert {each.host_bytes_per_second for each in found} == {16e9}
+    together = [share * processes for share, processes in zip(shares, (1, 2, 16), strict=True)]
+    assert [each.host_bytes_per_second / 16e9 for each in found] == together
 
 
 def test_the_cpu_is_measured_once_and_leaves_the_generators_alone(no_gpu: None) -> None:

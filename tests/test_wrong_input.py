@@ -207,7 +207,7 @@ def test_settings_that_a_lightning_module_would_not_use() -> None:
     with pytest.raises(errors.ConfigError, match="decides by itself on loss, learning_rate"):
         fit(pl.LightningModule(), learning_rate=1.0)
     with pytest.raises(errors.ConfigError, match="give `loss` too"):
-        fit(loss=None, count=len)
+        fit(item_count=3)
 
 
 def test_a_damaged_checkpoint_is_named(capsys: pytest.CaptureFixture[str]) -> None:

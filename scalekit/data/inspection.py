@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scalekit.data.rows import Rows
 from scalekit.data.way import padding_share
 from scalekit.errors import ConfigError, DependencyError
-from scalekit.loss import IGNORED
+from scalekit.objectives.counts import IGNORED
 
 _HUES = (36, 33, 35, 32, 34, 31)
 _BARS, _BAR_WIDTH = 12, 40

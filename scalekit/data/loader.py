@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from scalekit.data.order import Order, Turn
 from scalekit.errors import NoLabelError
-from scalekit.loss import MicroBatch
+from scalekit.objectives.normalization import MicroBatch
 from scalekit.preemption import end_by_parent_alone
 
 

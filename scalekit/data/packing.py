@@ -22,7 +22,7 @@ from torch import Tensor
 
 from scalekit.data.padding import padded
 from scalekit.errors import ColumnError, ConfigError, EmptyDataError, RowError
-from scalekit.loss import IGNORED
+from scalekit.objectives.counts import IGNORED
 
 _VERSION = 1
 _TOKENS_AT_ONCE = 1 << 24  # 64 MiB of them

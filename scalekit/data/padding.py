@@ -7,7 +7,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from scalekit.loss import IGNORED
+from scalekit.objectives.counts import IGNORED
 
 
 @final

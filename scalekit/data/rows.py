@@ -25,7 +25,7 @@ from scalekit.log import line
 
 Draw = Callable[[Row, int], Row]
 
-_LOOKED_AT = 256
+_LOOKED_AT, _FEW = 256, 16
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ class Rows:
         way: how they reach the model.
         train: map-style, or a stream.
         longest: gives the row of training data that costs most, as far as that is plain.
+        few: gives some rows of training data, the same on every rank.
         validation: rows held out, or None; they are never packed.
         encode: rows of a stream as they are read; of other rows, which are encoded already, None.
         draw: an encoded row of a stream as it is batched in an epoch; None where nothing about it is random.
@@ -68,6 +69,7 @@ class Rows:
     way: Way
     train: Any
     longest: Callable[[], Any]
+    few: Callable[[], list[Any]]
     validation: Any = None
     encode: Callable[[list[Any]], list[Any]] | None = None
     draw: Draw | None = None
@@ -108,15 +110,15 @@ class Rows:
         """The row that costs most, a batch of which is what a step can cost at most, and what makes a batch of such rows."""
         return self.longest(), self.collate
 
-    def fill(self, micro_batch_size: int) -> float:
-        """The length to which micro-batches of this size are padded in the mean, as a share of the longest row's.
+    def fill(self, rows: int) -> float:
+        """The mean length of the longest of so many rows, as a share of the longest row of all: batches are padded to it.
 
-        That is the mean of the longest of so many rows; 1 where rows are packed, or are no tokens.
+        It is 1 where rows are packed, or are no tokens.
         """
         if self.packed or self.lengths is None or self.lengths.tokens.max() == 0:
             return 1.0
         tokens = np.sort(self.lengths.tokens)
-        no_longer = (np.arange(len(tokens) + 1) / len(tokens)) ** micro_batch_size
+        no_longer = (np.arange(len(tokens) + 1) / len(tokens)) ** rows
         return float(tokens @ np.diff(no_longer)) / int(tokens[-1])
 
     def summary(self) -> dict[str, Any]:
@@ -144,10 +146,12 @@ def _encoded(way: Way) -> Rows:
     parts = [pack(each.rows, way.job.sequence_length or 0) if packed else each.rows for each in train]
     skipped = (*way.source.skipped, *chain.from_iterable(each.skipped for each in (*train, *held_out)))
     documents = sum(len(each.rows) for each in train) if packed else 0
+    drawn = _drawn(way, _joined(way, parts), way.encoder)
     return Rows(
         way,
-        train=_drawn(way, _joined(way, parts), way.encoder),
+        train=drawn,
         longest=lambda: _longest(way, parts),
+        few=lambda: _first(drawn),
         validation=_drawn(way, _one_after_another([each.rows for each in held_out]), way.validation_encoder),
         packed=packed,
         documents=documents,
@@ -169,7 +173,9 @@ def _as_they_are(way: Way) -> Rows:
     if not len(train):
         raise EmptyDataError("the data has no rows")
     held_out = _one_after_another([_tensors(part.rows) for part in way.source.validation])
-    return Rows(way, train, longest=lambda: train[0], validation=held_out, skipped=way.source.skipped)
+    return Rows(
+        way, train, longest=lambda: train[0], few=lambda: _first(train), validation=held_out, skipped=way.source.skipped
+    )
 
 
 def _streamed(way: Way) -> Rows:
@@ -198,6 +204,7 @@ def _streamed(way: Way) -> Rows:
         way,
         train=rows,
         longest=lambda: max(usable, key=lambda row: len(row["input_ids"])) if len(lengths) else usable[0],
+        few=lambda: usable[:_FEW],
         validation=_drawn(way, _one_after_another([each.rows for each in held_out]), way.validation_encoder),
         encode=encode,
         draw=draw,
@@ -265,6 +272,10 @@ def _longest(way: Way, parts: Sequence[Any]) -> Any:
     rows = _drawn(way, ConcatDataset(parts), way.encoder)
     lengths = np.concatenate([token_lengths(part) for part in parts])
     return rows[int(lengths.argmax()) if len(lengths) else 0]
+
+
+def _first(rows: Any) -> list[Any]:
+    return [rows[place] for place in range(min(_FEW, len(rows)))]
 
 
 def _tensors(rows: Any) -> Any:

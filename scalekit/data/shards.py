@@ -16,7 +16,7 @@ from scalekit.data.origins import is_of_datasets
 from scalekit.data.packing import best_fit
 from scalekit.data.sources import Skipped
 from scalekit.errors import RowError, StreamError
-from scalekit.loss import IGNORED
+from scalekit.objectives.counts import IGNORED
 
 _AT_ONCE = 100
 

@@ -18,7 +18,7 @@ from scalekit.data.lanes import Lanes, Place
 from scalekit.data.shards import Encode, Encoding, Lane, Read, Shards, pack, shards
 from scalekit.data.sources import Skipped
 from scalekit.errors import ConfigError, EmptyDataError, NoLabelError, ScaleKitError, StreamError
-from scalekit.loss import MicroBatch
+from scalekit.objectives.normalization import MicroBatch
 from scalekit.preemption import end_by_parent_alone
 
 _MARK_BITS = 0xFFFFFF  # the ranks' marks are squared and summed

@@ -28,7 +28,7 @@ from scalekit.engines.checkpointed import Checkpointed
 from scalekit.engines.meetings import Meetings
 from scalekit.engines.precision import plugin
 from scalekit.errors import NonFiniteError
-from scalekit.loss import Ledger, MicroBatch, StepLoss
+from scalekit.objectives.normalization import Ledger, MicroBatch, StepLoss
 from scalekit.scores import Scores
 
 T = TypeVar("T")
@@ -119,7 +119,7 @@ class Engine(Checkpointed):
             return output
         if self._ledger is None:
             accumulation = self._module.trainer.accumulate_grad_batches
-            self._ledger = Ledger(self._world_size, accumulation, self._sum, self.root_device)
+            self._ledger = Ledger(self._world_size, accumulation, self._sum, self.root_device, self._adds_up)
         return self._ledger.weigh(output, micro)
 
     def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
@@ -201,8 +201,15 @@ class Engine(Checkpointed):
         self._evaluated.zero_()
         if not items:
             return None
-        found = {"loss": total / items, "items": int(items) if items == int(items) else items}
-        return {**found, **(self.scores.close(total / items) if self.scores is not None else {})}
+        loss = total if self._adds_up else total / items
+        found = {"loss": loss, "items": int(items) if items == int(items) else items}
+        return {**found, **(self.scores.close(loss) if self.scores is not None else {})}
+
+    @property
+    def _adds_up(self) -> bool:
+        """Whether losses are sums, of a `ScaleModule`."""
+        module: Any = self._module
+        return self.scores is not None and bool(module.objective.count.is_sum)
 
     @cached_property
     def _evaluated(self) -> Tensor:

@@ -6,11 +6,12 @@ and a random number takes longer than either. Nor does it say what Python and au
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-from scalekit.hardware.measure import best_seconds, kept
+from scalekit.hardware.measure import Run, Runs, best_seconds, kept, usual_seconds
 
 KERNELS = ("attention", "convolution", "reordering", "function", "normalization", "random", "strided", "dispatch")
 """attention, convolution: FLOP/s in float32. reordering: bytes a second of what goes into and comes out of small convolutions,
@@ -22,44 +23,68 @@ DISPATCHED = 49
 """Operations of the step that `dispatch` is measured by, as a trace counts them."""
 
 
+_HEADS, _IMAGE, _KERNEL, _SMALL, _FILTERS = (
+    (8, 8, 64, 64),
+    (8, 64, 16, 16),
+    (64, 64, 3, 3),
+    (16, 128, 2, 2),
+    (128, 128, 3, 3),
+)
+_ROWS, _NOISE, _TURNED = (1024, 256), (2**16,), (64, 128, 64)
+_NUMBER_BYTES = 4
+
+
 @lru_cache
-def kernel_rates(threads: int) -> Mapping[str, float]:
-    """This machine's `KERNELS`, with torch's number of threads."""
-    return kept("kernels", KERNELS, threads, lambda: _time_kernels(threads))
+def kernel_rates(threads: int, processes: int = 1) -> Mapping[str, float]:
+    """This machine's `KERNELS`, with torch's number of threads, in each of so many processes at once."""
+    return kept("kernels", KERNELS, threads, lambda: _time_kernels(threads, processes), processes)
 
 
-def _time_kernels(threads: int) -> Mapping[str, float]:
+def _time_kernels(threads: int, processes: int) -> Mapping[str, float]:
+    seconds = usual_seconds(_runs, threads, processes) | best_seconds({"dispatch": _tiny_step()}, threads)
+    batch, heads, length, width = _HEADS
+    convolution, tiny = _convolution_flops(_IMAGE, _KERNEL), _convolution_flops(_SMALL, _FILTERS)
+    amounts = {
+        "attention": 4 * batch * heads * length**2 * width,
+        "convolution": convolution,
+        "reordering": _NUMBER_BYTES * (5 * math.prod(_SMALL) + 3 * math.prod(_FILTERS)),
+        "function": 2 * _NUMBER_BYTES * math.prod(_ROWS),
+        "normalization": 4 * _NUMBER_BYTES * math.prod(_ROWS),
+        "random": 2 * _NUMBER_BYTES * math.prod(_NOISE),
+        "strided": 2 * _NUMBER_BYTES * math.prod(_TURNED),
+    }
+    arithmetic = tiny / convolution * seconds["convolution"]
+    seconds["reordering"] = max(seconds["reordering"] - arithmetic, seconds["reordering"] / 4)
+    return {name: amount / seconds[name] for name, amount in amounts.items()} | {
+        "dispatch": seconds["dispatch"] / DISPATCHED
+    }
+
+
+def _runs() -> Runs:
+    """One of each kind but `dispatch`, on tensors of their own."""
     import torch
     from torch.nn import functional
 
-    def ones(*shape: int) -> Any:
+    def ones(shape: tuple[int, ...]) -> Any:
         return torch.ones(shape, dtype=torch.float32, device="cpu")
 
-    heads, image, kernel = ones(8, 8, 64, 64), ones(8, 64, 16, 16), ones(64, 64, 3, 3)
-    rows, noise, turned = ones(1024, 256), ones(2**16), ones(64, 128, 64).transpose(1, 2)
+    heads, rows, noise, turned = ones(_HEADS), ones(_ROWS), ones(_NOISE), ones(_TURNED).transpose(1, 2)
+    image, kernel, small, filters = ones(_IMAGE), ones(_KERNEL), ones(_SMALL), ones(_FILTERS)
     noise_source = torch.Generator().manual_seed(0)  # the global one is the job's
-    small, filters = ones(16, 128, 2, 2), ones(128, 128, 3, 3)
-    attention, convolution, tiny = (
-        4 * 8 * 8 * 64 * 64 * 64,
-        6 * 8 * 64 * 16 * 16 * 64 * 9,
-        6 * 16 * 128 * 2 * 2 * 128 * 9,
-    )
-    step = _tiny_step()
-    runs: dict[str, tuple[float, Callable[[], object]]] = {
-        "attention": (attention, lambda: functional.scaled_dot_product_attention(heads, heads, heads)),
-        "convolution": (convolution, lambda: _convolve(image, kernel)),
-        "reordering": (5 * small.nbytes + 3 * filters.nbytes, lambda: _convolve(small, filters)),
-        "function": (2 * rows.nbytes, lambda: functional.gelu(rows)),
-        "normalization": (4 * rows.nbytes, lambda: _normalize(rows)),
-        "random": (2 * noise.nbytes, lambda: noise.bernoulli_(0.9, generator=noise_source)),
-        "strided": (2 * turned.nbytes, lambda: turned.contiguous()),
+    return {
+        "attention": lambda: functional.scaled_dot_product_attention(heads, heads, heads),
+        "convolution": lambda: _convolve(image, kernel),
+        "reordering": lambda: _convolve(small, filters),
+        "function": lambda: functional.gelu(rows),
+        "normalization": lambda: _normalize(rows),
+        "random": lambda: noise.bernoulli_(0.9, generator=noise_source),
+        "strided": lambda: turned.contiguous(),
     }
-    seconds = best_seconds({name: run for name, (_, run) in runs.items()} | {"dispatch": step}, threads)
-    arithmetic = tiny / convolution * seconds["convolution"]
-    seconds["reordering"] = max(seconds["reordering"] - arithmetic, seconds["reordering"] / 4)
-    return {name: amount / seconds[name] for name, (amount, _) in runs.items()} | {
-        "dispatch": seconds["dispatch"] / DISPATCHED
-    }
+
+
+def _convolution_flops(image: tuple[int, ...], kernel: tuple[int, ...]) -> int:
+    """Forward, and back to images and to kernels."""
+    return 6 * image[0] * math.prod(image[2:]) * math.prod(kernel)
 
 
 def _convolve(image: Any, kernel: Any) -> None:
@@ -79,7 +104,7 @@ def _normalize(rows: Any) -> None:
     functional.batch_norm(rows.view(8, 128, 16, 16), None, None, training=True)
 
 
-def _tiny_step() -> Callable[[], object]:
+def _tiny_step() -> Run:
     """A forward and backward pass of layers too small to compute anything, which has `DISPATCHED` operations."""
     import torch
     from torch import nn

@@ -125,12 +125,12 @@ def cpu(processes: int, nodes: int) -> Hardware:
     threads = torch.get_num_threads()
     # A process has its part of the cores, though no more of them than it has threads: torchrun gives each process one.
     share = min(1.0, cores / (min(threads, cores) * processes))
-    rate, kernels = memory_bytes_per_second(threads), kernel_rates(threads)
+    rate, kernels = memory_bytes_per_second(threads, processes), kernel_rates(threads, processes)
     device = Device(
         name="cpu",
         kind="cpu",
         memory_bytes=memory // processes,
-        flops={name: flops * share for name, flops in product_flops(threads).items()},
+        flops={name: flops * share for name, flops in product_flops(threads, processes).items()},
         memory_bytes_per_second=rate * share,
         link_bytes_per_second=_GLOO_BYTES_PER_SECOND,
         bus_bytes_per_second=rate * share,
@@ -143,7 +143,7 @@ def cpu(processes: int, nodes: int) -> Hardware:
         nodes,
         network_bytes_per_second=_GLOO_BYTES_PER_SECOND,
         host_memory_bytes=memory,
-        host_bytes_per_second=rate,
+        host_bytes_per_second=rate * share * processes,
         host_cores=cores,
     )
 

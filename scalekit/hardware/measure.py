@@ -1,7 +1,7 @@
 """Rates that are measured on this machine, and what is kept of them in its cache for the next process.
 
-A rate is the best of several repetitions, since others on the machine only slow it. It is kept for a day, and for minutes
-where the processor was shared while it was measured.
+A rate is the best of several repetitions, since others on the machine only slow it; of processes that share the machine, it is
+the usual one while all compute the same. It is kept for a day, and for minutes where the processor was shared with others.
 """
 
 from __future__ import annotations
@@ -12,10 +12,13 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
 from pathlib import Path
+from statistics import median
+from threading import Barrier, Event
 from typing import Any
 
 from scalekit.files import alone, write_at_once
@@ -36,67 +39,119 @@ QUIET_SHARE = 0.9
 _SIZES = (256, 512, 1024)
 _LONGEST_SECONDS = 0.1
 _TURN_SECONDS = 0.025
+_MEMORY_NUMBERS = 16 * 2**20
 _CPU_INFO = Path("/proc/cpuinfo")
 _CONTEXTS = "contexts.json"
 _SETTINGS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE")
 
 Rates = Mapping[str, float]
+Run = Callable[[], object]
+Runs = Mapping[str, Run]
 
 
 # -- what is measured -------------------------------------------------------------------------------------------------
 
 
 @lru_cache
-def product_flops(threads: int) -> Rates:
-    """FLOP/s of square matrix products by compute type, with torch's number of threads."""
-    return kept("products", PRODUCT_TYPES, threads, lambda: _time_products(threads))
+def product_flops(threads: int, processes: int = 1) -> Rates:
+    """FLOP/s of square matrix products by compute type, in each of so many processes at once, with torch's threads."""
+    return kept("products", PRODUCT_TYPES, threads, lambda: _time_products(threads, processes), processes)
 
 
 @lru_cache
-def memory_bytes_per_second(threads: int) -> float:
+def memory_bytes_per_second(threads: int, processes: int = 1) -> float:
     """Bytes read and written by a sum in place of numbers that no cache holds, with torch's number of threads.
 
-    A copy would read what it overwrites without a word of it.
+    So many processes share the memory. A copy would read what it overwrites without a word of it.
     """
-    return kept("memory", ("bytes_per_second",), threads, lambda: _time_memory(threads))["bytes_per_second"]
+    measured = kept("memory", ("bytes_per_second",), threads, lambda: _time_memory(threads, processes), processes)
+    return measured["bytes_per_second"]
 
 
-def _time_products(threads: int) -> Rates:
+def _time_products(threads: int, processes: int) -> Rates:
     """The best rates of growing sizes; a type leaves before its next size would take long."""
-    import torch
-
     best: dict[str, float] = {}
-    names = list(PRODUCT_TYPES)
+    names: tuple[str, ...] = PRODUCT_TYPES
     for size in _SIZES:
-        runs = {}
-        for name in names:
-            # Ones, not random numbers: the generators are the job's.
-            matrix = torch.ones(size, size, dtype=getattr(torch, name), device="cpu")
-            runs[name] = partial(torch.mm, matrix, matrix, out=torch.empty_like(matrix))
-        seconds = best_seconds(runs, threads)
+        seconds = usual_seconds(partial(_products, names, size), threads, processes)
         best |= {name: max(best.get(name, 0.0), 2 * size**3 / seconds[name]) for name in names}
-        names = [name for name in names if 8 * seconds[name] < _LONGEST_SECONDS]
+        names = tuple(name for name in names if 8 * seconds[name] < _LONGEST_SECONDS)
     return best
 
 
-def _time_memory(threads: int) -> Rates:
+def _products(names: Iterable[str], size: int) -> Runs:
     import torch
 
-    source = torch.ones(16 * 2**20, dtype=torch.float32, device="cpu")
-    target = torch.zeros_like(source)
-    seconds = best_seconds({"sum": lambda: target.add_(source)}, threads)["sum"]
-    return {"bytes_per_second": 3 * source.nbytes / seconds}
+    # Ones, not random numbers: the generators are the job's.
+    matrices = {name: torch.ones(size, size, dtype=getattr(torch, name), device="cpu") for name in names}
+    return {name: partial(torch.mm, each, each, out=torch.empty_like(each)) for name, each in matrices.items()}
 
 
-def best_seconds(runs: Mapping[str, Callable[[], object]], threads: int) -> dict[str, float]:
+def _time_memory(threads: int, processes: int) -> Rates:
+    return {
+        "bytes_per_second": 3 * 4 * _MEMORY_NUMBERS / usual_seconds(_sum_in_place, threads, processes)["sum"],
+    }
+
+
+def _sum_in_place() -> Runs:
+    import torch
+
+    source = torch.ones(_MEMORY_NUMBERS, dtype=torch.float32, device="cpu")
+    return {"sum": partial(torch.zeros_like(source).add_, source)}
+
+
+def usual_seconds(make: Callable[[], Runs], threads: int, processes: int) -> dict[str, float]:
+    """What each run takes in one of so many processes that do the same at once: of one process, the shortest time.
+
+    The others are threads of this process: they share the memory, the caches and the clock of the processor as processes do,
+    and Python's lock only between runs.
+
+    Args:
+        make: gives the runs, with tensors of their own.
+        threads: torch's.
+        processes: how many, of which as many compute at once as there are cores for.
+    """
+    others = min(processes, max(1, host_cores() // threads)) - 1
+    own, theirs = make(), [make() for _ in range(others)]
+    if not others:
+        return best_seconds(own, threads)
+    with ThreadPoolExecutor(others) as pool:
+        return {name: _beside(own[name], [each[name] for each in theirs], threads, pool) for name in own}
+
+
+def _beside(run: Run, theirs: list[Run], threads: int, pool: ThreadPoolExecutor) -> float:
+    """The median time of a run while other threads are at theirs."""
+    clock, over, ready = _clock(threads), Event(), Barrier(1 + len(theirs))
+
+    def go_on(other: Run) -> None:
+        other()
+        ready.wait()
+        while not over.is_set():
+            other()
+
+    at_work = [pool.submit(go_on, each) for each in theirs]
+    run()
+    ready.wait()
+    found: list[float] = []
+    end = time.perf_counter() + 2 * _TURN_SECONDS
+    while len(found) < 3 or time.perf_counter() < end:
+        start = clock()
+        run()
+        found.append(clock() - start)
+    over.set()
+    for each in at_work:
+        each.result()
+    return max(median(found), 1e-9)
+
+
+def best_seconds(runs: Runs, threads: int) -> dict[str, float]:
     """The shortest time of each run, in turns, so that what disturbs one disturbs all.
 
-    The first turn may prepare what others use; there are two at least, and as many as fit the budget of each run. One thread's
-    time is what it ran for, which others on the machine do not make longer; of several, one may wait for the others.
+    The first turn may prepare what others use; there are two at least, and as many as fit the budget of each run.
     """
-    clock, budget_seconds = time.thread_time if threads == 1 else time.perf_counter, _TURN_SECONDS
+    clock = _clock(threads)
     best = dict.fromkeys(runs, math.inf)
-    turns, end = 0, time.perf_counter() + budget_seconds * len(runs)
+    turns, end = 0, time.perf_counter() + _TURN_SECONDS * len(runs)
     while turns < 2 or time.perf_counter() < end:
         for name, run in runs.items():
             start = clock()
@@ -106,10 +161,16 @@ def best_seconds(runs: Mapping[str, Callable[[], object]], threads: int) -> dict
     return {name: max(seconds, 1e-9) for name, seconds in best.items()}
 
 
+def _clock(threads: int) -> Callable[[], float]:
+    """One thread's time is what it ran for, which others on the machine do not make longer; of several, one may wait for the
+    others."""
+    return time.thread_time if threads == 1 else time.perf_counter
+
+
 # -- what is kept -----------------------------------------------------------------------------------------------------
 
 
-def kept(what: str, names: tuple[str, ...], threads: int, measure: Callable[[], Rates]) -> Rates:
+def kept(what: str, names: tuple[str, ...], threads: int, measure: Callable[[], Rates], processes: int = 1) -> Rates:
     """A measurement of this machine: one that was made of late, or a new one, which is then kept.
 
     One process measures at a time, so that the ranks of a node do not disturb each other: those that wait find what the first
@@ -120,8 +181,9 @@ def kept(what: str, names: tuple[str, ...], threads: int, measure: Callable[[], 
         names: of the rates.
         threads: torch's.
         measure: gives a rate for each name, in less than a second.
+        processes: that share the machine, each with so many threads.
     """
-    key = machine_key(threads)
+    key = {**machine_key(threads), "processes": processes}
     digest = hashlib.sha256(json.dumps([key, processor()[1]], sort_keys=True).encode()).hexdigest()[:16]
     file = cache_folder() / f"{what}-{digest}.json"
     found = _read(file, names)

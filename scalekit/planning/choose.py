@@ -42,7 +42,8 @@ class Task:
         moments: the optimizer's numbers for each trained one.
         margin: the share of a device that is left free.
         too_large_bytes: what was predicted for a way that has turned out not to fit.
-        fill: of a micro-batch's size, its mean length as a share of the longest row's, which memory is predicted for.
+        fill: of a number of rows, the mean length of the longest of them, as a share of the longest row of all, which memory is
+            predicted for.
     """
 
     profile: Profile
@@ -262,7 +263,7 @@ def _candidate(task: Task, setting: Setting) -> Candidate:
 
 
 def _time(task: Task, setting: Setting) -> Time:
-    return estimate(task.profile, setting, task.hardware, task.fill(setting.micro_batch_size))
+    return estimate(task.profile, setting, task.hardware, task.fill)
 
 
 def _problem(task: Task, setting: Setting, memory: Memory) -> str | None:

@@ -11,8 +11,8 @@ from torch.utils._pytree import tree_iter
 
 from scalekit import weights
 from scalekit.errors import ConfigError, ModelError
-from scalekit.loss import FunctionLoss, LossFunction, ModelLoss, Objective
 from scalekit.models import Model
+from scalekit.objectives.objective import FunctionLoss, LossFunction, ModelLoss, Objective
 from scalekit.planning.profile import Example, Step, Subject, resize
 
 USUAL_TOKENS = 2048

@@ -7,7 +7,7 @@ engine does beside compute is hidden by it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -62,16 +62,18 @@ class Time:
     bottleneck: str
 
 
-def estimate(profile: Profile, setting: Setting, hardware: Hardware, fill: float = 1.0) -> Time:
+def estimate(
+    profile: Profile, setting: Setting, hardware: Hardware, fill: Callable[[int], float] = lambda _: 1.0
+) -> Time:
     """The time of one optimizer step; from the number of parameters alone where the profile has no trace.
 
     Args:
         profile: of the model, on the longest rows.
         setting: how it is run.
         hardware: where.
-        fill: the mean length of micro-batches, as a share of the longest row's.
+        fill: of a number of rows, the mean length of the longest of them, as a share of the longest row of all.
     """
-    trace = _trace(profile, setting, fill)
+    trace = _trace(profile, setting, _slowest_fill(setting, fill))
     rates, sizes = Rates.of(setting, hardware), Sizes.of(profile, setting, trace)
     compute = _roofline(_Work.of(trace) if trace else _Work.assumed(profile, setting, sizes), rates)
     parts = {
@@ -94,7 +96,7 @@ def estimate(profile: Profile, setting: Setting, hardware: Hardware, fill: float
         parts=parts,
         forward_seconds=_forward_seconds(setting, sizes, compute, rates),
         samples_per_second=samples / seconds,
-        tokens_per_second=samples * profile.subject.tokens * fill / seconds,
+        tokens_per_second=samples * profile.subject.tokens * fill(setting.micro_batch_size) / seconds,
         mfu=flops / (seconds * peak) if peak else None,
         bottleneck="memory bandwidth" if waits_for_memory else largest,
     )
@@ -107,13 +109,15 @@ def _trace(profile: Profile, setting: Setting, fill: float) -> Trace | None:
     return profile.at(setting.micro_batch_size * fill, setting.recompute, layout(profile, setting).computes_with)
 
 
-def evaluation_seconds(profile: Profile, setting: Setting, hardware: Hardware, rows: int, fill: float = 1.0) -> float:
-    """An evaluation of so many rows, all ranks together: forward passes, in micro-batches of the training's size."""
-    trace = _trace(profile, setting, fill)
-    rates, sizes = Rates.of(setting, hardware), Sizes.of(profile, setting, trace)
-    compute = _roofline(_Work.of(trace) if trace else _Work.assumed(profile, setting, sizes), rates)
-    micro_batches = math.ceil(rows / (setting.micro_batch_size * setting.world_size))
-    return micro_batches * _forward_seconds(setting, sizes, compute, rates)
+def _slowest_fill(setting: Setting, fill: Callable[[int], float]) -> float:
+    """The mean length of the micro-batches of the rank that a step waits for, as a share of the longest row's.
+
+    Where ranks meet in each micro-batch, that is the longest of theirs. Where they meet once a step, the sums of several
+    micro-batches differ by less: a mean's deviation falls with the root of their number.
+    """
+    own, longest = fill(setting.micro_batch_size), fill(setting.micro_batch_size * setting.world_size)
+    meetings = setting.accumulation if "gradients" in setting.strategy.shards else 1
+    return own + (longest - own) / math.sqrt(setting.accumulation / meetings)
 
 
 def _forward_seconds(setting: Setting, sizes: Sizes, compute: _Compute, rates: Rates) -> float:

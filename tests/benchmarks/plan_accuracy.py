@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from scalekit.dtypes import promised
-from scalekit.loss import ModelLoss
+from scalekit.objectives.objective import ModelLoss
 from scalekit.planning.memory import predict
 from scalekit.planning.profile import Profile, Subject, profile, resize
 from scalekit.planning.setting import Setting
@@ -92,7 +92,7 @@ def measure(group: list[Case], timeout_seconds: float = 3600) -> list[Case]:
 @cache
 def profiled(name: str, length: int, precision: str) -> Profile:
     architecture = ARCHITECTURES[name]
-    loss = ModelLoss(shifted=False).mean_loss
+    loss = ModelLoss().mean_loss
     subject = Subject(name, architecture.build, loss, resize(architecture.batch(3, length), 3), max(length, 1))
     return profile(subject, promised(precision), like_a_gpu=False)
 

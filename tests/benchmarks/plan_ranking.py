@@ -15,7 +15,7 @@ from typing import Any
 
 from scalekit import dtypes
 from scalekit.hardware import detect
-from scalekit.loss import ModelLoss
+from scalekit.objectives.objective import ModelLoss
 from scalekit.planning.choose import Task, choose
 from scalekit.planning.profile import Subject, profile, resize
 from scalekit.planning.tasks import candidates
@@ -29,7 +29,7 @@ Case = dict[str, Any]
 def forecast(name: str) -> Any:
     architecture = ARCHITECTURES[name]
     length = architecture.lengths[-1]
-    loss = ModelLoss(shifted=False).mean_loss
+    loss = ModelLoss().mean_loss
     subject = Subject(name, architecture.build, loss, resize(architecture.batch(3, length), 3), max(length, 1))
     types = dtypes.promised("32-true")
     known = profile(subject, types, like_a_gpu=False)

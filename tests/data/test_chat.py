@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from scalekit.data.chat import labels, render, texts
 from scalekit.errors import DataError, RowError
-from scalekit.loss import IGNORED
+from scalekit.objectives.counts import IGNORED
 
 CHATML = ("<|endoftext|>", "<|im_end|>", ["<|im_start|>", "<|im_end|>"])
 DEEPSEEK_END = "<\uff5cend\u2581of\u2581sentence\uff5c>"

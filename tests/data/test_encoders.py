@@ -25,7 +25,7 @@ from scalekit.data.encoders.sounds import Sounds
 from scalekit.data.encoders.spans import Spans
 from scalekit.data.padding import Pad
 from scalekit.errors import ColumnError, ConfigError, NoLabelError, RowError
-from scalekit.loss import IGNORED
+from scalekit.objectives.counts import IGNORED
 from tests.tiny import conversations, make_tokenizer, make_word_tokenizer
 
 TOKENIZER = make_tokenizer()

@@ -17,7 +17,7 @@ from scalekit.data.encoders.limit import Limit
 from scalekit.data.inspection import inspection
 from scalekit.errors import ConfigError, RowError
 from scalekit.job import Job
-from scalekit.loss import IGNORED
+from scalekit.objectives.counts import IGNORED
 from scalekit.training import prepare
 from tests.tiny import make_tokenizer
 

@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM
 from scalekit.data.isolation import can_pack, check_isolation
 from scalekit.data.packing import Pack, pack
 from scalekit.errors import LeakError
-from scalekit.loss import IGNORED, ModelLoss
+from scalekit.objectives.counts import IGNORED, Entries
+from scalekit.objectives.objective import ModelLoss
 
 VOCABULARY = 64
 CAPACITY = 24
@@ -99,7 +100,7 @@ def test_loss_and_gradients_are_those_of_the_documents_alone(name, attention):
     if attention == "flex_attention":
         pytest.skip("PyTorch's flex attention has no backward pass on CPU")
     model, documents = model_of(name, attention), tokens()
-    objective = ModelLoss(shifted=True)
+    objective = ModelLoss(Entries("labels", shifted=True))
     total = 0.0
     for row in documents:
         if len(row["input_ids"]) > 1:

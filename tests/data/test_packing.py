@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from scalekit.data.packing import Pack, best_fit, fill, pack
 from scalekit.errors import ColumnError, ConfigError, EmptyDataError, RowError
-from scalekit.loss import IGNORED, ModelLoss
+from scalekit.objectives.counts import IGNORED, Entries
+from scalekit.objectives.objective import ModelLoss
 
 LENGTHS = st.integers(1, 60).flatmap(
     lambda capacity: st.tuples(st.lists(st.integers(1, capacity), max_size=80), st.just(capacity))
@@ -202,5 +203,7 @@ def test_items_are_those_of_the_documents_alone():
     tokens = Dataset.from_list(documents(60))
     rows = list(pack(tokens, 16))
     alone = sum(len(row["input_ids"]) - 1 for row in tokens)
-    assert {int(ModelLoss(shifted=True).items(Pack(0, flat)(rows), len(rows))) for flat in (False, True)} == {alone}
+    assert {
+        int(ModelLoss(Entries("labels", shifted=True)).items(Pack(0, flat)(rows), len(rows))) for flat in (False, True)
+    } == {alone}
     assert Pack(0)(rows)["labels"].dtype == torch.int64

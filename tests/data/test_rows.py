@@ -21,7 +21,7 @@ from scalekit.data.preparation import undecoded
 from scalekit.data.rows import Lengths, Rows
 from scalekit.errors import RowError
 from scalekit.job import Job
-from scalekit.loss import IGNORED
+from scalekit.objectives.counts import IGNORED
 from scalekit.training import prepare
 from tests.distributed import parity_cases as parity
 from tests.tiny import make_tokenizer, make_word_tokenizer

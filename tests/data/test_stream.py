@@ -21,7 +21,7 @@ from scalekit.data.lanes import Lanes, Place
 from scalekit.data.shards import Lane, OneShard, pack, shards
 from scalekit.data.stream import StreamLoader, merge
 from scalekit.errors import BatchSizeError, ConfigError, EmptyDataError, NoLabelError, RowError, StreamError
-from scalekit.loss import MicroBatch
+from scalekit.objectives.normalization import MicroBatch
 from tests.data.streams import as_it_is, count_rows, pieces_of, rows_of, stream
 
 LENGTHS = (1, 7, 100)

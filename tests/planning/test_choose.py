@@ -9,7 +9,7 @@ import torch
 from scalekit import dtypes
 from scalekit.errors import BatchSizeError
 from scalekit.hardware import Hardware
-from scalekit.loss import ModelLoss
+from scalekit.objectives.objective import ModelLoss
 from scalekit.planning.choose import Task, choose
 from scalekit.planning.memory import predict
 from scalekit.planning.profile import Subject, profile, resize
@@ -31,7 +31,7 @@ def model(name: str):
     sizes = {"hidden_size": hidden, "intermediate_size": 4 * hidden * 2 // 3, "num_hidden_layers": layers}
     config = LlamaConfig(**sizes, vocab_size=32000, num_attention_heads=hidden // 64, num_key_value_heads=hidden // 64)
     batch = {key: torch.ones(2, 1024, dtype=torch.long) for key in ("input_ids", "labels")}
-    subject = Subject(name, lambda: LlamaForCausalLM(config), ModelLoss(True).mean_loss, resize(batch, 2), 1024)
+    subject = Subject(name, lambda: LlamaForCausalLM(config), ModelLoss().mean_loss, resize(batch, 2), 1024)
     return profile(subject, dtypes.promised("bf16-mixed"), like_a_gpu=True)
 
 

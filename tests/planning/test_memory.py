@@ -68,7 +68,7 @@ def test_an_8b_model_does_not_fit_one_80_gb_card_and_does_under_lora():
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from scalekit.loss import ModelLoss
+    from scalekit.objectives.objective import ModelLoss
 
     config = LlamaConfig(
         vocab_size=128256,
@@ -86,7 +86,7 @@ def test_an_8b_model_does_not_fit_one_80_gb_card_and_does_under_lora():
     card = 79.1 * 2**30
     peaks = {}
     for name, build in {"full": lambda: LlamaForCausalLM(config), "lora": adapted}.items():
-        subject = Subject(name, build, ModelLoss(shifted=True).mean_loss, resize(batch, 2), 1024)
+        subject = Subject(name, build, ModelLoss().mean_loss, resize(batch, 2), 1024)
         types = dtypes.promised("bf16-true")
         model = profile(subject, types, like_a_gpu=True)
         assert model.problem is None

@@ -199,7 +199,7 @@ def test_later_micro_batches_add_their_gradients_on_a_cpu() -> None:
 def test_shorter_rows_take_less_time_and_their_tokens_are_counted() -> None:
     device = Hardware.parse("H100-80GB")
     way = setting("single", device, micro_batch_size=4)
-    full, half = (estimate(stack(), way, device, fill) for fill in (1.0, 0.5))
+    full, half = (estimate(stack(), way, device, lambda _, fill=fill: fill) for fill in (1.0, 0.5))
     two = estimate(stack(), replace(way, micro_batch_size=2), device)
     assert half.seconds == pytest.approx(two.seconds)
     assert half.seconds < full.seconds
@@ -207,20 +207,27 @@ def test_shorter_rows_take_less_time_and_their_tokens_are_counted() -> None:
     assert half.samples_per_second == pytest.approx(2 * two.samples_per_second)
 
 
+@pytest.mark.parametrize(("strategy", "accumulation", "length"), [
+    ("ddp", 1, 0.8), ("zero2", 4, 0.8), ("zero3", 4, 0.8), ("ddp", 4, 0.65), ("zero1", 4, 0.65),
+])  # fmt: skip
+def test_a_step_waits_for_the_rank_whose_rows_are_longest(strategy: str, accumulation: int, length: float) -> None:
+    """Ranks that meet in each micro-batch wait for the longest of each; sums over several differ by less."""
+    way = setting(strategy, micro_batch_size=2, accumulation=accumulation)
+    found = estimate(stack(), way, NODE, {2: 0.5, 2 * NODE.world_size: 0.8}.__getitem__)
+    whole = estimate(stack(), way, NODE, lambda _: length)
+    assert found.seconds == pytest.approx(whole.seconds)
+    assert found.tokens_per_second == pytest.approx(whole.tokens_per_second * 0.5 / length)
+
+
 # -- beside the steps -------------------------------------------------------------------------------------------------
 
 
 def test_an_evaluation_is_forward_passes() -> None:
     device = Hardware.parse("H100-80GB")
-    one = time.evaluation_seconds(stack(), setting("single", device), device, rows=1)
-    assert one == pytest.approx(step("single", device).parts["compute"] / 3)
-    assert time.evaluation_seconds(stack(), setting("single", device), device, rows=10) == pytest.approx(10 * one)
-    # The last of eight ranks' micro-batches of two is not full.
-    eight = setting("ddp", micro_batch_size=2)
-    assert time.evaluation_seconds(stack(), eight, NODE, 33) == time.evaluation_seconds(stack(), eight, NODE, 48)
+    one = step("single", device)
+    assert one.forward_seconds == pytest.approx(one.parts["compute"] / 3)
     # ZeRO-3 gathers parameters for it.
-    shared = [time.evaluation_seconds(stack(), setting(name), NODE, 8) for name in ("ddp", "zero3")]
-    assert shared[0] < shared[1]
+    assert step("ddp").forward_seconds < step("zero3").forward_seconds
 
 
 def test_a_save_takes_what_its_bytes_take_to_write() -> None:

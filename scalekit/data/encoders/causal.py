@@ -13,7 +13,7 @@ from scalekit.data.encoders.limit import Limit
 from scalekit.data.encoders.tokens import tokenize
 from scalekit.data.padding import Pad, pad_id
 from scalekit.errors import NoLabelError, RowError
-from scalekit.loss import IGNORED
+from scalekit.objectives.counts import IGNORED
 
 _SLICE = 250
 

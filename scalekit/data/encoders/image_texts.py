@@ -13,7 +13,7 @@ from scalekit.data.encoders.encoder import Encoder, Row, text_of
 from scalekit.data.encoders.images import opened
 from scalekit.data.encoders.limit import Limit
 from scalekit.errors import ConfigError, RowError
-from scalekit.loss import IGNORED
+from scalekit.objectives.counts import IGNORED
 
 
 @final

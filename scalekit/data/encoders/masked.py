@@ -13,7 +13,7 @@ from scalekit.data.encoders.encoder import Encoder, Row, text_of
 from scalekit.data.encoders.limit import Limit
 from scalekit.data.padding import Pad, pad_id
 from scalekit.errors import ConfigError, NoLabelError
-from scalekit.loss import IGNORED
+from scalekit.objectives.counts import IGNORED
 
 HIDDEN_SHARE = 0.15
 """Of the tokens (Devlin et al., "BERT", NAACL 2019, section 3.1)."""

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from scalekit.errors import ModelError, NoLossError
-from scalekit.loss import FunctionLoss, ModelLoss
+from scalekit.objectives.counts import Counted
+from scalekit.objectives.objective import FunctionLoss, ModelLoss
 from tests.distributed import parity_cases as parity
 
 
@@ -43,7 +44,7 @@ def test_cross_entropy_counts_labels_and_weights() -> None:
     weighted = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 4.0]))
     assert FunctionLoss(weighted).items(batch, 4) == 7
     assert FunctionLoss(nn.MSELoss()).items(batch, 4) == 4
-    assert FunctionLoss(nn.MSELoss(), count=lambda batch: 9).items(batch, 4) == 9
+    assert FunctionLoss(nn.MSELoss(), Counted(lambda batch: 9)).items(batch, 4) == 9
 
 
 class Returns(nn.Module):

@@ -1,0 +1,242 @@
+"""What a loss is a mean over, measured on the first rows, before anything is updated.
+
+No name tells it: a model may shift its labels, ignore some, add its losses up, or take a mean over something else. But the loss
+of a batch must be that of its parts, weighted by their items. So a few rows are run together and one by one, and what holds for
+them of all that could be counted is what the loss is a mean over.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from scalekit.errors import LossReductionError, NoLossError
+from scalekit.log import log, warn
+from scalekit.objectives.counts import Counted, ItemCount, candidates
+from scalekit.world import World, agree
+
+_MOST_ROWS = 4
+_TOLERANCE = {torch.bfloat16: 1e-2, torch.float16: 2e-3}
+"""How far the loss of a batch may be from that of its parts, as a share of it, by the type that computes."""
+
+_EXACT_TOLERANCE = 1e-5
+_ROUNDING = 1e-6
+"""A difference, as a share of the loss, that says nothing in any type."""
+
+_WAYS_OUT = (
+    "give `item_count=`, a function of a batch that counts what its loss is a mean over, or a `loss=` of your own. A loss that "
+    "couples the samples of a batch, such as a contrastive one, is right where no global batch is split: on one rank, with "
+    "micro_batch_size = global_batch_size"
+)
+
+LossOf = Callable[[Any], float]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Rows as one batch, and as batches of one.
+
+    Attributes:
+        whole: the batch.
+        each: the others.
+    """
+
+    whole: Any
+    each: list[Any]
+
+    @classmethod
+    def of(cls, rows: Sequence[Any], collate: Callable[[list[Any]], Any], config: Any, likely: ItemCount) -> Parts:
+        """Of the rows, some that differ in what could be counted."""
+        alone = [collate([row]) for row in rows]
+        counts = candidates(alone[0], config, likely)
+        known: dict[tuple[float, ...], int] = {}
+        for place, batch in enumerate(alone):
+            known.setdefault(tuple(count.of(batch, 1) for count in counts), place)
+        places = list(known.values())
+        spread = {places[round(i * (len(places) - 1) / max(_MOST_ROWS - 1, 1))] for i in range(_MOST_ROWS)}
+        chosen = sorted([*spread, *(place for place in range(len(rows)) if place not in spread)][:_MOST_ROWS])
+        return cls(collate([rows[place] for place in chosen]), [alone[place] for place in chosen])
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was found.
+
+    Attributes:
+        count: what the loss is a mean over; None where nothing holds.
+        whole: the loss of the batch.
+        each: those of its parts.
+    """
+
+    count: ItemCount | None
+    whole: float
+    each: list[float]
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{loss:.6g}" for loss in self.each)
+        return f"the loss of {len(self.each)} rows together is {self.whole:.6g}, and {parts} one by one"
+
+
+def measure(
+    loss_of: LossOf, parts: Parts, counts: Sequence[ItemCount], tolerance: float = _EXACT_TOLERANCE
+) -> Measured:
+    """Finds the count that makes of the parts' losses that of the whole: the first of those that are about as near as any.
+
+    Args:
+        loss_of: gives the loss of a batch.
+        parts: of a batch.
+        counts: what could be counted, what is likely first.
+        tolerance: how far off it may be, as a share of the loss.
+    """
+    whole, each = loss_of(parts.whole), [loss_of(part) for part in parts.each]
+    scale = max(abs(whole), *(abs(loss) for loss in each), 1e-12)
+    errors = [abs(_together(count, parts, each) - whole) / scale for count in counts]
+    least = min(errors)
+    good = max(3 * least, _ROUNDING)
+    found = next(count for count, error in zip(counts, errors, strict=True) if error <= good)
+    return Measured(found if least <= tolerance else None, whole, each)
+
+
+def _together(count: ItemCount, parts: Parts, losses: Sequence[float]) -> float:
+    """The loss that the contract would make of the parts', by a count; not a number where there is nothing to count."""
+    items = [count.of(part, 1) for part in parts.each]
+    total = 1.0 if count.is_sum else sum(items)
+    counted = [item * loss for item, loss in zip(items, losses, strict=True) if item]
+    return math.fsum(counted) / total if total > 0 else math.inf
+
+
+# -- on a job's own model ---------------------------------------------------------------------------------------------
+
+
+@final
+class ReductionCheck(Callback):
+    """Measures what the loss is a mean over as the job runs it, on all ranks at once, and tells the module's objective.
+
+    Args:
+        rows: some of the training data's, the same on every rank.
+        collate: makes a batch of them.
+        splits: whether global batches are run in parts, over ranks or by accumulation.
+        world: the job's processes.
+    """
+
+    def __init__(self, rows: Sequence[Any], collate: Callable[[list[Any]], Any], splits: bool, world: World) -> None:
+        self._rows, self._collate, self._splits, self._world = rows, collate, splits, world
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Before anything else of the model runs.
+
+        Raises:
+            LossReductionError: nothing that could be counted holds, and global batches are run in parts.
+        """
+        engine: Any = trainer.strategy
+        objective: Any = pl_module.objective
+        is_given = isinstance(objective.count, Counted)
+        if len(self._rows) < 2 or (is_given and not self._splits):
+            return
+        config = getattr(pl_module.model, "config", None)
+        try:
+            parts = Parts.of(self._rows, self._collate, config, objective.count)
+        except Exception as error:  # a collator of the user's, which may need several rows
+            warn(f"what the loss is a mean over is not measured, but taken for {objective.count}: {error}")
+            return
+        counts = [objective.count] if is_given else candidates(parts.whole, config, objective.count)
+        found = agree(_measured(engine, pl_module, parts, counts), self._world)
+        self._rows = ()
+        if found is not None:
+            self._tell(found, objective)
+
+    def _tell(self, found: Measured, objective: Any) -> None:
+        likely = objective.count
+        if found.count is None and self._splits:
+            raise LossReductionError(f"{found}: that is a mean over nothing that ScaleKit counts. {_WAYS_OUT}")
+        if found.count is None:
+            log("loss", f"{found}; no global batch is split, so that nothing is divided")
+        elif found.count != likely:
+            log("loss", f"a mean over {found.count}, not over {likely}: {found}")
+        objective.count = found.count or likely
+
+
+def _measured(engine: Any, module: Any, parts: Parts, counts: Sequence[ItemCount]) -> Measured | None:
+    """What holds; None where the loss says nothing, as one that is not finite.
+
+    A model that draws random numbers while it evaluates, or has a loss in training alone, is run with constants for them.
+    """
+    dtypes = engine.dtypes
+    # Autocast is left off where parameters are whole numbers of float32 on each rank.
+    is_exact = dtypes.compute == torch.float32 or (dtypes.parameters == torch.float32 and not engine.is_shared)
+    tolerance = _EXACT_TOLERANCE if is_exact else _TOLERANCE[dtypes.compute]
+
+    def loss_of(batch: Any) -> float:
+        moved = engine.batch_to_device(batch)
+
+        def run() -> Tensor:
+            with torch.autocast(engine.root_device.type, enabled=False) if is_exact else nullcontext():
+                loss: Tensor = module.objective.outcome(module.model, moved).loss
+                return loss.double()
+
+        return float(engine.run(run))
+
+    with _undisturbed(module.model):
+        module.model.eval()
+        try:
+            is_drawn = not _is_near(loss_of(parts.whole), loss_of(parts.whole), tolerance)
+        except NoLossError:
+            module.model.train()
+            is_drawn = True
+        with _Constant() if is_drawn else nullcontext():  # type: ignore[no-untyped-call]
+            found = measure(loss_of, parts, counts, tolerance)
+    return found if all(map(math.isfinite, (found.whole, *found.each))) else None
+
+
+def _is_near(one: float, other: float, tolerance: float) -> bool:
+    return one == other or abs(one - other) <= tolerance * max(abs(one), abs(other))
+
+
+@contextmanager
+def _undisturbed(model: nn.Module) -> Generator[None, None, None]:
+    """Leaves a model's modes and statistics, and all generators of random numbers, as they were."""
+    modes = [(part, part.training) for part in model.modules()]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    states = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        for part, mode in modes:
+            part.training = mode
+        with torch.no_grad():
+            for buffer, kept in buffers:
+                buffer.copy_(kept)
+
+
+class _Constant(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Gives each random tensor one value throughout, so that a row's does not depend on the rows beside it.
+
+    Floats are a half, which is as good a mask as it is noise. Whole numbers lie in the middle of their range. An order that is
+    drawn stays one: it couples samples.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if torch.Tag.nondeterministic_seeded not in func.tags:
+            return out
+        if func is torch.ops.aten.native_dropout.default:
+            return args[0].clone(), torch.ones_like(out[1])
+        if isinstance(out, Tensor) and out.is_floating_point():
+            return out.fill_(0.5)
+        if func.overloadpacket is torch.ops.aten.randint:
+            bounds = [each for each in args if isinstance(each, int)]
+            return out.fill_(sum(bounds) // 2)
+        return out

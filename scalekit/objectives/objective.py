@@ -1,0 +1,221 @@
+"""Where the loss of a micro-batch comes from: the model itself, or a function of the user's; and what it is a mean over."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, final
+
+from torch import Tensor, nn
+
+from scalekit.errors import ConfigError, InputsError, NoLossError, shown
+from scalekit.objectives.counts import Entries, ItemCount, Samples
+
+_CLASSES = (nn.CrossEntropyLoss, nn.NLLLoss)
+_TARGETS = ("labels", "label", "target", "targets", "y")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a model made of a micro-batch.
+
+    Attributes:
+        loss: the scalar mean over the micro-batch's items.
+        outputs: of the model, such as logits, shape [..., classes]; None where it has none that stand beside `targets`.
+        targets: what they should have been, shape [...]; -100 where nothing is counted.
+    """
+
+    loss: Tensor
+    outputs: Tensor | None = None
+    targets: Tensor | None = None
+
+
+class Objective(ABC):
+    """How a model's mean loss over a micro-batch comes about, and what it is a mean over.
+
+    Attributes:
+        count: of the items that it is a mean over.
+    """
+
+    count: ItemCount
+
+    def items(self, batch: Any, samples: int) -> float:
+        """The items of a collated micro-batch of `samples` rows, counted before the model sees it."""
+        return self.count.of(batch, samples)
+
+    @abstractmethod
+    def outcome(self, model: nn.Module, batch: Any) -> Outcome:
+        """Runs the model on a micro-batch."""
+
+    def mean_loss(self, model: nn.Module, batch: Any) -> Tensor:
+        """The scalar mean over the micro-batch's items."""
+        return self.outcome(model, batch).loss
+
+    def describe(self) -> str:
+        """In words, what the loss is a mean over."""
+        return str(self.count)
+
+
+class ModelLoss(Objective):
+    """The loss that a model returns by itself, as Hugging Face models do when they are given labels.
+
+    Args:
+        count: what it is likely to be a mean over; labels by default. What it is, is measured.
+    """
+
+    def __init__(self, count: ItemCount | None = None) -> None:
+        self.count = count or Entries("labels")
+
+    @classmethod
+    def of(cls, model: nn.Module, count: ItemCount | None = None) -> ModelLoss:
+        """Reads off a Hugging Face model whether it takes labels, and is likely to shift them.
+
+        Raises:
+            NoLossError: a Hugging Face model that takes no labels, such as one without a head.
+        """
+        config = getattr(model, "config", None)
+        if config is None or not hasattr(model, "save_pretrained"):
+            return cls(count)
+        accepted = inspect.signature(_innermost(model).forward).parameters
+        if not any(name in accepted for name in ("labels", "start_positions", "next_sentence_label")):
+            raise NoLossError(
+                f"{type(model).__name__} takes no labels and so has no loss. Use a class with a head, such as "
+                "AutoModelForCausalLM, or give `loss=`"
+            )
+        loss_type = getattr(model, "loss_type", None)
+        causal = loss_type in ("ForCausalLM", "ForConditionalGeneration") or type(model).__name__.endswith(
+            "LMHeadModel"
+        )
+        return cls(count or Entries("labels", shifted=causal and not getattr(config, "is_encoder_decoder", False)))
+
+    def outcome(self, model: nn.Module, batch: Any) -> Outcome:
+        if isinstance(batch, Mapping):
+            output = _call(model, batch)
+        elif isinstance(batch, (tuple, list)):
+            output = model(*batch)
+        else:
+            output = model(batch)
+        loss = _own_loss(model, output)
+        logits, labels = getattr(output, "logits", None), batch.get("labels") if isinstance(batch, Mapping) else None
+        if logits is None or labels is None:
+            return Outcome(loss)
+        if isinstance(self.count, Entries) and self.count.shifted:
+            return Outcome(loss, logits[:, :-1], labels[:, 1:])
+        return Outcome(loss, logits, labels)
+
+
+class LossFunction(Protocol):
+    """``loss(output, target)``: a scalar mean over the samples, or one value a sample, shape [batch]."""
+
+    def __call__(self, output: Any, target: Any) -> Tensor: ...
+
+
+@final
+@dataclass(frozen=True)
+class Targets(ItemCount):
+    """Targets of a cross-entropy, by their classes' weights; samples where they are probabilities.
+
+    Attributes:
+        loss: which may ignore one class, and weigh the others.
+    """
+
+    loss: nn.CrossEntropyLoss | nn.NLLLoss
+
+    def of(self, batch: Any, samples: int) -> float:
+        _, target = _split(batch)
+        if target.is_floating_point():
+            return samples
+        target = target[target != self.loss.ignore_index]
+        weight = self.loss.weight
+        return int(target.numel()) if weight is None else float(weight.to(target.device)[target].sum())
+
+    def __str__(self) -> str:
+        return "labels"
+
+
+class FunctionLoss(Objective):
+    """A loss function of the user's, on the model's output and the batch's target.
+
+    A batch is ``(*inputs, target)`` or a mapping with the target under one of labels, label, target, targets, y.
+
+    Args:
+        function: a `torch.nn` loss, or any `LossFunction`.
+        count: what it is likely to be a mean over; samples by default, and for cross-entropy labels.
+    """
+
+    def __init__(self, function: LossFunction, count: ItemCount | None = None) -> None:
+        self._function = function
+        self.count = count or (Targets(function) if isinstance(function, _CLASSES) else Samples())
+
+    def check(self, batch: Any, samples: int) -> None:
+        """Whether a batch has a target, and can be counted.
+
+        Raises:
+            ModelError: it has no target.
+            ConfigError: a count of the user's gives no number.
+        """
+        _split(batch)
+        self.items(batch, samples)
+
+    def outcome(self, model: nn.Module, batch: Any) -> Outcome:
+        inputs, target = _split(batch)
+        output = model(*inputs) if isinstance(inputs, tuple) else _call(model, inputs)
+        rule = "must be a function of the model's output and the target that gives a tensor"
+        try:
+            loss = self._function(output, target)
+        except TypeError as error:
+            raise NoLossError(f"loss={shown(self._function)} {rule}: {error}") from error
+        if not isinstance(loss, Tensor):
+            raise ConfigError(f"loss={shown(self._function)} {rule}, and gave {shown(loss)}")
+        if loss.ndim > 1 and not isinstance(self._function, _CLASSES):
+            raise NoLossError(f"the loss function must return a scalar or one value a sample, not {tuple(loss.shape)}")
+        if loss.ndim or getattr(self._function, "reduction", "mean") == "sum":
+            loss = loss.sum() / self.items(batch, len(target))
+        return Outcome(loss, output, target)
+
+
+def _innermost(model: Any) -> Any:
+    """The Hugging Face model itself, where PEFT wraps it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _own_loss(model: nn.Module, output: Any) -> Tensor:
+    if isinstance(output, Mapping):
+        loss = output.get("loss")
+    elif isinstance(output, (tuple, list)):
+        loss = output[0] if output else None
+    else:
+        loss = output if isinstance(output, Tensor) else getattr(output, "loss", None)
+    if not isinstance(loss, Tensor) or loss.ndim:
+        raise NoLossError(
+            f"{type(model).__name__} returned no scalar loss. Give `loss=`, a function of the model's output and the "
+            "target, or let the model return its loss alone, first in a tuple, or under 'loss'"
+        )
+    return loss
+
+
+def _split(batch: Any) -> tuple[Any, Any]:
+    if isinstance(batch, (tuple, list)) and len(batch) > 1:
+        return tuple(batch[:-1]), batch[-1]
+    if isinstance(batch, Mapping):
+        found = [name for name in _TARGETS if name in batch]
+        if len(found) == 1:
+            return {name: value for name, value in batch.items() if name != found[0]}, batch[found[0]]
+    raise InputsError(
+        "a loss function needs a target: a batch must be (inputs, target), or a mapping with exactly one of "
+        + ", ".join(_TARGETS)
+    )
+
+
+def _call(model: nn.Module, inputs: Mapping[str, Any]) -> Any:
+    parameters = inspect.signature(model.forward).parameters
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    if takes_any or all(name in parameters for name in inputs):
+        return model(**inputs)
+    if len(inputs) == 1:
+        return model(next(iter(inputs.values())))
+    raise InputsError(
+        f"{type(model).__name__}.forward takes {', '.join(parameters)}, but the data's columns are {', '.join(inputs)}"
+    )
