@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-from scalekit.hardware.measure import Run, Runs, best_seconds, kept, usual_seconds
+from scalekit.hardware.measure import Run, Runs, kept, usual_seconds
 
 KERNELS = ("attention", "convolution", "reordering", "function", "normalization", "random", "strided", "dispatch")
 """attention, convolution: FLOP/s in float32. reordering: bytes a second of what goes into and comes out of small convolutions,
@@ -41,7 +41,8 @@ def kernel_rates(threads: int, processes: int = 1) -> Mapping[str, float]:
 
 
 def _time_kernels(threads: int, processes: int) -> Mapping[str, float]:
-    seconds = usual_seconds(_runs, threads, processes) | best_seconds({"dispatch": _tiny_step()}, threads)
+    # Python's lock would keep threads from dispatching at once, which processes do without a word to each other.
+    seconds = usual_seconds(_runs, threads, processes) | usual_seconds(lambda: {"dispatch": _tiny_step()}, threads)
     batch, heads, length, width = _HEADS
     convolution, tiny = _convolution_flops(_IMAGE, _KERNEL), _convolution_flops(_SMALL, _FILTERS)
     amounts = {

@@ -12,6 +12,7 @@ from typing import Any
 
 from scalekit.hardware.catalog import DEVICES, TORCH_NAMES, hardware_of
 from scalekit.hardware.kernels import kernel_rates
+from scalekit.hardware.links import ASSUMED, collective_rates
 from scalekit.hardware.measure import (
     host_cores,
     memory_bytes_per_second,
@@ -21,8 +22,6 @@ from scalekit.hardware.measure import (
 )
 from scalekit.hardware.spec import Device, Hardware, check_counts
 
-# gloo over loopback or TCP, which one core feeds: measured rates lie around 1 GB/s whatever the wire could carry.
-_GLOO_BYTES_PER_SECOND = 1e9
 # For a GPU that is not in the table: the memory of the slowest card in it, and PCIe 3.0 x16.
 _UNLISTED_MEMORY_BYTES_PER_SECOND = 300e9
 _UNLISTED_BUS_BYTES_PER_SECOND = 16e9
@@ -126,22 +125,25 @@ def cpu(processes: int, nodes: int) -> Hardware:
     # A process has its part of the cores, though no more of them than it has threads: torchrun gives each process one.
     share = min(1.0, cores / (min(threads, cores) * processes))
     rate, kernels = memory_bytes_per_second(threads, processes), kernel_rates(threads, processes)
+    # One core feeds gloo, whatever the wire between nodes could carry.
+    links = ASSUMED if processes == 1 else collective_rates(threads, processes)
     device = Device(
         name="cpu",
         kind="cpu",
         memory_bytes=memory // processes,
         flops={name: flops * share for name, flops in product_flops(threads, processes).items()},
         memory_bytes_per_second=rate * share,
-        link_bytes_per_second=_GLOO_BYTES_PER_SECOND,
+        link_bytes_per_second=links["all_reduce"],
         bus_bytes_per_second=rate * share,
         source="measured on this machine",
-        kernels={name: value / share if name == "dispatch" else value * share for name, value in kernels.items()},
+        kernels={name: value / share if name == "dispatch" else value * share for name, value in kernels.items()}
+        | links,
     )
     return Hardware(
         device,
         processes,
         nodes,
-        network_bytes_per_second=_GLOO_BYTES_PER_SECOND,
+        network_bytes_per_second=links["all_reduce"],
         host_memory_bytes=memory,
         host_bytes_per_second=rate * share * processes,
         host_cores=cores,

@@ -1,7 +1,7 @@
 """Rates that are measured on this machine, and what is kept of them in its cache for the next process.
 
-A rate is the best of several repetitions, since others on the machine only slow it; of processes that share the machine, it is
-the usual one while all compute the same. It is kept for a day, and for minutes where the processor was shared with others.
+A rate is the usual one of several repetitions, as a step meets it; of processes that share the machine, while all compute the
+same. It is kept for a day, and for minutes where the processor was shared with others.
 """
 
 from __future__ import annotations
@@ -100,8 +100,8 @@ def _sum_in_place() -> Runs:
     return {"sum": partial(torch.zeros_like(source).add_, source)}
 
 
-def usual_seconds(make: Callable[[], Runs], threads: int, processes: int) -> dict[str, float]:
-    """What each run takes in one of so many processes that do the same at once: of one process, the shortest time.
+def usual_seconds(make: Callable[[], Runs], threads: int, processes: int = 1) -> dict[str, float]:
+    """The median time of each run, in one of so many processes that do the same at once.
 
     The others are threads of this process: they share the memory, the caches and the clock of the processor as processes do,
     and Python's lock only between runs.
@@ -114,7 +114,7 @@ def usual_seconds(make: Callable[[], Runs], threads: int, processes: int) -> dic
     others = min(processes, max(1, host_cores() // threads)) - 1
     own, theirs = make(), [make() for _ in range(others)]
     if not others:
-        return best_seconds(own, threads)
+        return _in_turns(own, threads)
     with ThreadPoolExecutor(others) as pool:
         return {name: _beside(own[name], [each[name] for each in theirs], threads, pool) for name in own}
 
@@ -144,21 +144,22 @@ def _beside(run: Run, theirs: list[Run], threads: int, pool: ThreadPoolExecutor)
     return max(median(found), 1e-9)
 
 
-def best_seconds(runs: Runs, threads: int) -> dict[str, float]:
-    """The shortest time of each run, in turns, so that what disturbs one disturbs all.
+def _in_turns(runs: Runs, threads: int) -> dict[str, float]:
+    """The median time of each run, in turns, so that what disturbs one disturbs all.
 
-    The first turn may prepare what others use; there are two at least, and as many as fit the budget of each run.
+    The first turn, which may prepare what others use, does not count; there are two more at least, and as many as fit the
+    budget of each run.
     """
     clock = _clock(threads)
-    best = dict.fromkeys(runs, math.inf)
+    found: dict[str, list[float]] = {name: [] for name in runs}
     turns, end = 0, time.perf_counter() + _TURN_SECONDS * len(runs)
-    while turns < 2 or time.perf_counter() < end:
+    while turns < 3 or time.perf_counter() < end:
         for name, run in runs.items():
             start = clock()
             run()
-            best[name] = min(best[name], clock() - start)
+            found[name].append(clock() - start)
         turns += 1
-    return {name: max(seconds, 1e-9) for name, seconds in best.items()}
+    return {name: max(median(seconds[1:]), 1e-9) for name, seconds in found.items()}
 
 
 def _clock(threads: int) -> Callable[[], float]:

@@ -29,7 +29,8 @@ class Device:
         bus_bytes_per_second: between host and device, one direction.
         source: where the figures are from.
         context_bytes: what a process takes of it beside tensors, where a probe has measured that here.
-        kernels: of a CPU that was measured, what it reaches in other operations than products; see `kernels.KERNELS`.
+        kernels: of a CPU that was measured, what it reaches in other operations than products, and in collectives; see
+            `kernels.KERNELS` and `links.COLLECTIVES`.
     """
 
     name: str

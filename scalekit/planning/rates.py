@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from scalekit.hardware import Device, Hardware
+from scalekit.hardware.links import ASSUMED
 from scalekit.planning.setting import Setting
 from scalekit.planning.trace import Sort
 
@@ -51,9 +52,6 @@ LATENCY_SECONDS = 20e-6
 NODES_LATENCY_SECONDS = 10e-6
 """What it takes more for each doubling of the nodes: 32 nodes need 63 to 71 microseconds (NVIDIA/nccl issue 652)."""
 
-GLOO_LATENCY_SECONDS = 3e-4
-"""What a collective takes among processes on CPUs, which wake each other's threads over TCP."""
-
 OVERLAP = 0.8
 """The share of compute behind which communication can hide: NCCL's kernels take some of the multiprocessors and of the
 memory bandwidth. Assumed."""
@@ -75,6 +73,7 @@ class Rates:
     Attributes:
         link: to the ranks of its node.
         network: to the next rank in a ring of all, which is as slow as its way between nodes.
+        gather_share: of these two, what an all-gather reaches: gloo copies what it gathers.
         bus, host, nvme: this rank's share of its node's.
         launch: the least seconds of an operation, or on a CPU what is added to each.
         flops_shares, memory_shares: of these rates, what each sort of operation reaches, shape [sorts].
@@ -88,6 +87,7 @@ class Rates:
     memory: float
     link: float
     network: float
+    gather_share: float
     bus: float
     host: float
     nvme: float
@@ -110,7 +110,8 @@ class Rates:
         # NCCL lays as many rings as the node has adapters, each of which leaves it through another one: in DGX A100s with 25
         # GB/s for each of eight devices its authors measure 192 GB/s (NVIDIA/nccl issue 812). gloo has one ring.
         outwards = hardware.network_bytes_per_second * (node if is_gpu else 1) if nodes > 1 else math.inf
-        latency = LATENCY_SECONDS if is_gpu else GLOO_LATENCY_SECONDS
+        gloo = {**ASSUMED, **device.kernels}
+        latency = LATENCY_SECONDS if is_gpu else gloo["collective"]
         host = memory * hardware.host_bytes_per_second / node
         flops_shares, memory_shares, dispatch = _shares(device)
         return cls(
@@ -119,6 +120,7 @@ class Rates:
             memory=memory * device.memory_bytes_per_second,
             link=link * device.link_bytes_per_second,
             network=link * min(device.link_bytes_per_second, outwards),
+            gather_share=1.0 if is_gpu else gloo["all_gather"] / gloo["all_reduce"],
             bus=min(link * device.bus_bytes_per_second, host),
             host=host,
             nvme=NVME_BYTES_PER_SECOND / node,

@@ -83,6 +83,7 @@ class Collectives:
         rounds: 1 for an all-gather or a reduce-scatter, 2 for an all-reduce, which is one after the other.
         bare: the share of them that compute cannot hide, because it waits for the first or is over before the last.
         is_near: whether these ranks are of one node.
+        gathers: whether they are all-gathers.
     """
 
     size_bytes: float
@@ -91,6 +92,7 @@ class Collectives:
     rounds: int = 1
     bare: float = 1.0
     is_near: bool = False
+    gathers: bool = False
 
     @property
     def sent_bytes(self) -> float:
@@ -154,8 +156,8 @@ def _fully_sharded(setting: Setting, sizes: Sizes) -> list[Phase]:
     first = (sizes.root + inside / blocks) / max(sizes.elements, 1)
     last = (sizes.root_trained + (sizes.trained - sizes.root_trained) / blocks) / max(sizes.trained, 1)
     units = sizes.blocks + (sizes.root > 0)
-    gather = Collectives(sizes.elements * item, world, units, bare=first)
-    again = Collectives(inside * item, world, sizes.blocks, bare=1 / blocks)
+    gather = Collectives(sizes.elements * item, world, units, bare=first, gathers=True)
+    again = Collectives(inside * item, world, sizes.blocks, bare=1 / blocks, gathers=True)
     size = sizes.trained * setting.dtypes.reduction.itemsize
     reduce = Collectives(size, world, units, rounds=_scatter_rounds(setting), bare=last)
     times = setting.accumulation
@@ -174,7 +176,7 @@ def _zero(setting: Setting, sizes: Sizes) -> list[Phase]:
     ]
     if "optimizer" in shards:
         size = sizes.trained * setting.dtypes.parameters.itemsize
-        phases.append(Phase(None, 1, (Collectives(size, setting.world_size),)))
+        phases.append(Phase(None, 1, (Collectives(size, setting.world_size, gathers=True),)))
     return phases
 
 
@@ -192,7 +194,7 @@ def _zero3(setting: Setting, sizes: Sizes) -> list[Phase]:
     def gather(elements: float, near: bool) -> Collectives:
         number = min(sizes.owners, math.ceil(elements / ahead))
         bare = 1 / max(sizes.blocks, number, 1)
-        return Collectives(elements * item, node if near else world, number, bare=bare, is_near=near)
+        return Collectives(elements * item, node if near else world, number, bare=bare, is_near=near, gathers=True)
 
     again = gathered_again(setting, sizes)
     return [
@@ -200,7 +202,7 @@ def _zero3(setting: Setting, sizes: Sizes) -> list[Phase]:
         Phase("forward", times - 1, (gather(sizes.shared, is_near),)),
         Phase("backward", times, (gather(again, is_near),)),
         Phase(None, times, (_reduction(setting, sizes, _scatter_rounds(setting)),)),
-        Phase(None, 1, (Collectives((sizes.elements - sizes.shared) * item, world),)),
+        Phase(None, 1, (Collectives((sizes.elements - sizes.shared) * item, world, gathers=True),)),
     ]
 
 
