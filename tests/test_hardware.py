@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,6 +27,7 @@ from scalekit.hardware import (
     detect,
     fastest_precision,
     find_device,
+    links,
     local,
     measure,
     slow_precision_warning,
@@ -503,11 +505,37 @@ def test_another_processor_or_number_of_threads_is_measured_anew(
 
 
 def test_measuring_takes_no_longer_than_the_slowest_type_makes_it(cache: Path) -> None:
-    """A product of 256 x 256 twice in each type is the least; all others are ended before they take long."""
+    """A product of 256 x 256 three times in each type is the least; all others are ended before they take long."""
     start = time.thread_time()
-    rates = measure._time_products(1)
-    least = 2 * sum(2 * 256**3 / rate for rate in rates.values())
+    rates = measure._time_products(1, 1)
+    least = 3 * sum(2 * 256**3 / rate for rate in rates.values())
     assert time.thread_time() - start < 0.6 + 3 * least
+
+
+@pytest.mark.parametrize(("threads", "processes", "at_work"), [(1, 1, 1), (1, 3, 3), (1, 9, 4), (2, 9, 2), (4, 2, 1)])
+def test_as_many_are_at_work_as_there_are_cores_for(
+    monkeypatch: pytest.MonkeyPatch, threads: int, processes: int, at_work: int
+) -> None:
+    monkeypatch.setattr(measure, "host_cores", lambda: 4)
+    seen: set[int] = set()
+
+    def make() -> dict[str, Callable[[], object]]:
+        return {"run": lambda: (seen.add(threading.get_ident()), time.sleep(1e-3))}
+
+    assert 0 < measure.usual_seconds(make, threads, processes)["run"] < 0.1
+    assert len(seen) == at_work
+
+
+def test_collectives_are_measured_among_processes_of_this_machine(cache: Path) -> None:
+    links.collective_rates.cache_clear()
+    found = links.collective_rates(1, 2)
+    assert set(found) == set(links.COLLECTIVES)
+    assert found is not links.ASSUMED
+    assert 1e7 < found["all_gather"] < 1e11
+    assert 1e7 < found["all_reduce"] < 1e11
+    assert 1e-6 < found["collective"] < 0.1
+    links.collective_rates.cache_clear()
+    assert links.collective_rates(1, 2) == found
 
 
 # -- the precision that is fast ---------------------------------------------------------------------------------------

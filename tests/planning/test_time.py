@@ -12,6 +12,8 @@ from torch import nn
 
 from scalekit.dtypes import promised
 from scalekit.hardware import Hardware, find_device
+from scalekit.hardware.kernels import KERNELS
+from scalekit.hardware.links import ASSUMED
 from scalekit.planning import rates, time
 from scalekit.planning.profile import Profile, Subject, profile
 from scalekit.planning.rates import Rates
@@ -186,9 +188,23 @@ def test_operations_are_sorted_by_what_they_do() -> None:
 def test_python_takes_its_time_on_a_cpu_alone(hardware: Hardware, is_cpu: bool) -> None:
     once, thrice = (step("ddp", hardware, accumulation=n).parts["loop"] for n in (1, 3))
     dispatches = rates.STEP_DISPATCHES + rates.MICRO_BATCH_DISPATCHES + rates.PARAMETER_DISPATCHES * BLOCKS
-    sums = rates.STEP_COLLECTIVES * rates.GLOO_LATENCY_SECONDS
+    sums = rates.STEP_COLLECTIVES * ASSUMED["collective"]
     assert once == pytest.approx(is_cpu * (dispatches * rates.DISPATCH_SECONDS + sums))
     assert thrice - once == pytest.approx(is_cpu * 2 * rates.MICRO_BATCH_DISPATCHES * rates.DISPATCH_SECONDS)
+
+
+def test_gloo_gathers_more_slowly_than_it_sums() -> None:
+    """What it gathers it copies twice. As many bytes go over the wire in either."""
+    known = replace(
+        CPUS,
+        device=replace(
+            CPUS.device, kernels={**dict.fromkeys(KERNELS, 1e9), **ASSUMED, "all_reduce": 1e9, "all_gather": 2.5e8}
+        ),
+    )
+    found = Rates.of(setting("zero2", known), known)
+    gather, reduce = (Collectives(1e9, 2, rounds=1 + is_sum, gathers=not is_sum) for is_sum in (False, True))
+    assert time._collective_seconds(gather, found) == pytest.approx(0.5e9 / 2.5e8 + ASSUMED["collective"])
+    assert time._collective_seconds(reduce, found) == pytest.approx(1e9 / 1e9 + ASSUMED["collective"])
 
 
 def test_later_micro_batches_add_their_gradients_on_a_cpu() -> None:
