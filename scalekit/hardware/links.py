@@ -17,8 +17,8 @@ from typing import Any
 from scalekit.hardware.measure import kept
 
 COLLECTIVES = ("all_reduce", "all_gather", "collective")
-"""all_reduce, all_gather: bytes a second that each rank sends in a ring (Patarasuk and Yuan 2009). collective: seconds of one of a
-few numbers in the middle of work, since ranks are never there at the same moment."""
+"""all_reduce, all_gather: bytes a second that each rank sends in a ring (Patarasuk and Yuan 2009). collective: seconds of one
+of a few numbers in the middle of work, since ranks are never there at the same moment."""
 
 ASSUMED = {"all_reduce": 1e9, "all_gather": 4e8, "collective": 1e-3}
 """Where gloo cannot be tried out: about what was seen over loopback on servers."""
