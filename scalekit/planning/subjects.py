@@ -42,7 +42,7 @@ def subject(
     else:
         length = _length(model, built, tokens)
         make = _made_up(model, built, length)
-    return Subject(model.name, model.source, _step(built, loss), make, length, _key(model, built, loss, make(2)))
+    return Subject(model.name, model.source, _step(built, loss), make, length, _key(built, loss, make(2)))
 
 
 def _step(built: nn.Module, loss: LossFunction | None) -> Step:
@@ -64,18 +64,25 @@ def rows_of(example: Any) -> int:
     return next((len(t) for t in tree_iter(example) if isinstance(t, Tensor) and t.ndim), 0)
 
 
-def _key(model: Model, built: nn.Module, loss: Any, batch: Any) -> str | None:
+def _key(built: nn.Module, loss: Any, batch: Any) -> str | None:
     """Everything that the step of one of transformers' own models depends on; None for other models."""
-    config = model.config
-    is_known = config is not None and loss is None and type(built).__module__.startswith("transformers.")
-    if not is_known or any(p.requires_grad is False for p in built.parameters()):
+    config = getattr(built, "config", None)
+    if config is None or loss is not None or not all(_is_known(part) for part in built.modules()):
         return None
     import transformers
 
     shapes = [(tuple(t.shape), str(t.dtype)) for t in tree_iter(batch) if isinstance(t, Tensor)]
     attention = getattr(config, "_attn_implementation", None)
     versions = torch.__version__, transformers.__version__
-    return repr((type(built).__name__, config.to_json_string(use_diff=False), attention, shapes, versions))
+    # Parts may have been taken out or frozen since the configuration was read.
+    parameters = [(name, tuple(p.shape), p.requires_grad) for name, p in built.named_parameters()]
+    structure = type(built).__name__, repr(built), config.to_json_string(use_diff=False), attention
+    return repr((*structure, parameters, shapes, versions))
+
+
+def _is_known(part: nn.Module) -> bool:
+    """Whether a module is as a library made it."""
+    return type(part).__module__.startswith(("transformers.", "torch.")) and "forward" not in vars(part)
 
 
 def _tokens(example: Any) -> int:
