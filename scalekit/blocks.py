@@ -92,13 +92,17 @@ def _is_rows(value: Any) -> bool:
 
 
 AnyRows: TypeAlias = Annotated[
-    Any, Is("rows: a list, a data set of Hugging Face's or torch's, a DataLoader, a LightningDataModule", _is_rows)
+    Any,
+    Is(
+        "rows: a list, a data set of Hugging Face's or torch's, a pandas DataFrame, a DataLoader, a LightningDataModule",
+        _is_rows,
+    ),
 ]
 Source: TypeAlias = Annotated[
     AnyRows | Place | DataBlock | MixtureBlock,
     Says(
         "a hub id, a file, a folder, a mapping with the keys path, name, split, revision and streaming, a mixture, or rows: a "
-        "list, a data set of Hugging Face's or torch's, a DataLoader, a LightningDataModule"
+        "list, a data set of Hugging Face's or torch's, a pandas DataFrame, a DataLoader, a LightningDataModule"
     ),
 ]
 

@@ -155,11 +155,13 @@ def _told(rule: str) -> Iterator[None]:
 
 
 def build_schedule(schedule: str | Schedule, warmup_steps: int, total_steps: int) -> Schedule:
-    """The learning rate's factor by step: a linear warm-up to 1, and then the schedule's own shape down to 0.
+    """The learning rate's factor by step: a linear warm-up from 0 to 1, and then the schedule's own shape down to 0.
+
+    They are the field's: of the same names, transformers' `get_scheduler` gives the same factors at every step.
 
     Args:
         schedule: one of `names.SCHEDULES`, or a function of the step's index, which is then used alone.
-        warmup_steps: the factor reaches 1 at this step; the first step already has a factor above 0.
+        warmup_steps: the factor reaches 1 after so many steps; the first of them has a factor of 0.
         total_steps: the step at which the factor would be 0.
 
     Raises:
@@ -176,7 +178,7 @@ def build_schedule(schedule: str | Schedule, warmup_steps: int, total_steps: int
 
     def factor(step: int) -> float:
         if step < warmup_steps:
-            return (step + 1) / (warmup_steps + 1)
+            return step / warmup_steps
         progress = min((step - warmup_steps) / left, 1.0)
         if schedule == "linear":
             return 1.0 - progress

@@ -3,18 +3,34 @@
 import pytest
 import torch
 from torch import nn
+from transformers import get_scheduler
 
 from scalekit.errors import ConfigError
 from scalekit.names import SCHEDULES
-from scalekit.optim import build_schedule, parameter_groups
+from scalekit.optim import WSD_DECAY, build_schedule, parameter_groups
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_warm_up_peak_and_end(name: str) -> None:
     factor = build_schedule(name, warmup_steps=10, total_steps=100)
-    assert 0 < factor(0) < factor(5) < 1
-    assert factor(10) == 1
+    assert [factor(step) for step in (0, 5, 10)] == [0, 0.5, 1]
     assert factor(100) == (1 if name == "constant" else 0)
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 7])
+@pytest.mark.parametrize(("name", "theirs"), [
+    ("constant", "constant_with_warmup"), ("linear", "linear"), ("cosine", "cosine"), ("wsd", "warmup_stable_decay"),
+])  # fmt: skip
+def test_named_schedules_are_transformers(name: str, theirs: str, warmup: int) -> None:
+    total = 47
+    decay = {"num_decay_steps": WSD_DECAY * (total - warmup), "decay_type": "linear"} if name == "wsd" else None
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(()))], lr=2.0)
+    scheduler = get_scheduler(theirs, optimizer, warmup, total, scheduler_specific_kwargs=decay)
+    factor = build_schedule(name, warmup, total)
+    for step in range(total):
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(2.0 * factor(step), abs=1e-12), step
+        optimizer.step()
+        scheduler.step()
 
 
 def test_shapes() -> None:

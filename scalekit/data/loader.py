@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import tee
 from typing import Any, final
 
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
+from scalekit.data.encoders.encoder import keyed
 from scalekit.data.order import Order, Turn
 from scalekit.errors import NoLabelError
 from scalekit.objectives.normalization import MicroBatch
@@ -66,14 +67,15 @@ class Loader:
     def __iter__(self) -> Iterator[Any]:
         self._pending.clear()
         rows = self._rows
+        epoch = self.position // self.order.length if self._advances else 0
         if hasattr(rows, "at_epoch"):
-            rows = rows.at_epoch(self.position // self.order.length if self._advances else 0)
+            rows = rows.at_epoch(epoch)
         # As they are needed: an epoch's list of them would outgrow the memory.
         turns, ahead = tee(self.order.turns(self._rank, self.position))
         batches = DataLoader(
-            rows,
+            _Placed(rows),
             batch_sampler=(list(turn.rows) for turn in ahead),
-            collate_fn=self._collate,
+            collate_fn=_Collate(self._collate, self.order.seed, epoch),
             num_workers=self._workers,
             pin_memory=self._pin_memory,
             worker_init_fn=end_by_parent_alone,
@@ -123,3 +125,33 @@ class Loader:
         if items <= 0:
             raise NoLabelError(f"the rows {list(turn.rows)} have nothing that the loss counts: all labels are masked")
         return items
+
+
+class _Batch(list[Any]):
+    """Rows, and the places that they were read from."""
+
+    def __init__(self, rows: Iterable[Any], places: Sequence[int]) -> None:
+        super().__init__(rows)
+        self.places = places
+
+
+class _Placed(Dataset[Any]):
+    """Map-style rows, whose micro-batches know their places."""
+
+    def __init__(self, rows: Any) -> None:
+        self._rows = rows
+
+    def __getitems__(self, places: list[int]) -> _Batch:
+        found = getattr(self._rows, "__getitems__", None)
+        return _Batch(found(places) if found else [self._rows[place] for place in places], places)
+
+
+class _Collate:
+    """What makes a batch, with random draws that depend on (seed, epoch, rows) alone, in any process."""
+
+    def __init__(self, collate: Callable[[list[Any]], Any], seed: int, epoch: int) -> None:
+        self._collate, self._seed, self._epoch = collate, seed, epoch
+
+    def __call__(self, batch: _Batch) -> Any:
+        with keyed(self._seed, self._epoch, *batch.places):
+            return self._collate(list(batch))

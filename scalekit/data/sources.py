@@ -16,9 +16,10 @@ from scalekit.blocks import DataBlock, MixtureBlock
 from scalekit.data import opening, origins
 from scalekit.data.mixture import Mixture
 from scalekit.data.opening import Loaded
+from scalekit.data.weighted import Weighted
 from scalekit.errors import ConfigError, DataError, EmptyDataError, UnknownNameError
 from scalekit.names import ON_BAD_ROW
-from scalekit.settings import checked
+from scalekit.settings import checked, is_a
 
 _HELD_OUT = ("validation", "valid", "val", "dev", "test")
 
@@ -105,7 +106,7 @@ def read(data: Any, validation: Any = None, seed: int = 0, on_bad_row: str = "re
     skip = on_bad_row == "skip"
     from torch.utils.data import default_collate
 
-    opened = _open_all(data, skip)
+    opened = _open_all(data, skip, seed)
     parts = tuple(each.train() for each in opened)
     _check_rows(parts)
     others: list[_Opened] = []
@@ -117,7 +118,7 @@ def read(data: Any, validation: Any = None, seed: int = 0, on_bad_row: str = "re
     elif isinstance(validation, str) and any(each.has(validation) for each in opened):
         held_out = [each.held_out(validation) for each in opened]
     else:
-        others = _open_validation(validation, opened, skip)
+        others = _open_validation(validation, opened, skip, seed)
         held_out = [each.train() for each in others]
         if any(each.collate not in (None, default_collate, opened[0].collate) for each in others):
             raise DataError("rows held out are batched like the others: give the DataLoader's dataset as `validation`")
@@ -142,9 +143,9 @@ def _called(name: str) -> str:
     return f"the {name}" if name in ("data", "validation") else f"the data {name!r}"
 
 
-def _open_validation(validation: Any, opened: list[_Opened], skip: bool) -> list[_Opened]:
+def _open_validation(validation: Any, opened: list[_Opened], skip: bool, seed: int) -> list[_Opened]:
     try:
-        return _open_all(validation, skip)
+        return _open_all(validation, skip, seed)
     except DataError as error:
         if not (isinstance(validation, str) and re.fullmatch(r"[\w+\[\]:%]+", validation)):
             raise
@@ -256,15 +257,15 @@ def _hold_out(part: Part, share: float, seed: int) -> tuple[Part, Part]:
 # Each kind of data.
 
 
-def _open_all(data: Any, skip: bool) -> list[_Opened]:
+def _open_all(data: Any, skip: bool, seed: int) -> list[_Opened]:
     """One, or all parts of a mixture."""
     if isinstance(data, Mapping) and "mixture" in data:
         data = _mixture(data)
     if not isinstance(data, Mixture):
-        return [_open(data, skip)]
+        return [_open(data, skip, seed)]
     opened: list[_Opened] = []
     for number, (each, weight) in enumerate(data.parts):
-        part = _open(each, skip)
+        part = _open(each, skip, seed)
         if any(split.is_stream for split in part.splits.values()):
             raise DataError(
                 "a stream cannot be part of a mixture yet: load it without streaming=True, or train on it alone"
@@ -284,7 +285,7 @@ def _mixture(data: Mapping[str, Any]) -> Mixture:
     return Mixture([({key: part[key] for key in part if key != "weight"}, part["weight"]) for part in parts])
 
 
-def _open(data: Any, skip: bool) -> _Opened:
+def _open(data: Any, skip: bool, seed: int) -> _Opened:
     from torch.utils.data import DataLoader, Dataset
 
     if isinstance(data, (str, Path)):
@@ -296,9 +297,11 @@ def _open(data: Any, skip: bool) -> _Opened:
     if isinstance(data, Mixture):
         raise ConfigError("a mixture cannot be part of a mixture: list all parts in one")
     if isinstance(data, DataLoader):
-        return _from_loader(data)
+        return _from_loader(data, seed)
     if hasattr(data, "train_dataloader"):
-        return _from_datamodule(data)
+        return _from_datamodule(data, seed)
+    if is_a(data, "pandas.DataFrame"):
+        return _from_frame(data)
     if isinstance(data, list) and all(isinstance(row, dict) for row in data):
         return _from_loaded(opening.from_list(data, skip))
     is_known = isinstance(data, (Dataset, Sequence)) or origins.is_of_datasets(data, "Dataset")
@@ -308,6 +311,15 @@ def _open(data: Any, skip: bool) -> _Opened:
         f"data of type {type(data).__name__} cannot be used. Give a Hugging Face data set, a hub id, a file or folder, a "
         "list of rows, or a torch Dataset with a length"
     )
+
+
+def _from_frame(frame: Any) -> _Opened:
+    import datasets
+
+    try:
+        return _Opened({"train": Part(datasets.Dataset.from_pandas(frame, preserve_index=False))})
+    except Exception as error:  # pyarrow's, by the kind of what it cannot hold
+        raise DataError(f"the DataFrame has a column that holds more than one kind of value: {error}") from error
 
 
 def _is_stream(rows: Any) -> bool:
@@ -329,8 +341,8 @@ def _from_loaded(loaded: Loaded) -> _Opened:
     return _Opened(splits, skipped=tuple(Skipped(fault.where, fault.why) for fault in loaded.left_out))
 
 
-def _from_loader(loader: Any) -> _Opened:
-    from torch.utils.data import DataLoader, RandomSampler
+def _from_loader(loader: Any, seed: int) -> _Opened:
+    from torch.utils.data import DataLoader, RandomSampler, WeightedRandomSampler
 
     if isinstance(loader, (list, tuple)) and len(loader) == 1:
         (loader,) = loader
@@ -338,6 +350,17 @@ def _from_loader(loader: Any) -> _Opened:
         raise DataError(
             f"a {type(loader).__name__} of data loaders cannot be used: give one DataLoader, or its dataset"
         )
+    if loader.batch_sampler is None:
+        raise DataError(
+            "a DataLoader with batch_size=None gives batches that its data set has made, which cannot be split: let the data "
+            "set give rows"
+        )
+    if _is_stream(loader.dataset):
+        return _Opened(
+            {"train": Part(loader.dataset)}, collate=loader.collate_fn, shuffle=False, workers=loader.num_workers
+        )
+    if isinstance(loader.sampler, WeightedRandomSampler):
+        return _by_weight(loader, seed)
     own = _own_order(loader)
     if own is not None:
         raise DataError(
@@ -348,6 +371,12 @@ def _from_loader(loader: Any) -> _Opened:
     return _Opened(
         {"train": Part(loader.dataset)}, collate=loader.collate_fn, shuffle=shuffle, workers=loader.num_workers
     )
+
+
+def _by_weight(loader: Any, seed: int) -> _Opened:
+    sampler = loader.sampler
+    rows = Weighted(loader.dataset, sampler.weights, sampler.num_samples, sampler.replacement, seed)
+    return _Opened({"train": Part(rows)}, collate=loader.collate_fn, shuffle=False, workers=loader.num_workers)
 
 
 def _own_order(loader: Any) -> str | None:
@@ -363,16 +392,16 @@ def _own_order(loader: Any) -> str | None:
     return None if takes_all else type(sampler).__name__
 
 
-def _from_datamodule(module: Any) -> _Opened:
+def _from_datamodule(module: Any, seed: int) -> _Opened:
     from lightning.pytorch import LightningDataModule
 
     with files.alone("prepare_data"):
         module.prepare_data()
     module.setup("fit")
-    opened = _from_loader(module.train_dataloader())
+    opened = _from_loader(module.train_dataloader(), seed)
     held_out_by = getattr(module, "val_dataloader", None)
     overridden = getattr(held_out_by, "__func__", held_out_by) is not LightningDataModule.val_dataloader
     held_out = held_out_by() if overridden and held_out_by is not None else None
     if held_out is None:
         return opened
-    return replace(opened, splits=opened.splits | {"validation": _from_loader(held_out).splits["train"]})
+    return replace(opened, splits=opened.splits | {"validation": _from_loader(held_out, seed).splits["train"]})

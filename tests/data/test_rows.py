@@ -87,7 +87,7 @@ def prepare_encoder(rows: Any) -> Sounds:
 
 def test_micro_batches_are_as_long_as_their_longest_row_in_the_mean() -> None:
     tokens = np.array([10, 3, 7, 7])
-    rows = Rows(way=None, train=None, longest=lambda: None, lengths=Lengths(tokens, 0, 0))
+    rows = Rows(way=None, train=None, longest=lambda: None, few=list, lengths=Lengths(tokens, 0, 0))
     for size in (1, 2, 3):
         mean = np.mean([max(drawn) for drawn in product(tokens, repeat=size)])
         assert rows.fill(size) == pytest.approx(mean / 10)

@@ -91,6 +91,30 @@ class Drawn(torch.utils.data.Dataset[Row]):
         return Drawn(rows, self._encoder, self._seed, epoch)
 
 
+class Keyed(torch.utils.data.Dataset[Any]):
+    """A torch data set whose rows may draw random numbers as they are read: these depend on (seed, epoch, row) alone.
+
+    Args:
+        rows: map-style.
+        seed: of the job.
+        epoch: from 0.
+    """
+
+    def __init__(self, rows: Any, seed: int, epoch: int = 0) -> None:
+        self._rows, self._seed, self._epoch = rows, seed, epoch
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Any:
+        with keyed(self._seed, self._epoch, index):
+            return self._rows[index]
+
+    def at_epoch(self, epoch: int) -> Keyed:
+        rows = self._rows.at_epoch(epoch) if hasattr(self._rows, "at_epoch") else self._rows
+        return Keyed(rows, self._seed, epoch)
+
+
 def drawn_by_content(encoder: Encoder, row: Row, seed: int, epoch: int) -> Row:
     """A row of a stream as it is drawn in an epoch: it has no number, so what it holds stands for one."""
     with keyed(seed, epoch, checksum(row)):
