@@ -242,7 +242,7 @@ LEGAL: dict[str, Callable[[Any], bool]] = {
     "data": either(place, block, rows),
     "task": or_none(one_of(*models.CLASSES)),
     "loss": or_none(function(2)),
-    "count": or_none(function(1)),
+    "item_count": or_none(function(1)),
     "validation": or_none(either(real(lambda n: 0 < n < 1), place, block, rows)),
     "processor": or_none(place),
     "sequence_length": or_none(COUNT),
@@ -290,7 +290,7 @@ LEGAL: dict[str, Callable[[Any], bool]] = {
 }
 BESIDE: dict[str, dict[str, Any]] = {
     "max_epochs": {"max_steps": None},
-    "count": {"loss": of_two},
+    "item_count": {"loss": of_two},
     "packing": {"sequence_length": 4},
     "keep_every": {"keep_last": 1},
     "keep_best": {"keep_last": 1, "evaluate_every": 1},
@@ -388,7 +388,7 @@ BESIDE_A_FIT: dict[str, dict[str, Any]] = {
     "generate": {"validation": ROWS},
     "evaluate_every": {"validation": ROWS},
     "keep_best": {"validation": ROWS, "keep_last": 1, "evaluate_every": 1},
-    "count": {},
+    "item_count": {},
 }
 ENDLESS = ("max_steps", "max_epochs")
 
@@ -442,8 +442,8 @@ def ends_well(name: str, value: Any) -> None:
         ("data", [None]),
         ("data", range(3)),
         ("loss", of_any),
-        ("count", of_any),
-        ("count", lambda batch: math.nan),
+        ("item_count", of_any),
+        ("item_count", lambda batch: math.nan),
         ("validation", [None]),
         ("optimizer", of_any),
         ("optimizer", int),

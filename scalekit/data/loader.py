@@ -152,6 +152,7 @@ class _Collate:
     def __init__(self, collate: Callable[[list[Any]], Any], seed: int, epoch: int) -> None:
         self._collate, self._seed, self._epoch = collate, seed, epoch
 
-    def __call__(self, batch: _Batch) -> Any:
+    def __call__(self, batch: Any) -> Any:
+        """Takes a `_Batch`."""
         with keyed(self._seed, self._epoch, *batch.places):
             return self._collate(list(batch))

@@ -51,7 +51,7 @@ def _rank(store: Any, rank: int, ranks: int) -> Mapping[str, float]:
     import torch
     from torch.distributed import ProcessGroupGloo
 
-    group = ProcessGroupGloo(store, rank, ranks, _TIMEOUT)
+    group: Any = ProcessGroupGloo(store, rank, ranks, _TIMEOUT)
     numbers = torch.zeros(_NUMBERS * ranks, dtype=torch.float32, device="cpu")
     few, square = numbers[:4].clone(), torch.ones(256, 256, dtype=torch.float32, device="cpu")
     gathered = [[torch.empty_like(part) for part in numbers.chunk(ranks)]]

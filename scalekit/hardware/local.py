@@ -136,8 +136,10 @@ def cpu(processes: int, nodes: int) -> Hardware:
         link_bytes_per_second=links["all_reduce"],
         bus_bytes_per_second=rate * share,
         source="measured on this machine",
-        kernels={name: value / share if name == "dispatch" else value * share for name, value in kernels.items()}
-        | links,
+        kernels={
+            **{name: value / share if name == "dispatch" else value * share for name, value in kernels.items()},
+            **links,
+        },
     )
     return Hardware(
         device,

@@ -75,10 +75,7 @@ def test_what_a_data_set_draws_is_the_rows(micro: int, ranks: int, workers: int)
 def test_what_a_collator_draws_is_the_micro_batchs() -> None:
     rows = prepared(DataLoader(Noisy(), collate_fn=mixed_up))
     order = Order(ROWS, global_batch_size=4, micro_batch_size=2, world_size=1, seed=0, shuffle=False)
-    once, again = (
-        [batch for batch in Loader(rows.train, rows.collate, order, 0, lambda batch, n: n, workers)]
-        for workers in (0, 2)
-    )
+    once, again = (list(Loader(rows.train, rows.collate, order, 0, lambda batch, n: n, workers)) for workers in (0, 2))
     torch.testing.assert_close(once, again, rtol=0, atol=0)
     assert len({float(value) for batch in once for value in batch[:, -1]}) == ROWS
 

@@ -20,8 +20,8 @@ from torch.utils.data import (
     DataLoader,
     IterableDataset,
     RandomSampler,
-    TensorDataset,
     SubsetRandomSampler,
+    TensorDataset,
 )
 
 from scalekit.data.mixture import Mixture
