@@ -39,7 +39,7 @@ def collective_rates(threads: int, processes: int) -> Mapping[str, float]:
 
 
 def _time_collectives(ranks: int) -> Mapping[str, float]:
-    from torch.distributed import HashStore
+    from torch.distributed import HashStore  # type: ignore[attr-defined]
 
     store = HashStore()
     with ThreadPoolExecutor(ranks) as pool:
