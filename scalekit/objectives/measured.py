@@ -150,10 +150,19 @@ class ReductionCheck(Callback):
             warn(f"what the loss is a mean over is not measured, but taken for {objective.count}: {error}")
             return
         counts = [objective.count] if is_given else candidates(parts.whole, config, objective.count)
-        found = agree(_measured(engine, pl_module, parts, counts), self._world)
+        found = self._agreed(_measured(engine, pl_module, parts, counts), counts)
         self._rows = ()
         if found is not None:
             self._tell(found, objective)
+
+    def _agreed(self, found: Measured | None, counts: Sequence[ItemCount]) -> Measured | None:
+        """What rank 0 has found. A count travels by its place, since functions of the user's may not."""
+        place = counts.index(found.count) if found is not None and found.count is not None else None
+        told = agree(None if found is None else (place, found.whole, found.each), self._world)
+        if told is None:
+            return None
+        place, whole, each = told
+        return Measured(None if place is None else counts[place], whole, each)
 
     def _tell(self, found: Measured, objective: Any) -> None:
         likely = objective.count
