@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from torch import nn
@@ -16,18 +18,26 @@ def can_recompute(model: nn.Module) -> bool:
     return bool(_own_switches(model) or blocks(model))
 
 
-def recompute_blocks(model: nn.Module) -> None:
+def recompute_blocks(model: nn.Module, again: Callable[[], AbstractContextManager[Any]] = nullcontext) -> None:
     """Makes every repeated block of a model keep its input alone.
 
     A Hugging Face model does it by its own switch, which also turns off what does not go with it (caches of keys and
     values).
 
+    Args:
+        model: to change.
+        again: what surrounds a block that is computed anew, beside autocast, which is as it was.
+
     Raises:
         ConfigError: the model has no repeated blocks.
     """
+
+    def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+        return nullcontext(), again()
+
     switches = _own_switches(model)
     for each in switches:
-        each.activation_checkpointing_enable({"use_reentrant": False})
+        each.activation_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})
     if switches:
         return
     found = blocks(model)
@@ -36,7 +46,7 @@ def recompute_blocks(model: nn.Module) -> None:
             f"{type(model).__name__} has no repeated blocks that activation checkpointing could recompute"
         )
     for block in found:
-        checkpoint(block)
+        checkpoint(block, context_fn=contexts)
 
 
 def _own_switches(model: nn.Module) -> list[Any]:

@@ -11,7 +11,7 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -150,7 +150,7 @@ class Profile:
         with mode:
             blocks = weights.blocks(model)
             if recompute:
-                recompute_blocks(model)
+                recompute_blocks(model, tracing.FloatOnGPU if self.like_a_gpu else nullcontext)
             batch = self.subject.example(size)
             trace = tracing.trace(model, lambda: self._loss(model, batch, keeps_casts), blocks)
         for stack in stacks:

@@ -17,7 +17,8 @@ from scalekit.planning.profile import Example, Step, Subject, resize
 
 USUAL_TOKENS = 2048
 
-_ONE_LABEL = ("ForSequenceClassification", "ForImageClassification")
+_ONE_LABEL = ("ForSequenceClassification", "ForImageClassification", "ForAudioClassification")
+_SECOND_OF_SOUND = 16_000  # samples, at the rate that speech models are trained at
 
 
 def subject(
@@ -92,7 +93,10 @@ def _tokens(example: Any) -> int:
 
 
 def _length(model: Model, built: nn.Module, tokens: int | None) -> int:
-    if getattr(built, "main_input_name", None) != "input_ids":
+    main = getattr(built, "main_input_name", None)
+    if main == "input_features" and hasattr(model.config, "max_target_positions"):
+        return min(tokens or USUAL_TOKENS, int(model.config.max_target_positions))  # of what is written, not heard
+    if main != "input_ids":
         return 1
     text = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
     positions = getattr(text, "max_position_embeddings", None)
@@ -103,23 +107,37 @@ def _length(model: Model, built: nn.Module, tokens: int | None) -> int:
 
 def _made_up(model: Model, built: nn.Module, length: int) -> Example:
     """Micro-batches as a Hugging Face model takes them, by its configuration."""
-    main, kind = getattr(built, "main_input_name", None), type(built).__name__
-    if model.config is None or main not in ("input_ids", "pixel_values"):
+    main, kind, config = getattr(built, "main_input_name", None), type(built).__name__, model.config
+    shape = None if config is None or main is None else _shape(main, config, length)
+    if shape is None or main is None:
         raise ModelError(
             f"{model.name} does not say what a batch looks like: give `example`, a batch like those it will see"
         )
 
     def example(size: int) -> dict[str, Tensor]:
-        if main == "pixel_values":
-            side = model.config.image_size if hasattr(model.config, "image_size") else 224
-            height, width = side if isinstance(side, (list, tuple)) else (side, side)
-            batch = {main: torch.zeros(size, getattr(model.config, "num_channels", 3), height, width)}
+        if main == "input_ids":
+            batch = {name: torch.ones(size, *shape, dtype=torch.long) for name in (main, "attention_mask")}
         else:
-            batch = {main: torch.ones(size, length, dtype=torch.long)}
-            batch["attention_mask"] = torch.ones(size, length, dtype=torch.long)
+            batch = {main: torch.zeros(size, *shape)}
         return {**batch, **_labels(kind, size, length)}
 
     return example
+
+
+def _shape(main: str, config: Any, length: int) -> tuple[int, ...] | None:
+    """Of one sample of a model's main input; None where its configuration does not tell."""
+    bins = getattr(config, "num_mel_bins", None)
+    if main == "input_ids":
+        return (length,)
+    if main == "pixel_values":
+        side = getattr(config, "image_size", 224)
+        height, width = side if isinstance(side, (list, tuple)) else (side, side)
+        return (getattr(config, "num_channels", 3), height, width)
+    if main == "input_features" and bins and hasattr(config, "max_source_positions"):
+        return (bins, 2 * config.max_source_positions)  # its first convolutions halve them
+    if main == "input_values":
+        return (config.max_length, bins) if bins and hasattr(config, "max_length") else (_SECOND_OF_SOUND,)
+    return None
 
 
 def _labels(kind: str, size: int, length: int) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from enum import IntEnum
 from itertools import groupby
@@ -338,17 +338,14 @@ def _differentiable(tree: Any) -> Iterator[Tensor]:
 
 @contextmanager
 def autocast(compute: torch.dtype, like_a_gpu: bool, keeps_casts: bool) -> Iterator[None]:
-    """Mixed precision on fake CPU tensors.
+    """Mixed precision on fake CPU tensors, in a forward pass.
 
     Args:
         compute: the lower type.
         like_a_gpu: whether the operations that a GPU's autocast keeps in float32 stay so.
         keeps_casts: whether parameters are cast once a forward pass (DeepSpeed's autocast) or at each use (Lightning's).
     """
-    with ExitStack() as stack:
-        stack.enter_context(torch.autocast("cpu", compute, cache_enabled=keeps_casts))
-        if like_a_gpu:
-            stack.enter_context(_FloatOnGPU())
+    with torch.autocast("cpu", compute, cache_enabled=keeps_casts), FloatOnGPU() if like_a_gpu else nullcontext():
         yield
 
 
@@ -390,8 +387,11 @@ _FLOAT_ON_GPU = {
 """PyTorch's list of operations that CUDA's autocast runs in float32 (torch.amp, "CUDA Ops that can autocast to float32")."""
 
 
-class _FloatOnGPU(torch.overrides.TorchFunctionMode):
-    """Casts the inputs of `_FLOAT_ON_GPU` to float32, which autocast for CPUs does not."""
+class FloatOnGPU(torch.overrides.TorchFunctionMode):
+    """Casts the inputs of `_FLOAT_ON_GPU` to float32 under autocast, which does not do so by itself for CPUs.
+
+    A backward pass turns modes off, and checkpointing brings autocast alone back for what it computes anew.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
