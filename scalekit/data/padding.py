@@ -7,6 +7,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from scalekit.data.ready import Targets
 from scalekit.objectives.counts import IGNORED
 
 
@@ -18,22 +19,31 @@ class Pad:
 
     Args:
         pad_id: the pad token's id.
-        own_labels: whether rows without ``labels`` take their ``input_ids``, as language models learn.
+        targets: how labels come about; by default rows without them take their ``input_ids``, but for what ``attention_mask``
+            says is padding, as causal language models learn.
     """
 
-    def __init__(self, pad_id: int, own_labels: bool = True) -> None:
-        self._pad_id, self._own_labels = pad_id, own_labels
+    def __init__(self, pad_id: int, targets: Targets | None = None) -> None:
+        self._pad_id = pad_id
+        self._targets = Targets(are_tokens=True) if targets is None else targets
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         # Text that stands beside tokens is nothing that a model takes.
         names = [name for name, value in rows[0].items() if not isinstance(value, str)]
-        batch = {name: self._column(name, [row[name] for row in rows]) for name in names}
+        batch = {}
+        for name in names:
+            told = self._targets.name(name)
+            if told is not None:
+                batch[told] = self._column(told, [row[name] for row in rows])
         if "input_ids" in batch:
             lengths = torch.tensor([len(row["input_ids"]) for row in rows])
             inside = torch.arange(batch["input_ids"].shape[1]) < lengths[:, None]
             batch.setdefault("attention_mask", inside.long())
-            if self._own_labels:
-                batch.setdefault("labels", batch["input_ids"].masked_fill(~inside, IGNORED))
+            if self._targets.are_tokens:
+                seen = inside & (batch["attention_mask"] != 0)
+                batch.setdefault("labels", batch["input_ids"].masked_fill(~seen, IGNORED))
+        if self._targets.are_floats and "labels" in batch:
+            batch["labels"] = batch["labels"].float()
         return batch
 
     def _column(self, name: str, values: list[Any]) -> Tensor:

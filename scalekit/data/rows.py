@@ -16,6 +16,7 @@ from scalekit.data.encoders.limit import Limit
 from scalekit.data.mixture import Mixed
 from scalekit.data.packing import pack
 from scalekit.data.preparation import Prepared, prepare, token_lengths
+from scalekit.data.ready import check_tokens
 from scalekit.data.shards import pack as pack_window
 from scalekit.data.sources import Part, Skipped, Source
 from scalekit.data.way import Collate, Way
@@ -239,7 +240,10 @@ def _draw_of(way: Way) -> Draw | None:
 
 def _prepared(way: Way, part: Part, encoder: Encoder | None) -> Prepared:
     if encoder is not None:
-        return prepare(part.rows, encoder, part.name, part.name_row, skip=way.job.on_bad_row == "skip")
+        made = prepare(part.rows, encoder, part.name, part.name_row, skip=way.job.on_bad_row == "skip")
+        check_tokens(made.rows, way.model, way.processor, part.name_row)
+        return made
+    check_tokens(part.rows, way.model, way.processor, part.name_row)
     lengths, positions = token_lengths(part.rows), Limit.of(None, way.config).positions
     bad = (lengths < 1) | (lengths > (positions or np.iinfo(np.int64).max))
     found = [

@@ -22,6 +22,7 @@ from scalekit.data.packing import Pack, fill
 from scalekit.data.padding import Pad, pad_id
 from scalekit.data.permutation import shuffled
 from scalekit.data.preparation import cores
+from scalekit.data.ready import Targets
 from scalekit.data.sources import Source
 from scalekit.errors import ConfigError
 from scalekit.job import Job
@@ -156,6 +157,15 @@ class Way:
     def _named_processor(self) -> Any:
         return processor_for(self.task or "causal-lm", self.job.processor, self.job.model)
 
+    @cached_property
+    def targets(self) -> Targets:
+        """Of rows that are tokens already.
+
+        Raises:
+            ColumnError: the model learns from labels, and there are none.
+        """
+        return Targets.of(self.columns, self.model, self.job.task, self.job.loss is not None)
+
     # -- batching ---------------------------------------------------------------------------------------------------
 
     @cached_property
@@ -166,7 +176,7 @@ class Way:
         if self.encoder is not None:
             return self.encoder.collate
         if self.is_ready:
-            return Pad(pad_id(self.processor, self.config), own_labels="start_positions" not in self.columns)
+            return Pad(pad_id(self.processor, self.config), self.targets)
         return default_collate
 
     def tell_pad(self, config: Any) -> None:

@@ -12,6 +12,7 @@ from scalekit.data.encoders.labels import Labels
 from scalekit.data.encoders.limit import Limit
 from scalekit.data.encoders.masked import cut_between_specials
 from scalekit.data.padding import Pad, pad_id
+from scalekit.data.ready import Targets
 from scalekit.errors import NoLabelError, RowError
 from scalekit.objectives.counts import IGNORED
 
@@ -49,7 +50,7 @@ class SequenceClasses(Encoder):
 
     def collate(self, rows: list[Row]) -> dict[str, Any]:
         pad = pad_id(self.tokenizer, None) if self.pad is None else self.pad
-        return Pad(pad, own_labels=False)(typed(rows))
+        return Pad(pad, Targets())(typed(rows))
 
 
 @final
@@ -75,7 +76,7 @@ class TokenClasses(Encoder):
         return [self._one(row) for row in rows]
 
     def collate(self, rows: list[Row]) -> dict[str, Any]:
-        return Pad(pad_id(self.tokenizer, None), own_labels=False)(rows)
+        return Pad(pad_id(self.tokenizer, None), Targets())(rows)
 
     def _one(self, row: Row) -> Row:
         words, tags = row.get("tokens"), row.get("tags")

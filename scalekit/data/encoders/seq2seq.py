@@ -11,6 +11,7 @@ from scalekit.data.encoders.encoder import Encoder, Row, text_of
 from scalekit.data.encoders.limit import Limit
 from scalekit.data.encoders.masked import cut_between_specials
 from scalekit.data.padding import Pad, pad_id
+from scalekit.data.ready import Targets
 
 
 @final
@@ -36,7 +37,7 @@ class Seq2Seq(Encoder):
         return [self._cut(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
 
     def collate(self, rows: list[Row]) -> dict[str, Any]:
-        return Pad(pad_id(self.tokenizer, None), own_labels=False)(rows)
+        return Pad(pad_id(self.tokenizer, None), Targets())(rows)
 
     def _cut(self, prompt: Row, answer: list[int]) -> Row:
         labels, lost = self.limit.cut(answer)

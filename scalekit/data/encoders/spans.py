@@ -10,6 +10,7 @@ from scalekit.data.encoders.causal import tokenizer_identity
 from scalekit.data.encoders.encoder import Encoder, Row, text_of, typed, types_of
 from scalekit.data.encoders.limit import Limit
 from scalekit.data.padding import Pad, pad_id
+from scalekit.data.ready import Targets
 from scalekit.errors import NoLabelError, RowError
 
 
@@ -41,7 +42,7 @@ class Spans(Encoder):
         return [self._one(row) for row in rows]
 
     def collate(self, rows: list[Row]) -> dict[str, Any]:
-        return Pad(pad_id(self.tokenizer, None), own_labels=False)(typed(rows))
+        return Pad(pad_id(self.tokenizer, None), Targets())(typed(rows))
 
     def _one(self, row: Row) -> Row:
         question, context = text_of(row, "question"), text_of(row, "context")

@@ -1,0 +1,141 @@
+"""Rows that are tokens already, for a Hugging Face model: which column is the target, and whether it knows the tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from scalekit.errors import ColumnError, RowError
+from scalekit.models import CLASSES
+
+_ALIASES = ("label", "label_ids")
+"""What transformers' own collators take for labels too."""
+
+_CAUSAL = ("ForCausalLM", "LMHeadModel")
+_NEEDED = {
+    "ForMaskedLM": "the tokens that were masked, -100 elsewhere",
+    "ForTokenClassification": "a class for each token, -100 where it has none",
+    "ForSequenceClassification": "a class or a number for each row",
+    "ForConditionalGeneration": "the tokens of the target",
+    "ForSeq2SeqLM": "the tokens of the target",
+}
+_FLOATS = ("regression", "multi_label_classification")
+
+
+@dataclass(frozen=True)
+class Targets:
+    """How the target of such rows comes about.
+
+    Attributes:
+        column: that holds it; None where it is another than labels, or the tokens themselves.
+        are_tokens: whether the tokens are their own labels, as causal language models learn.
+        are_floats: whether labels are numbers, or one of 0 and 1 for each class.
+    """
+
+    column: str | None = None
+    are_tokens: bool = False
+    are_floats: bool = False
+
+    def name(self, column: str) -> str | None:
+        """What a column is called in a batch; None where it is not part of one."""
+        if column == self.column:
+            return "labels"
+        return None if self.are_tokens and column in _ALIASES else column
+
+    @classmethod
+    def of(cls, columns: Sequence[str], model: Any, task: str | None, has_loss: bool) -> Targets:
+        """Of rows with these columns.
+
+        Args:
+            columns: of the rows.
+            model: the model, or its configuration.
+            task: which head it gets; the one it was saved with by default.
+            has_loss: whether the job has a loss of its own, which knows its target.
+
+        Raises:
+            ColumnError: the model learns from labels, and there are none.
+        """
+        config = getattr(model, "config", model)
+        are_floats = getattr(config, "problem_type", None) in _FLOATS
+        column = next((name for name in ("labels", *_ALIASES) if name in columns), None)
+        if has_loss:
+            return cls("labels" if column == "labels" else None)
+        kind = _kind(model, task)
+        if kind.endswith(_CAUSAL) or not kind:
+            # A text's class beside its tokens is nothing that it learns.
+            return cls("labels" if column == "labels" else None, are_tokens=column != "labels")
+        if column is not None or "start_positions" in columns:
+            return cls(column, are_floats=are_floats)
+        needed = next((text for ending, text in _NEEDED.items() if kind.endswith(ending)), "what it learns")
+        raise ColumnError(
+            f"the rows are tokens without labels, and {kind} learns from them: add the column 'labels', {needed}. There are: "
+            f"{', '.join(columns)}"
+        )
+
+
+def _kind(model: Any, task: str | None) -> str:
+    """The class of a model, which may not be built yet; empty where nothing says it."""
+    if isinstance(model, nn.Module):
+        inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+        return type(inner).__name__
+    if task is not None:
+        return CLASSES[task]
+    return next(iter(getattr(model, "architectures", None) or ()), "")
+
+
+def embedding_rows(model: Any) -> int | None:
+    """The tokens that a model, or one of this configuration, has an embedding for; None where it does not say."""
+    if isinstance(model, nn.Module) and hasattr(model, "get_input_embeddings"):
+        try:
+            return int(model.get_input_embeddings().weight.shape[0])
+        except (NotImplementedError, AttributeError):
+            return None
+    config = getattr(model, "config", model)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    found = getattr(text, "vocab_size", None)
+    return found if isinstance(found, int) and found > 0 else None
+
+
+def check_tokens(rows: Any, model: Any, tokenizer: Any, name_row: Callable[[int], str]) -> None:
+    """Whether a model has an embedding for every token of some rows: on a GPU another one would end the process.
+
+    Args:
+        rows: a Hugging Face data set with ``input_ids``.
+        model: the model, or its configuration.
+        tokenizer: that may name the token; or None.
+        name_row: says where a row came from.
+
+    Raises:
+        RowError: a token is beyond the embedding.
+    """
+    known = embedding_rows(model)
+    if known is None or "input_ids" not in getattr(rows, "column_names", ()):
+        return
+    import pyarrow.compute as pc
+
+    place = 0
+    for chunk in rows.with_format("arrow").iter(batch_size=10_000):
+        ids = chunk["input_ids"].combine_chunks()
+        flat = pc.list_flatten(ids)
+        bounds = pc.min_max(flat).as_py()
+        if len(flat) and not 0 <= bounds["min"] <= bounds["max"] < known:
+            values = flat.to_numpy(zero_copy_only=False)
+            first = int(np.flatnonzero((values < 0) | (values >= known))[0])
+            row = place + int(pc.list_parent_indices(ids)[first].as_py())
+            raise RowError(f"{name_row(row)}: {_told(int(values[first]), known, tokenizer)}")
+        place += len(ids)
+
+
+def _told(token: int, known: int, tokenizer: Any) -> str:
+    text = (
+        tokenizer.convert_ids_to_tokens(token) if hasattr(tokenizer, "convert_ids_to_tokens") and token >= 0 else None
+    )
+    named = f"the token {text!r} (id {token})" if text else f"the token id {token}"
+    return (
+        f"{named} is beyond the model's embedding, which has {known} rows: give the model a row for each token "
+        "(model.resize_token_embeddings(len(tokenizer))), or take the tokenizer that it was made with"
+    )
