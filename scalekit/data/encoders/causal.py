@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
-from scalekit.data import chat
+from scalekit.data import chat, tool_calls
 from scalekit.data.encoders.encoder import Encoder, Row, text_of
 from scalekit.data.encoders.limit import Limit
 from scalekit.data.encoders.tokens import tokenize
@@ -49,6 +49,7 @@ class _Chat:
 def _turns(messages: Any) -> list[dict[str, Any]]:
     if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
         raise RowError("'messages' should be a list of turns with 'role' and 'content', and is empty or something else")
+    tool_calls.check_parts(messages)
     # Most of it is text, and there is much of it.
     return [
         {key: each if isinstance(each, str) else _without_none(each) for key, each in turn.items() if each is not None}
