@@ -11,7 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from scalekit.data import broken, fields
+from scalekit.data import broken, fields, json_texts
 from scalekit.data.broken import Fault, File
 from scalekit.data.origins import InData, InSlices, in_list, origin
 from scalekit.errors import DataError, EmptyDataError
@@ -135,7 +135,11 @@ def _load(name: str, builder: str, options: Mapping[str, Any], streaming: bool, 
         except Exception as error:
             faults = broken.causes(flat, batch, skip) if flat else []
             if not faults:
-                raise _not_loaded(name, error, flat, left_out) from error
+                dated = json_texts.with_early_dates(files, maker) if maker.name == "json" else {}
+                if not dated:
+                    raise _not_loaded(name, error, flat, left_out) from error
+                loaded = dated
+                break
         else:
             faults = broken.changed(files, loaded, batch, skip) if flat and not streaming else []
             if not faults:
@@ -146,6 +150,8 @@ def _load(name: str, builder: str, options: Mapping[str, Any], streaming: bool, 
         maker = _maker(files)
     if maker.name == "csv":
         loaded = fields.with_numbers(loaded)
+    elif maker.name == "json":
+        loaded = json_texts.as_written(files, loaded, maker.config.chunksize)
     named = {split: (rows, origin(name, maker.name, rows, files.get(split, ()))) for split, rows in loaded.items()}
     return Loaded(named, tuple(left_out))
 

@@ -151,6 +151,8 @@ def check_parts(messages: Sequence[Message]) -> None:
         where = f"'messages[{number}].content'" + (", a tool's result," if role == "tool" else "")
         if isinstance(content, dict):
             raise RowError(f"{where} is an object ({_short(content)}): write it as JSON text")
+        if content is not None and not isinstance(content, (str, list)):
+            raise RowError(f"{where} is {_shown(content)}, and should be text: write it in quotation marks")
         for part in content if isinstance(content, list) else ():
             kind = part.get("type", "text") if isinstance(part, Mapping) else "text"
             if kind != "text":

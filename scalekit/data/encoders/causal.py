@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 from scalekit.data import chat, tool_calls
-from scalekit.data.encoders.encoder import Encoder, Row, text_of
+from scalekit.data.encoders.encoder import Encoder, Row, shown, text_of
 from scalekit.data.encoders.limit import Limit
 from scalekit.data.encoders.tokens import tokenize
 from scalekit.data.padding import Pad, pad_id
@@ -119,9 +119,10 @@ class Causal(Encoder):
     def _written(self, row: Row) -> _Text:
         everywhere = self.loss_on == "all"
         if "prompt" in row:
-            prompt, text = row["prompt"] or "", row["completion"]
-            if not isinstance(text, str) or not isinstance(prompt, str):
-                raise RowError("'prompt' and 'completion' should both be text")
+            prompt, text = "" if row["prompt"] is None else row["prompt"], row["completion"]
+            for column, value in (("prompt", prompt), ("completion", text)):
+                if not isinstance(value, str):
+                    raise RowError(f"{column!r} is {shown(value)}: 'prompt' and 'completion' should both be text")
             return _Text(prompt + text, None if everywhere else [(len(prompt), len(prompt + text))], special=True)
         return _Text(text_of(row, "text"), None if everywhere else [], special=True)
 
