@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, NamedTuple, final
 
+from scalekit.data import tool_calls
 from scalekit.errors import DataError, RowError
 
 Span = tuple[int, int]
@@ -47,7 +48,8 @@ class Rendered:
 
 def texts(tokenizer: Any, conversations: Sequence[Sequence[Message]], tools: Any = None) -> list[str]:
     """Conversations through the tokenizer's chat template, many at once, which is faster; see `render`."""
-    return _Page(tokenizer, tools).texts([list(messages) for messages in conversations])
+    page = _Page(tokenizer, tools)
+    return page.texts([page.fitted(messages) for messages in conversations])
 
 
 def render(tokenizer: Any, messages: Sequence[Message], tools: Any = None) -> Rendered:
@@ -55,15 +57,16 @@ def render(tokenizer: Any, messages: Sequence[Message], tools: Any = None) -> Re
 
     Args:
         tokenizer: a Hugging Face tokenizer with a chat template.
-        messages: with ``role`` and ``content``, and whatever else the template reads.
-        tools: JSON schemas of the tools that the assistant may call, or None.
+        messages: with ``role`` and ``content``, and whatever else the template reads. Arguments of calls may be objects or
+            JSON text: the template gets what it takes.
+        tools: JSON schemas of the tools that the assistant may call, also as JSON text, or None.
 
     Raises:
         RowError: the template refuses the conversation.
         DataError: no template, or one that does not show where a turn starts or ends.
     """
-    messages = list(messages)
     page = _Page(tokenizer, tools)
+    messages = page.fitted(messages)
     (text,) = page.texts([messages])
     if any(sign in text for sign in (_OPEN, _CLOSE, _STOP)):
         raise RowError(
@@ -103,7 +106,8 @@ class _Page:
 
     def __init__(self, tokenizer: Any, tools: Any) -> None:
         self._tokenizer = tokenizer
-        self._tools = tools or None
+        self._takes_objects: bool | None = None
+        self._tools = tool_calls.tools_of(tools)
         try:
             self._template: str = tokenizer.get_chat_template(None, self._tools)
         except ValueError as error:
@@ -111,6 +115,15 @@ class _Page:
                 "the tokenizer has no chat template to use: set its `chat_template`, or give rows with the column 'text'"
             ) from error
         self.has_tags = bool(_TAG.search(_COMMENT.sub("", self._template)))
+
+    def fitted(self, messages: Sequence[Message]) -> list[Message]:
+        """A conversation whose calls have their arguments in the form that the template takes."""
+        if not tool_calls.have_arguments(messages):
+            return tool_calls.with_arguments(messages, tool_calls.as_object)
+        if self._takes_objects is None:
+            self._takes_objects = tool_calls.takes_objects(self, messages)
+        change = tool_calls.as_object if self._takes_objects else tool_calls.as_text
+        return tool_calls.with_arguments(messages, change)
 
     def texts(self, conversations: list[list[Message]]) -> list[str]:
         if not all(conversations):

@@ -11,7 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from scalekit.data import broken
+from scalekit.data import broken, fields, json_texts
 from scalekit.data.broken import Fault, File
 from scalekit.data.origins import InData, InSlices, in_list, origin
 from scalekit.errors import DataError, EmptyDataError
@@ -121,11 +121,9 @@ def _check_folder(path: Path) -> None:
 
 def _load(name: str, builder: str, options: Mapping[str, Any], streaming: bool, skip: bool) -> Loaded:
     """Loads with `datasets`. Bad rows of local files are named; on `skip` they are left out, round by round."""
-    import datasets
-
     left_out: list[Fault] = []
     try:
-        maker = datasets.load_dataset_builder(builder, **options)
+        maker = _builder(builder, options)
     except Exception as error:
         raise _not_loaded(name, error, [], []) from error
     files = _local_files(name, maker)
@@ -137,7 +135,11 @@ def _load(name: str, builder: str, options: Mapping[str, Any], streaming: bool, 
         except Exception as error:
             faults = broken.causes(flat, batch, skip) if flat else []
             if not faults:
-                raise _not_loaded(name, error, flat, left_out) from error
+                dated = json_texts.with_early_dates(files, maker) if maker.name == "json" else {}
+                if not dated:
+                    raise _not_loaded(name, error, flat, left_out) from error
+                loaded = dated
+                break
         else:
             faults = broken.changed(files, loaded, batch, skip) if flat and not streaming else []
             if not faults:
@@ -146,6 +148,10 @@ def _load(name: str, builder: str, options: Mapping[str, Any], streaming: bool, 
         left_out += faults
         files = {split: [broken.cleaned(file, faults) for file in each] for split, each in files.items()}
         maker = _maker(files)
+    if maker.name == "csv":
+        loaded = fields.with_numbers(loaded)
+    elif maker.name == "json":
+        loaded = json_texts.as_written(files, loaded, maker.config.chunksize)
     named = {split: (rows, origin(name, maker.name, rows, files.get(split, ()))) for split, rows in loaded.items()}
     return Loaded(named, tuple(left_out))
 
@@ -157,14 +163,20 @@ def _splits(maker: Any, streaming: bool) -> dict[str, Any]:
     return {str(split): rows for split, rows in maker.as_dataset().items()}
 
 
-def _maker(files: Mapping[str, Sequence[File]]) -> Any:
-    """The builder of files, by split."""
+def _builder(builder: str, options: Mapping[str, Any]) -> Any:
     import datasets
 
+    maker = datasets.load_dataset_builder(builder, **options)
+    texts = fields.as_text(maker) if maker.name == "csv" else {}
+    return datasets.load_dataset_builder(builder, **options, **texts) if texts else maker
+
+
+def _maker(files: Mapping[str, Sequence[File]]) -> Any:
+    """The builder of files, by split."""
     first = next(chain.from_iterable(files.values()))
     separator = {"sep": first.separator} if first.builder == "csv" else {}
     paths = {split: [glob.escape(str(file.readable)) for file in each] for split, each in files.items()}
-    return datasets.load_dataset_builder(first.builder, data_files=paths, **separator)
+    return _builder(first.builder, {"data_files": paths, **separator})
 
 
 def _local_files(name: str, maker: Any) -> dict[str, list[File]]:

@@ -46,7 +46,6 @@ def _causes(files: Sequence[File], batch: int) -> Iterator[Fault]:
             csv_files.without_header(files),
             csv_files.faults(files),
             csv_files.other_headers(files),
-            csv_files.not_numbers(files),
         ]
     elif builder == "text":
         searches = [other_files.not_texts(files)]
@@ -66,7 +65,7 @@ def changed(files: Mapping[str, Sequence[File]], rows: Mapping[str, Any], batch:
 
     Args:
         files, rows: of each split.
-        batch: how much of a file is read at once, which decides on its types: bytes of JSON, rows of CSV.
+        batch: how much of a file is read at once, which decides on its types: bytes of JSON.
         every: whether all faults are sought.
     """
     flat = [file for of_split in files.values() for file in of_split]
@@ -75,7 +74,7 @@ def changed(files: Mapping[str, Sequence[File]], rows: Mapping[str, Any], batch:
     if builder == "json" and not json_files.is_certain(flat, rows, batch):
         search = partial(json_files.changed, flat, rows, batch)
     elif builder == "csv":
-        search = partial(csv_files.changed, files, rows, batch)
+        search = partial(csv_files.changed, files)
     elif builder == "webdataset":
         search = partial(other_files.not_whole, flat)
     elif builder in ("parquet", "arrow") and len(flat) > 1:

@@ -23,6 +23,9 @@ LOOKS: dict[str, tuple[tuple[str, ...], ...]] = {
 }
 """The columns by which each task's rows are known."""
 
+TEXTS = frozenset({"text", "text_pair", "prompt", "completion", "question", "context"})
+"""The columns that tasks read as text, whatever it looks like."""
+
 _MODALITIES = ("image-classification", "audio-classification")
 _TELLING = (
     *_MODALITIES,

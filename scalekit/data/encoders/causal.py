@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
-from scalekit.data import chat
-from scalekit.data.encoders.encoder import Encoder, Row, text_of
+from scalekit.data import chat, tool_calls
+from scalekit.data.encoders.encoder import Encoder, Row, shown, text_of
 from scalekit.data.encoders.limit import Limit
 from scalekit.data.encoders.tokens import tokenize
 from scalekit.data.padding import Pad, pad_id
@@ -49,6 +49,7 @@ class _Chat:
 def _turns(messages: Any) -> list[dict[str, Any]]:
     if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
         raise RowError("'messages' should be a list of turns with 'role' and 'content', and is empty or something else")
+    tool_calls.check_parts(messages)
     # Most of it is text, and there is much of it.
     return [
         {key: each if isinstance(each, str) else _without_none(each) for key, each in turn.items() if each is not None}
@@ -118,9 +119,10 @@ class Causal(Encoder):
     def _written(self, row: Row) -> _Text:
         everywhere = self.loss_on == "all"
         if "prompt" in row:
-            prompt, text = row["prompt"] or "", row["completion"]
-            if not isinstance(text, str) or not isinstance(prompt, str):
-                raise RowError("'prompt' and 'completion' should both be text")
+            prompt, text = "" if row["prompt"] is None else row["prompt"], row["completion"]
+            for column, value in (("prompt", prompt), ("completion", text)):
+                if not isinstance(value, str):
+                    raise RowError(f"{column!r} is {shown(value)}: 'prompt' and 'completion' should both be text")
             return _Text(prompt + text, None if everywhere else [(len(prompt), len(prompt + text))], special=True)
         return _Text(text_of(row, "text"), None if everywhere else [], special=True)
 

@@ -196,13 +196,14 @@ def text_of(row: Row, column: str) -> str:
     """
     value = row.get(column)
     if not isinstance(value, str):
-        raise RowError(f"{column!r} is {_shown(value)}, and should be text")
+        raise RowError(f"{column!r} is {shown(value)}, and should be text")
     if not value.strip():
         raise RowError(f"{column!r} is empty")
     return value
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value that is no text, for messages."""
     return "missing" if value is None else f"{str(value)[:40]!r} ({type(value).__name__})"
 
 
