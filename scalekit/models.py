@@ -42,6 +42,28 @@ class Model:
     config: Any = None
 
 
+def refuse_quantized(config: Any, name: str) -> None:
+    """Refuses weights that are stored in fewer bits than they are trained in: neither planned nor trained is what they are.
+
+    Args:
+        config: a Hugging Face config, or None.
+        name: of the model.
+
+    Raises:
+        ModelError: it has a `quantization_config`.
+    """
+    parts = [config, *(getattr(config, part, None) for part in getattr(config, "sub_configs", ()))]
+    found = next((q for part in parts if (q := getattr(part, "quantization_config", None))), None)
+    if found is None:
+        return
+    settings = found if isinstance(found, dict) else vars(found)
+    method = settings.get("quant_method") or next((key for key in settings if key.startswith("load_in_")), "unnamed")
+    raise ModelError(
+        f"{name!r} is quantized (quant_method={str(getattr(method, 'value', method))!r}), and is not trained. "
+        "Name the checkpoint that it was made from, or load it with dequantize=True, save it, and give that folder"
+    )
+
+
 def resolve(
     model: Any,
     task: str | None = None,
@@ -57,9 +79,10 @@ def resolve(
         classes: the names of what a hub model's head tells apart; those it was saved with by default.
 
     Raises:
-        ModelError: it is no model.
+        ModelError: it is no model, or is quantized.
     """
     if isinstance(model, nn.Module):
+        _refuse_quantized_parts(model)
         return Model(model, type(model).__name__, getattr(model, "config", None))
     if isinstance(model, str):
         return _from_name(model, task, trust_remote_code, classes)
@@ -77,7 +100,7 @@ def known_of(model: Any, trust_remote_code: bool = False) -> Any:
     None where a function that builds one cannot do so without weights.
 
     Raises:
-        ModelError: it is no model.
+        ModelError: it is no model, or is quantized.
     """
     if isinstance(model, str):
         return _config(model, trust_remote_code)
@@ -99,7 +122,7 @@ def _config(name: str, trust_remote_code: bool, **changed: Any) -> Any:
     import transformers
 
     try:
-        return transformers.AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **changed)
+        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **changed)
     except Exception as error:
         if _is_offline(error):
             raise ModelError(
@@ -109,6 +132,15 @@ def _config(name: str, trust_remote_code: bool, **changed: Any) -> Any:
         raise ModelError(
             f"{name!r} is neither the folder of a Hugging Face model nor one that the hub gives: {error}"
         ) from error
+    refuse_quantized(config, name)
+    return config
+
+
+def _refuse_quantized_parts(model: nn.Module) -> None:
+    """Refuses a module that is a quantized Hugging Face model, or has one inside, as an adapter or LightningModule does."""
+    for part in model.modules():
+        if getattr(part, "is_quantized", False) and hasattr(part, "config"):
+            refuse_quantized(part.config, type(part).__name__)
 
 
 def _from_name(name: str, task: str | None, trust_remote_code: bool, classes: Sequence[str] | None) -> Model:

@@ -80,8 +80,7 @@ class Targets:
 def _kind(model: Any, task: str | None) -> str:
     """The class of a model, which may not be built yet; empty where nothing says it."""
     if isinstance(model, nn.Module):
-        inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
-        return type(inner).__name__
+        return type(getattr(model, "get_base_model", lambda: model)()).__name__
     if task is not None:
         return CLASSES[task]
     return next(iter(getattr(model, "architectures", None) or ()), "")
@@ -89,7 +88,7 @@ def _kind(model: Any, task: str | None) -> str:
 
 def embedding_rows(model: Any) -> int | None:
     """The tokens that a model, or one of this configuration, has an embedding for; None where it does not say."""
-    if isinstance(model, nn.Module) and hasattr(model, "get_input_embeddings"):
+    if hasattr(model, "get_input_embeddings"):
         try:
             return int(model.get_input_embeddings().weight.shape[0])
         except (NotImplementedError, AttributeError):

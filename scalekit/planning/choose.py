@@ -18,6 +18,7 @@ from scalekit.planning.plan import readable
 from scalekit.planning.profile import Profile
 from scalekit.planning.setting import Setting
 from scalekit.planning.time import Time, estimate
+from scalekit.planning.trace import UntracedError
 from scalekit.strategies import Strategy
 
 MARGIN = 0.08
@@ -178,6 +179,9 @@ class Forecast:
 def choose(task: Task, progress: Callable[[str], None] = lambda _: None) -> Forecast:
     """Predicts every candidate and ranks them.
 
+    What cannot be traced with recomputation is left out with it, and said; where nothing else was asked, or nothing can be
+    traced, states alone are predicted.
+
     Args:
         task: what is to be run.
         progress: is told what is looked at.
@@ -185,6 +189,13 @@ def choose(task: Task, progress: Callable[[str], None] = lambda _: None) -> Fore
     Raises:
         BatchSizeError: the global batch cannot be split.
     """
+    try:
+        return _forecast(task, progress)
+    except UntracedError as error:
+        return _forecast(replace(task, profile=replace(task.profile, problem=str(error))), progress)
+
+
+def _forecast(task: Task, progress: Callable[[str], None]) -> Forecast:
     sizes = task.micro_batch_sizes
     left_out = {s.name: why for s in task.strategies if len(task.strategies) > 1 and (why := _pointless(s, task))}
     best: list[Candidate] = []
@@ -194,7 +205,12 @@ def choose(task: Task, progress: Callable[[str], None] = lambda _: None) -> Fore
         for recompute in _recomputing(task):
             progress(strategy.name + (" with activation checkpointing" if recompute else ""))
             setting = _setting(task, strategy, recompute)
-            best.append(_best(task, [_split(task, setting, size) for size in sizes]))
+            try:
+                best.append(_best(task, [_split(task, setting, size) for size in sizes]))
+            except UntracedError as error:
+                if not recompute or task.recompute is not None:
+                    raise
+                left_out[f"{strategy.name} + checkpointing"] = f"cannot be traced ({error})"
     best.sort(key=lambda c: (c.problem is not None, c.time.seconds if c.problem is None else c.memory.peak_bytes))
     fits = any(c.problem is None for c in best)
     return Forecast(task, best, left_out, [] if fits else _advice(task, best))
@@ -331,7 +347,9 @@ def _more_devices(task: Task, nearest: Candidate) -> list[str]:
     world = task.hardware.world_size
     while shared is not None and world < 4096:
         world *= 2
-        setting = replace(_setting(task, shared, task.profile.can_recompute), world_size=world, node_size=min(world, 8))
+        setting = replace(
+            _setting(task, shared, task.profile.traces_recomputed), world_size=world, node_size=min(world, 8)
+        )
         if predict(task.profile, setting).peak_bytes <= task.limit_bytes:
             return [f"more devices: {world} of them, under {shared.name} with micro-batch 1"]
     return []

@@ -27,7 +27,7 @@ from scalekit.errors import ConfigError, InputsError, ModelError, NoLossError
 from scalekit.planning import cache
 from scalekit.planning import trace as tracing
 from scalekit.planning.repeat import UnevenError, lengthen, shorten
-from scalekit.planning.trace import Parameter, Trace
+from scalekit.planning.trace import LIMIT_SECONDS, Parameter, Trace, UntracedError
 from scalekit.recompute import can_recompute, recompute_blocks
 
 TRACED_SIZES = (2, 4)
@@ -85,6 +85,7 @@ class Profile:
         buffer_bytes: of all buffers.
         can_recompute: whether the model has repeated blocks.
         problem: why there are no traces, so that only states are known; None where there are.
+        limit_seconds: the longest that a trace may take.
     """
 
     subject: Subject
@@ -94,6 +95,8 @@ class Profile:
     buffer_bytes: int = 0
     can_recompute: bool = False
     problem: str | None = None
+    limit_seconds: float = LIMIT_SECONDS
+    _untraced: dict[bool, str] = field(default_factory=dict)
     _is_line: dict[tuple[bool, torch.dtype, bool], bool] = field(default_factory=dict)
     _traces: dict[tuple[int, bool, torch.dtype, bool], Trace] = field(default_factory=dict)
 
@@ -107,6 +110,11 @@ class Profile:
         """Elements of all parameters."""
         return sum(p.elements for p in self.parameters)
 
+    @property
+    def traces_recomputed(self) -> bool:
+        """Whether the model has repeated blocks, and its step with them recomputed has not failed to be traced."""
+        return self.can_recompute and True not in self._untraced
+
     def at(self, micro_batch_size: float, recompute: bool, parameters: torch.dtype, keeps_casts: bool = False) -> Trace:
         """The step of a micro-batch of this many samples.
 
@@ -115,6 +123,9 @@ class Profile:
             recompute: whether blocks are computed anew in the backward pass (activation checkpointing).
             parameters: their type as the forward pass meets them.
             keeps_casts: see `trace.autocast`; without recomputation the backward pass keeps them anyway.
+
+        Raises:
+            UntracedError: the step cannot be traced, with recomputation or without.
         """
         way = recompute, parameters, keeps_casts and recompute and self.dtypes.compute != self.dtypes.parameters
         small, large = (self._traced(size, *way) for size in TRACED_SIZES)
@@ -137,6 +148,19 @@ class Profile:
         return self._traces[key]
 
     def _fresh(self, size: int, recompute: bool, parameters: torch.dtype, keeps_casts: bool) -> Trace:
+        """A trace; one that fails fails alike in other types, and is not tried again."""
+        if recompute in self._untraced:
+            raise UntracedError(self._untraced[recompute])
+        try:
+            return self._short_or_whole(size, recompute, parameters, keeps_casts)
+        except (ConfigError, InputsError, NoLossError):
+            raise  # so would the first step
+        except Exception as error:
+            text = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            self._untraced[recompute] = str(error) if isinstance(error, UntracedError) else text
+            raise UntracedError(self._untraced[recompute]) from error
+
+    def _short_or_whole(self, size: int, recompute: bool, parameters: torch.dtype, keeps_casts: bool) -> Trace:
         try:
             return self._run(size, recompute, parameters, keeps_casts, whole=False)
         except UnevenError:
@@ -152,7 +176,7 @@ class Profile:
             if recompute:
                 recompute_blocks(model, tracing.FloatOnGPU if self.like_a_gpu else nullcontext)
             batch = self.subject.example(size)
-            trace = tracing.trace(model, lambda: self._loss(model, batch, keeps_casts), blocks)
+            trace = tracing.trace(model, lambda: self._loss(model, batch, keeps_casts), blocks, self.limit_seconds)
         for stack in stacks:
             trace = lengthen(trace, stack)
         return trace
@@ -165,7 +189,7 @@ class Profile:
             return self.subject.step(model, inputs)
 
 
-def profile(subject: Subject, dtypes: Dtypes, like_a_gpu: bool) -> Profile:
+def profile(subject: Subject, dtypes: Dtypes, like_a_gpu: bool, limit_seconds: float = LIMIT_SECONDS) -> Profile:
     """Profiles a model; one that cannot be traced has its states alone, and says why.
 
     Raises:
@@ -173,7 +197,7 @@ def profile(subject: Subject, dtypes: Dtypes, like_a_gpu: bool) -> Profile:
         NoLossError: it returns no loss.
         ConfigError: a setting is none that the model can be trained with.
     """
-    made = Profile(subject, dtypes, like_a_gpu)
+    made = Profile(subject, dtypes, like_a_gpu, limit_seconds=limit_seconds)
     model = fake_model(subject.source, dtypes.parameters, FakeTensorMode())
     made.parameters = [
         Parameter(name, tuple(p.shape), p.element_size(), p.requires_grad) for name, p in model.named_parameters()
@@ -182,10 +206,8 @@ def profile(subject: Subject, dtypes: Dtypes, like_a_gpu: bool) -> Profile:
     made.buffer_bytes = sum(b.numel() * b.element_size() for b in model.buffers())
     try:
         made.at(TRACED_SIZES[0], recompute=False, parameters=dtypes.parameters)
-    except (ConfigError, InputsError, NoLossError):
-        raise  # so would the first step
-    except Exception as error:
-        made.problem = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    except UntracedError as error:
+        made.problem = str(error)
     return made
 
 

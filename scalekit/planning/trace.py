@@ -8,6 +8,7 @@ and gather parameters but leave a block's own activations as they are.
 from __future__ import annotations
 
 import math
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -23,6 +24,15 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map_only
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop, sdpa_flop
+
+from scalekit.errors import ScaleKitError
+
+LIMIT_SECONDS = 60.0
+"""The longest that a trace may take: a model whose layers loop over tokens in Python would never be done."""
+
+
+class UntracedError(ScaleKitError):
+    """A step that cannot be traced, or not in time."""
 
 
 class Event(IntEnum):
@@ -138,14 +148,18 @@ class _Log:
 class _Recorder(TorchDispatchMode):
     """Notes every new storage, every freed one, and what each operation costs."""
 
-    def __init__(self, log: _Log, known: set[int]) -> None:
+    def __init__(self, log: _Log, known: set[int], limit_seconds: float) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.log = log
+        self._limit_seconds = limit_seconds
+        self._start = time.monotonic()
         self._known = known
         self.index_of: dict[int, int] = {}
         self._alive: list[weakref.ref[Any]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if time.monotonic() - self._start > self._limit_seconds:
+            raise UntracedError(f"a step on fake tensors takes more than {self._limit_seconds:g} s")
         kwargs = kwargs or {}
         out = _grouped_in_half(func, args, kwargs) if func in _GROUPED else func(*args, **kwargs)
         inputs = [t for t in tree_iter((args, kwargs)) if isinstance(t, Tensor)]
@@ -239,13 +253,19 @@ _MORE_FLOPS: dict[Any, Callable[..., int]] = {
 }
 
 
-def trace(model: nn.Module, step: Callable[[], Tensor], blocks: list[nn.Module]) -> Trace:
+def trace(
+    model: nn.Module, step: Callable[[], Tensor], blocks: list[nn.Module], limit_seconds: float = LIMIT_SECONDS
+) -> Trace:
     """Runs `step` forward and backward and notes what happens; the caller has set the fake mode.
 
     Args:
         model: on fake tensors.
         step: gives the loss of one micro-batch.
         blocks: the model's repeated blocks.
+        limit_seconds: the longest that it may take.
+
+    Raises:
+        UntracedError: it takes longer.
     """
     parameters = list(dict.fromkeys(model.parameters()))
     names = {id(p): name for name, p in reversed(list(model.named_parameters(remove_duplicate=False)))}
@@ -256,7 +276,7 @@ def trace(model: nn.Module, step: Callable[[], Tensor], blocks: list[nn.Module])
     if model not in owners:
         owners.insert(0, model)
     log = _Log()
-    recorder = _Recorder(log, storages | set(buffers))
+    recorder = _Recorder(log, storages | set(buffers), limit_seconds)
     with ExitStack() as stack:
         _watch_gradients(log, recorder, parameters, stack)
         _watch_modules(log, owners, stack)

@@ -1,12 +1,15 @@
 """Architectures of transformers are traced as a GPU would run them, with and without activation checkpointing."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
 
+import scalekit
 from scalekit.dtypes import promised
+from scalekit.errors import ModelError
 from scalekit.models import Model
 from scalekit.planning.profile import profile
 from scalekit.planning.subjects import subject
@@ -131,3 +134,21 @@ def test_sounds_are_as_long_as_the_model_hears() -> None:
     assert batch["labels"].dtype == torch.long
     assert subject(model("ASTForAudioClassification")).example(2)["input_values"].shape == (2, 64, 32)
     assert subject(model("Wav2Vec2ForSequenceClassification")).example(2)["input_values"].shape == (2, 16_000)
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes", "mxfp4", "fp8", "compressed-tensors"])
+def test_a_quantized_model_is_refused_by_name_before_data_is_read(tmp_path: Path, method: str) -> None:
+    config = transformers.LlamaConfig(**SMALL, architectures=["LlamaForCausalLM"])
+    config.quantization_config = {"quant_method": method, "bits": 4}
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=f"quant_method='{method}'"):
+        scalekit.plan(str(tmp_path), "H100-80GB", sequence_length=8)
+    with pytest.raises(ModelError, match=f"quant_method='{method}'"):
+        scalekit.fit(str(tmp_path), "rows-that-are-not-there.jsonl", max_steps=1)
+
+
+def test_a_trace_that_takes_too_long_leaves_states_alone() -> None:
+    asked = subject(model("GPTNeoXForCausalLM"), tokens=7)
+    made = profile(asked, promised("32-true"), like_a_gpu=True, limit_seconds=0.001)
+    assert made.problem == "a step on fake tensors takes more than 0.001 s"
+    assert made.elements > 0
