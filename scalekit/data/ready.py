@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from scalekit.errors import ColumnError, RowError
 from scalekit.models import CLASSES
+from scalekit.objectives.counts import IGNORED
 
 _ALIASES = ("label", "label_ids")
 """What transformers' own collators take for labels too."""
@@ -75,6 +77,37 @@ class Targets:
             f"the rows are tokens without labels, and {kind} learns from them: add the column 'labels', {needed}. There are: "
             f"{', '.join(columns)}"
         )
+
+
+def uncounted(rows: Any, targets: Targets, model: Any, task: str | None) -> NDArray[np.bool_]:
+    """Which rows have nothing that the loss counts, shape [rows]: no label, or none but the first, which is not predicted.
+
+    Args:
+        rows: a Hugging Face data set with ``input_ids``.
+        targets: of these rows.
+        model, task: as for `Targets.of`.
+    """
+    column = "input_ids" if targets.are_tokens else targets.column
+    if column not in rows.column_names or "List" not in type(rows.features[column]).__name__:
+        return np.zeros(len(rows), np.bool_)
+    seen = "attention_mask" if targets.are_tokens and "attention_mask" in rows.column_names else column
+    is_shifted = _kind(model, task).endswith(_CAUSAL)
+    found = [_uncounted(chunk, column, seen, is_shifted) for chunk in rows.with_format("arrow").iter(batch_size=10_000)]
+    return np.concatenate(found)
+
+
+def _uncounted(chunk: Any, column: str, seen: str, is_shifted: bool) -> NDArray[np.bool_]:
+    import pyarrow.compute as pc
+
+    lists = chunk[seen].combine_chunks()
+    values = pc.list_flatten(lists).to_numpy(zero_copy_only=False)
+    lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
+    ends = np.cumsum(lengths)
+    counted = values != (IGNORED if seen == column else 0)
+    if is_shifted:
+        counted[(ends - lengths)[lengths > 0]] = False
+    sums = np.concatenate([[0], np.cumsum(counted)])
+    return np.asarray(sums[ends] == sums[ends - lengths])
 
 
 def _kind(model: Any, task: str | None) -> str:

@@ -16,11 +16,11 @@ from scalekit.data.encoders.limit import Limit
 from scalekit.data.mixture import Mixed
 from scalekit.data.packing import pack
 from scalekit.data.preparation import Prepared, prepare, token_lengths
-from scalekit.data.ready import check_tokens
+from scalekit.data.ready import check_tokens, uncounted
 from scalekit.data.shards import pack as pack_window
 from scalekit.data.sources import Part, Skipped, Source
 from scalekit.data.way import Collate, Way
-from scalekit.errors import DataError, EmptyDataError, RowError
+from scalekit.errors import DataError, EmptyDataError, NoLabelError, RowError
 from scalekit.job import Job
 from scalekit.log import line
 
@@ -245,13 +245,20 @@ def _prepared(way: Way, part: Part, encoder: Encoder | None) -> Prepared:
         return made
     check_tokens(part.rows, way.model, way.processor, part.name_row)
     lengths, positions = token_lengths(part.rows), Limit.of(None, way.config).positions
-    bad = (lengths < 1) | (lengths > (positions or np.iinfo(np.int64).max))
+    unfit = (lengths < 1) | (lengths > (positions or np.iinfo(np.int64).max))
+    bad = unfit | uncounted(part.rows, way.targets, way.model, way.job.task)
     found = [
-        Skipped(part.name_row(place), f"it has {lengths[place]} tokens, and the model {positions or 'many'} positions")
+        Skipped(
+            part.name_row(place),
+            f"it has {lengths[place]} tokens, and the model {positions or 'many'} positions"
+            if unfit[place]
+            else "it has nothing that the loss counts: all labels are masked",
+        )
         for place in np.flatnonzero(bad).tolist()
     ]
     if found and way.job.on_bad_row != "skip":
-        raise refused(found[0].where, RowError(found[0].why))
+        kind = RowError if unfit[np.flatnonzero(bad)[0]] else NoLabelError
+        raise refused(found[0].where, kind(found[0].why))
     if found and bad.all():
         raise EmptyDataError(f"no row of the {part.name} can be used")
     good = np.flatnonzero(~bad)

@@ -9,7 +9,7 @@ import torch
 import transformers
 
 import scalekit
-from scalekit.errors import ColumnError, RowError
+from scalekit.errors import ColumnError, NoLabelError, RowError
 
 IDS = [[5, 6, 7, 8], [9, 10], [11, 12, 13], [14, 15, 16, 17, 18], [5, 7], [8, 9, 10], [6, 6, 6, 6], [4, 5]]
 SMALL = {"vocab_size": 24, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
@@ -90,3 +90,17 @@ def test_a_token_beyond_the_embedding_is_named(token: int) -> None:
         RowError, match=f"row 2: the token id {token} is beyond the model's embedding, which has 24 rows"
     ):
         scalekit.fit(llama(), rows, max_steps=1)
+
+
+@pytest.mark.parametrize(("rows", "bad"), [
+    ({"input_ids": [[5, 6], [7], [8, 9]]}, 1),
+    ({"input_ids": [[5, 6, 7], [7, 8, 9]], "attention_mask": [[1, 1, 0], [1, 0, 0]]}, 1),
+    ({"input_ids": [[5, 6, 7], [7, 8, 9]], "labels": [[5, -100, -100], [-100, 8, -100]]}, 0),
+])  # fmt: skip
+def test_a_row_without_anything_to_count_is_a_bad_row(rows: Any, bad: int, tmp_path: Path) -> None:
+    data = datasets.Dataset.from_dict(rows)
+    with pytest.raises(NoLabelError, match=f"row {bad}: it has nothing that the loss counts"):
+        scalekit.fit(llama(), data, max_steps=1)
+    run = scalekit.fit(llama(), data, max_steps=1, on_bad_row="skip", output_dir=str(tmp_path / "run"))
+    assert run.plan.samples == len(data) - 1
+    assert f"row {bad}" in (tmp_path / "run" / "skipped_rows.jsonl").read_text()
