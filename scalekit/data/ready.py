@@ -88,7 +88,7 @@ def uncounted(rows: Any, targets: Targets, model: Any, task: str | None) -> NDAr
         model, task: as for `Targets.of`.
     """
     column = "input_ids" if targets.are_tokens else targets.column
-    if column not in rows.column_names or "List" not in type(rows.features[column]).__name__:
+    if column is None or column not in rows.column_names or "List" not in type(rows.features[column]).__name__:
         return np.zeros(len(rows), np.bool_)
     seen = "attention_mask" if targets.are_tokens and "attention_mask" in rows.column_names else column
     is_shifted = _kind(model, task).endswith(_CAUSAL)
