@@ -166,9 +166,13 @@ class ReductionCheck(Callback):
 
     def _tell(self, found: Measured, objective: Any) -> None:
         likely = objective.count
-        if found.count is None and self._splits:
+        if found.count is None and isinstance(likely, Counted):
+            warn(
+                f"{found}: `item_count` does not make of these the first. It is taken as given, and other splits give others"
+            )
+        elif found.count is None and self._splits:
             raise LossReductionError(f"{found}: that is a mean over nothing that ScaleKit counts. {_WAYS_OUT}")
-        if found.count is None:
+        elif found.count is None:
             log("loss", f"{found}; no global batch is split, so that nothing is divided")
         elif found.count != likely:
             log("loss", f"a mean over {found.count}, not over {likely}: {found}")
