@@ -206,7 +206,7 @@ def test_settings_that_a_lightning_module_would_not_use() -> None:
 
     with pytest.raises(errors.ConfigError, match="decides by itself on loss, learning_rate"):
         fit(pl.LightningModule(), learning_rate=1.0)
-    with pytest.raises(errors.ConfigError, match="give `loss` too"):
+    with pytest.raises(errors.ConfigError, match="item_count=3 must be a function of a batch"):
         fit(item_count=3)
 
 
