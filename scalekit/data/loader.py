@@ -10,11 +10,11 @@ from typing import Any, final
 
 from torch.utils.data import DataLoader, Dataset
 
-from scalekit.data.encoders.encoder import keyed
 from scalekit.data.order import Order, Turn
 from scalekit.errors import NoLabelError
 from scalekit.objectives.normalization import MicroBatch
 from scalekit.preemption import end_by_parent_alone
+from scalekit.randomness import keyed
 
 
 @final
@@ -35,6 +35,7 @@ class Loader:
         pin_memory: whether batches are put where a GPU copies from without waiting.
         position: samples used so far; advanced by `consume` where `advances`.
         advances: whether a pass over the data moves the position on, as training does.
+        draws: whether `collate` may draw random numbers, as one of the user's.
     """
 
     def __init__(
@@ -48,7 +49,9 @@ class Loader:
         pin_memory: bool = False,
         position: int = 0,
         advances: bool = True,
+        draws: bool = True,
     ) -> None:
+        self._draws = draws
         self.order = order
         self.position = position
         self.waited_seconds = 0.0
@@ -73,9 +76,9 @@ class Loader:
         # As they are needed: an epoch's list of them would outgrow the memory.
         turns, ahead = tee(self.order.turns(self._rank, self.position))
         batches = DataLoader(
-            _Placed(rows),
+            _Placed(rows) if self._draws else rows,
             batch_sampler=(list(turn.rows) for turn in ahead),
-            collate_fn=_Collate(self._collate, self.order.seed, epoch),
+            collate_fn=_Collate(self._collate, self.order.seed, epoch) if self._draws else self._collate,
             num_workers=self._workers,
             pin_memory=self._pin_memory,
             worker_init_fn=end_by_parent_alone,

@@ -52,7 +52,17 @@ def training_loader(
     way = rows.way
     if isinstance(order, Order):
         position = int(state.get("position", 0))
-        return Loader(rows.train, rows.collate, order, world.rank, count, way.workers, pin_memory, position)
+        return Loader(
+            rows.train,
+            rows.collate,
+            order,
+            world.rank,
+            count,
+            way.workers,
+            pin_memory,
+            position,
+            draws=way.collate_draws,
+        )
     return StreamLoader(
         rows.train,
         rows.encode or list,
@@ -77,7 +87,15 @@ def validation_loader(rows: Rows, order: Order | Lanes, world: World, count: Cou
     each = order.micro_batch_size
     once = Order(len(rows.validation), each * world.size, each, world.size, order.seed, shuffle=False)
     return Loader(
-        rows.validation, rows.way.collate, once, world.rank, count, rows.way.workers, pin_memory, advances=False
+        rows.validation,
+        rows.way.collate,
+        once,
+        world.rank,
+        count,
+        rows.way.workers,
+        pin_memory,
+        advances=False,
+        draws=rows.way.collate_draws,
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import ConcatDataset, Dataset, TensorDataset
 
-from scalekit.data.encoders.encoder import Drawn, Encoder, Keyed, Row, drawn_by_content, refused, tried, undecoded
+from scalekit.data.encoders.encoder import Drawn, Encoder, Row, drawn_by_content, refused, tried, undecoded
 from scalekit.data.encoders.limit import Limit
 from scalekit.data.mixture import Mixed
 from scalekit.data.packing import pack
@@ -173,8 +173,9 @@ def _as_they_are(way: Way) -> Rows:
     train = _joined(way, [_tensors(part.rows) for part in way.source.parts])
     if not len(train):
         raise EmptyDataError("the data has no rows")
-    train = _keyed(train, way.job.seed)
-    held_out = _keyed(_one_after_another([_tensors(part.rows) for part in way.source.validation]), way.job.seed)
+    train = _keyed(way, train, way.source.parts)
+    held_out = _one_after_another([_tensors(part.rows) for part in way.source.validation])
+    held_out = _keyed(way, held_out, way.source.validation)
     return Rows(
         way, train, longest=lambda: train[0], few=lambda: _first(train), validation=held_out, skipped=way.source.skipped
     )
@@ -280,10 +281,10 @@ def _drawn(way: Way, rows: Any, encoder: Encoder | None) -> Any:
     return Drawn(rows, encoder, way.job.seed) if is_drawn and encoder is not None else rows
 
 
-def _keyed(rows: Any, seed: int) -> Any:
-    """Rows of a torch data set, whose code is the user's and may draw; those of others are there already."""
-    draws = isinstance(rows, Dataset) and not isinstance(rows, TensorDataset)
-    return Keyed(rows, seed) if draws else rows
+def _keyed(way: Way, rows: Any, parts: Sequence[Part]) -> Any:
+    """Rows of torch data sets, whose code is the user's and may draw; those of lists and Hugging Face's are there already."""
+    draws = any(isinstance(part.rows, Dataset) and not isinstance(part.rows, TensorDataset) for part in parts)
+    return Drawn(rows, None, way.job.seed) if draws else rows
 
 
 def _longest(way: Way, parts: Sequence[Any]) -> Any:

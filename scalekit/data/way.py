@@ -179,6 +179,11 @@ class Way:
             return Pad(pad_id(self.processor, self.config), self.targets)
         return default_collate
 
+    @property
+    def collate_draws(self) -> bool:
+        """Whether what makes a batch may draw random numbers: only one of the user's."""
+        return self.source.collate not in (None, default_collate)
+
     def tell_pad(self, config: Any) -> None:
         """Tells a model's configuration the padding token, if it has none: decoders classify by the last token before it."""
         if self.task == "sequence-classification" and getattr(config, "pad_token_id", None) is None:

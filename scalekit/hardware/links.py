@@ -34,7 +34,7 @@ def collective_rates(threads: int, processes: int) -> Mapping[str, float]:
     """`COLLECTIVES` among so many processes of this machine, with torch's number of threads."""
     try:
         return kept("links", COLLECTIVES, threads, lambda: _time_collectives(min(processes, _MOST_RANKS)), processes)
-    except (RuntimeError, OSError, AttributeError):  # no gloo in this build of torch, or no sockets
+    except (RuntimeError, OSError, ImportError):  # no gloo in this build of torch, or no sockets
         return ASSUMED
 
 

@@ -8,13 +8,11 @@ them of all that could be counted is what the loss is a mean over.
 from __future__ import annotations
 
 import math
-import random
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, final
 
-import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
@@ -22,7 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from scalekit.errors import LossReductionError, NoLossError
 from scalekit.log import log, warn
-from scalekit.objectives.counts import Counted, ItemCount, candidates
+from scalekit.objectives.counts import Counted, ItemCount, candidates, tensors_of
+from scalekit.randomness import keyed
 from scalekit.world import World, agree
 
 _MOST_ROWS = 4
@@ -44,11 +43,11 @@ LossOf = Callable[[Any], float]
 
 @dataclass(frozen=True)
 class Parts:
-    """Rows as one batch, and as batches of one.
+    """Rows as one batch, and one by one.
 
     Attributes:
         whole: the batch.
-        each: the others.
+        each: batches of one row; slices of the whole one where a collator draws, since it would not draw the same again.
     """
 
     whole: Any
@@ -65,7 +64,26 @@ class Parts:
         places = list(known.values())
         spread = {places[round(i * (len(places) - 1) / max(_MOST_ROWS - 1, 1))] for i in range(_MOST_ROWS)}
         chosen = sorted([*spread, *(place for place in range(len(rows)) if place not in spread)][:_MOST_ROWS])
-        return cls(collate([rows[place] for place in chosen]), [alone[place] for place in chosen])
+        whole, again = (collate([rows[place] for place in chosen]) for _ in range(2))
+        if _is_same(whole, again):
+            return cls(whole, [alone[place] for place in chosen])
+        return cls(whole, [_row(whole, number, len(chosen)) for number in range(len(chosen))])
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    pairs = zip(tensors_of(one), tensors_of(other), strict=True)
+    return all(a.shape == b.shape and torch.equal(a, b) for (_, a), (_, b) in pairs)
+
+
+def _row(batch: Any, number: int, samples: int) -> Any:
+    """One row of a batch, as a batch."""
+
+    def part(value: Any) -> Any:
+        return value[number : number + 1] if isinstance(value, Tensor) and value.shape[:1] == (samples,) else value
+
+    if isinstance(batch, Mapping):
+        return {name: part(value) for name, value in batch.items()}
+    return tuple(map(part, batch)) if isinstance(batch, (tuple, list)) else part(batch)
 
 
 @dataclass(frozen=True)
@@ -145,7 +163,8 @@ class ReductionCheck(Callback):
             return
         config = getattr(pl_module.model, "config", None)
         try:
-            parts = Parts.of(self._rows, self._collate, config, objective.count)
+            with keyed(0):
+                parts = Parts.of(self._rows, self._collate, config, objective.count)
         except Exception as error:  # a collator of the user's, which may need several rows
             warn(f"what the loss is a mean over is not measured, but taken for {objective.count}: {error}")
             return
@@ -185,7 +204,7 @@ def _measured(engine: Any, module: Any, parts: Parts, counts: Sequence[ItemCount
     A model that draws random numbers while it evaluates, or has a loss in training alone, is run with constants for them.
     """
     dtypes = engine.dtypes
-    # Autocast is left off where parameters are whole numbers of float32 on each rank.
+    # Autocast is left off where each rank has all parameters, and in float32.
     is_exact = dtypes.compute == torch.float32 or (dtypes.parameters == torch.float32 and not engine.is_shared)
     tolerance = _EXACT_TOLERANCE if is_exact else _TOLERANCE[dtypes.compute]
 
@@ -217,16 +236,13 @@ def _is_near(one: float, other: float, tolerance: float) -> bool:
 
 @contextmanager
 def _undisturbed(model: nn.Module) -> Generator[None, None, None]:
-    """Leaves a model's modes and statistics, and all generators of random numbers, as they were."""
+    """Leaves a model's modes and statistics, and the generators of random numbers, as they were."""
     modes = [(part, part.training) for part in model.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    states = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng():
+        with keyed(0):
             yield
     finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
         for part, mode in modes:
             part.training = mode
         with torch.no_grad():

@@ -153,6 +153,30 @@ def test_a_loss_that_draws_noise_is_measured_without(tmp_path: Any) -> None:
     assert "label tokens, shifted by one" in (tmp_path / "2" / "log.txt").read_text()
 
 
+@pytest.mark.parametrize("micro", [8, 2])
+def test_a_collator_that_draws_is_measured_by_its_own_batch(micro: int, tmp_path: Any) -> None:
+    """transformers' masking: rows that are collated once more are masked otherwise."""
+    from transformers import BertConfig, BertForMaskedLM, DataCollatorForLanguageModeling
+
+    from tests.tiny import make_tokenizer
+
+    tokenizer = make_tokenizer()
+    tokenizer.add_special_tokens({"mask_token": "?"})
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    model = BertForMaskedLM(BertConfig(vocab_size=64, **sizes))
+    rows = [{"input_ids": row["ids"].repeat(3).tolist()} for row in tokens()]
+    masked: list[int] = []
+
+    def collate(part: list[Any]) -> Any:
+        batch = DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.4)(part)
+        masked.append(int((batch["labels"] != IGNORED).sum()))
+        return batch
+
+    record, _ = first_loss(model, rows, collate, micro, tmp_path)
+    assert record["items"] == sum(masked[-8 // micro :])
+
+
 def test_a_coupled_loss_runs_whole_or_not_at_all(tmp_path: Any) -> None:
     record, _ = first_loss(Tokens(coupled), tokens(), padded, 8, tmp_path)
     assert record["loss"] == pytest.approx(loss_of(Tokens(coupled))(padded(tokens())), rel=1e-5)

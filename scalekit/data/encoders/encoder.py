@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import random
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 
 from scalekit.errors import DataError, RowError, ScaleKitError
+from scalekit.randomness import keyed, restored, seed_by
 
 Row = dict[str, Any]
 
@@ -66,53 +64,39 @@ class Encoder(ABC):
         """A batch."""
 
 
-class Drawn(torch.utils.data.Dataset[Row]):
+class Drawn(torch.utils.data.Dataset[Any]):
     """Rows as they are drawn in an epoch: what is random depends on (seed, epoch, row) alone.
 
     Args:
-        rows: map-style, kept.
-        encoder: that draws.
+        rows: map-style; kept, or a torch data set whose code may draw by itself.
+        encoder: that draws; None where the rows alone do.
         seed: of the job.
         epoch: from 0.
     """
 
-    def __init__(self, rows: Any, encoder: Encoder, seed: int, epoch: int = 0) -> None:
+    def __init__(self, rows: Any, encoder: Encoder | None, seed: int, epoch: int = 0) -> None:
         self._rows, self._encoder, self._seed, self._epoch = rows, encoder, seed, epoch
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index: int) -> Row:
-        with keyed(self._seed, self._epoch, index):
-            return self._encoder.draw(self._rows[index])
+    def __getitem__(self, index: int) -> Any:
+        with restored():
+            return self._drawn(index)
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
+        """A micro-batch at once, which a `DataLoader` asks for."""
+        with restored():
+            return [self._drawn(index) for index in indices]
 
     def at_epoch(self, epoch: int) -> Drawn:
         rows = self._rows.at_epoch(epoch) if hasattr(self._rows, "at_epoch") else self._rows
         return Drawn(rows, self._encoder, self._seed, epoch)
 
-
-class Keyed(torch.utils.data.Dataset[Any]):
-    """A torch data set whose rows may draw random numbers as they are read: these depend on (seed, epoch, row) alone.
-
-    Args:
-        rows: map-style.
-        seed: of the job.
-        epoch: from 0.
-    """
-
-    def __init__(self, rows: Any, seed: int, epoch: int = 0) -> None:
-        self._rows, self._seed, self._epoch = rows, seed, epoch
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> Any:
-        with keyed(self._seed, self._epoch, index):
-            return self._rows[index]
-
-    def at_epoch(self, epoch: int) -> Keyed:
-        rows = self._rows.at_epoch(epoch) if hasattr(self._rows, "at_epoch") else self._rows
-        return Keyed(rows, self._seed, epoch)
+    def _drawn(self, index: int) -> Any:
+        seed_by(self._seed, self._epoch, index)
+        row = self._rows[index]
+        return row if self._encoder is None else self._encoder.draw(row)
 
 
 def drawn_by_content(encoder: Encoder, row: Row, seed: int, epoch: int) -> Row:
@@ -134,22 +118,6 @@ def checksum(value: Any) -> int:
     else:
         data = type(value).__qualname__.encode()
     return zlib.crc32(data)
-
-
-@contextmanager
-def keyed(*key: int) -> Iterator[None]:
-    """Seeds torch's, NumPy's and Python's generators by a key, and leaves them afterwards as they were."""
-    seeds = np.random.SeedSequence(key).generate_state(2, np.uint64)
-    python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(int(seeds[0] >> 1))
-        np.random.seed(int(seeds[1] & 0xFFFFFFFF))
-        random.seed(int(seeds[1]))
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
 
 
 def types_of(encoding: Any) -> list[int]:
