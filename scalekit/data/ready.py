@@ -17,7 +17,7 @@ from scalekit.objectives.counts import IGNORED
 _ALIASES = ("label", "label_ids")
 """What transformers' own collators take for labels too."""
 
-_CAUSAL = ("ForCausalLM", "LMHeadModel")
+_CAUSAL = ("ForCausalLM", "LMHeadModel", "ForImageTextToText")
 _NEEDED = {
     "ForMaskedLM": "the tokens that were masked, -100 elsewhere",
     "ForTokenClassification": "a class for each token, -100 where it has none",
@@ -67,7 +67,7 @@ class Targets:
         if has_loss:
             return cls("labels" if column == "labels" else None)
         kind = _kind(model, task)
-        if kind.endswith(_CAUSAL) or not kind:
+        if _is_causal(kind, config) or not kind:
             # A text's class beside its tokens is nothing that it learns.
             return cls("labels" if column == "labels" else None, are_tokens=column != "labels")
         if column is not None or "start_positions" in columns:
@@ -91,7 +91,7 @@ def uncounted(rows: Any, targets: Targets, model: Any, task: str | None) -> NDAr
     if column is None or column not in rows.column_names or "List" not in type(rows.features[column]).__name__:
         return np.zeros(len(rows), np.bool_)
     seen = "attention_mask" if targets.are_tokens and "attention_mask" in rows.column_names else column
-    is_shifted = _kind(model, task).endswith(_CAUSAL)
+    is_shifted = _is_causal(_kind(model, task), getattr(model, "config", model))
     found = [_uncounted(chunk, column, seen, is_shifted) for chunk in rows.with_format("arrow").iter(batch_size=10_000)]
     return np.concatenate(found)
 
@@ -117,6 +117,12 @@ def _kind(model: Any, task: str | None) -> str:
     if task is not None:
         return CLASSES[task]
     return next(iter(getattr(model, "architectures", None) or ()), "")
+
+
+def _is_causal(kind: str, config: Any) -> bool:
+    """Whether models of a class predict the next token: decoders that see pictures are called conditional, as T5 is."""
+    is_decoder = kind.endswith("ForConditionalGeneration") and not getattr(config, "is_encoder_decoder", False)
+    return kind.endswith(_CAUSAL) or is_decoder
 
 
 def embedding_rows(model: Any) -> int | None:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from scalekit.errors import RowError
+from scalekit.errors import RowError, shown
 
 Message = dict[str, Any]
 
@@ -34,10 +34,10 @@ def tools_of(value: Any) -> Any:
 
 
 def _tool(value: Any, where: str) -> Any:
-    tool = _object(value, where)
+    tool = as_object(value, where)
     function = tool["function"] if isinstance(tool.get("function"), dict) else tool
     if isinstance(function.get("parameters"), str):
-        function = {**function, "parameters": _object(function["parameters"], f"{where}, its parameters")}
+        function = {**function, "parameters": as_object(function["parameters"], f"{where}, its parameters")}
     return {**tool, "function": function} if "function" in tool else function
 
 
@@ -120,19 +120,22 @@ def _calls(value: Any, where: str, change: Callable[[Any, str], Any]) -> list[An
 
 
 def _call(value: Any, where: str, change: Callable[[Any, str], Any]) -> Any:
-    call = _object(value, f"'{where}'")
+    call = as_object(value, f"'{where}'")
     if call.get("function"):
         return {**call, "function": _call(call["function"], f"{where}.function", change)}
     return {**call, "arguments": change(call["arguments"], f"'{where}.arguments'")} if "arguments" in call else call
 
 
-def as_object(value: Any, where: str) -> Any:
-    """Arguments for a template that takes objects.
+def as_object(value: Any, where: str) -> dict[str, Any]:
+    """An object, or JSON text of one, such as arguments for a template that takes objects.
 
     Raises:
-        RowError: they are none.
+        RowError: it is none.
     """
-    return _object(value, where)
+    found = _parsed(value, where) if isinstance(value, str) else value
+    if not isinstance(found, dict):
+        raise RowError(f"{where} is {_shown(found)}, and should be an object")
+    return found
 
 
 def as_text(value: Any, where: str) -> str:
@@ -150,7 +153,7 @@ def check_parts(messages: Sequence[Message]) -> None:
         content, role = message.get("content"), message.get("role")
         where = f"'messages[{number}].content'" + (", a tool's result," if role == "tool" else "")
         if isinstance(content, dict):
-            raise RowError(f"{where} is an object ({_short(content)}): write it as JSON text")
+            raise RowError(f"{where} is an object ({shown(content)}): write it as JSON text")
         if content is not None and not isinstance(content, (str, list)):
             raise RowError(f"{where} is {_shown(content)}, and should be text: write it in quotation marks")
         for part in content if isinstance(content, list) else ():
@@ -161,19 +164,12 @@ def check_parts(messages: Sequence[Message]) -> None:
                 )
 
 
-def _object(value: Any, where: str) -> dict[str, Any]:
-    found = _parsed(value, where) if isinstance(value, str) else value
-    if not isinstance(found, dict):
-        raise RowError(f"{where} is {_shown(found)}, and should be an object")
-    return found
-
-
 def _parsed(text: str, where: str) -> Any:
     try:
         return json.loads(text, object_pairs_hook=_unique)
     except ValueError as error:
         fix = "write {} where there are none" if not text.strip() else "write it as JSON"
-        raise RowError(f"{where} is {_short(text)}, which is no JSON ({error}): {fix}") from error
+        raise RowError(f"{where} is {shown(text)}, which is no JSON ({error}): {fix}") from error
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -185,9 +181,4 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
-    return f"{_short(value)} ({type(value).__name__})"
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return f"{shown(value)} ({type(value).__name__})"

@@ -9,6 +9,7 @@ import torch
 import transformers
 
 import scalekit
+from scalekit.data.ready import Targets
 from scalekit.errors import ColumnError, NoLabelError, RowError
 
 IDS = [[5, 6, 7, 8], [9, 10], [11, 12, 13], [14, 15, 16, 17, 18], [5, 7], [8, 9, 10], [6, 6, 6, 6], [4, 5]]
@@ -104,3 +105,12 @@ def test_a_row_without_anything_to_count_is_a_bad_row(rows: Any, bad: int, tmp_p
     run = scalekit.fit(llama(), data, max_steps=1, on_bad_row="skip", output_dir=str(tmp_path / "run"))
     assert run.plan.samples == len(data) - 1
     assert f"row {bad}" in (tmp_path / "run" / "skipped_rows.jsonl").read_text()
+
+
+def test_a_decoder_that_sees_pictures_learns_its_tokens() -> None:
+    small = transformers.LlavaConfig(text_config=transformers.LlamaConfig(**SMALL).to_dict())
+    small.architectures = ["LlavaForConditionalGeneration"]
+    assert Targets.of(["input_ids"], small, None, has_loss=False).are_tokens
+    t5 = transformers.T5Config(architectures=["T5ForConditionalGeneration"])
+    with pytest.raises(ColumnError, match="the tokens of the target"):
+        Targets.of(["input_ids"], t5, None, has_loss=False)
