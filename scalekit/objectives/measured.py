@@ -33,9 +33,9 @@ _ROUNDING = 1e-6
 """A difference, as a share of the loss, that says nothing in any type."""
 
 _WAYS_OUT = (
-    "give `item_count=`, a function of a batch that counts what its loss is a mean over, or a `loss=` of your own. A loss that "
-    "couples the samples of a batch, such as a contrastive one, is right where no global batch is split: on one rank, with "
-    "micro_batch_size = global_batch_size"
+    "Give `item_count=`, a function of a batch that counts what its loss is a mean over, or a `loss=` of your own. A loss that "
+    "couples the samples of a batch, such as a contrastive one, needs whole global batches: one rank, and "
+    "micro_batch_size = global_batch_size. Where the model gathers the samples of all ranks itself, `item_count=` says so"
 )
 
 LossOf = Callable[[Any], float]
@@ -166,7 +166,9 @@ class ReductionCheck(Callback):
             with keyed(0):
                 parts = Parts.of(self._rows, self._collate, config, objective.count)
         except Exception as error:  # a collator of the user's, which may need several rows
-            warn(f"what the loss is a mean over is not measured, but taken for {objective.count}: {error}")
+            warn(
+                f"the loss is taken for a mean over {objective.count}; one row alone makes no batch to measure it: {error}"
+            )
             return
         counts = [objective.count] if is_given else candidates(parts.whole, config, objective.count)
         found = self._agreed(_measured(engine, pl_module, parts, counts), counts)
@@ -187,14 +189,18 @@ class ReductionCheck(Callback):
         likely = objective.count
         if found.count is None and isinstance(likely, Counted):
             warn(
-                f"{found}: `item_count` does not make of these the first. It is taken as given, and other splits give others"
+                f"{found}. Weighted by `item_count`, the single losses do not give the loss of the batch. The count is used as "
+                "given; another micro_batch_size may give another loss"
             )
         elif found.count is None and self._splits:
-            raise LossReductionError(f"{found}: that is a mean over nothing that ScaleKit counts. {_WAYS_OUT}")
+            raise LossReductionError(
+                f"{found}: whatever is counted, the loss of a global batch cannot be put together from its parts. {_WAYS_OUT}"
+            )
         elif found.count is None:
-            log("loss", f"{found}; no global batch is split, so that nothing is divided")
+            log("loss", f"{found}: it cannot be put together from parts. Here each global batch is run whole")
         elif found.count != likely:
-            log("loss", f"a mean over {found.count}, not over {likely}: {found}")
+            kind = "a sum over the batch" if found.count.is_sum else f"a mean over {found.count}"
+            log("loss", f"{kind}, as measured, and not a mean over {likely}: {found}")
         objective.count = found.count or likely
 
 

@@ -191,7 +191,10 @@ def test_a_count_of_the_users_is_checked_and_needs_no_loss_of_theirs(tmp_path: A
     record, _ = first_loss(Tokens(shifted), tokens(), padded, 1, tmp_path, item_count=right)
     assert record["loss"] == pytest.approx(loss_of(Tokens(shifted))(padded(tokens())), rel=1e-5)
     first_loss(Tokens(shifted), tokens(), padded, 2, tmp_path, item_count=lambda batch: len(batch["ids"]))
-    assert "`item_count` does not make of these the first" in (tmp_path / "2" / "log.txt").read_text()
+    assert (
+        "Weighted by `item_count`, the single losses do not give the loss of the batch"
+        in (tmp_path / "2" / "log.txt").read_text()
+    )
 
 
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
