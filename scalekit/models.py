@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
+from scalekit.data.encoders.labels import Labels
 from scalekit.errors import DependencyError, ModelError, shown
 from scalekit.weights import build, needs_values
 
@@ -68,7 +69,7 @@ def resolve(
     model: Any,
     task: str | None = None,
     trust_remote_code: bool = False,
-    classes: Sequence[str] | None = None,
+    labels: Labels | None = None,
 ) -> Model:
     """Finds out what `model` is.
 
@@ -76,7 +77,7 @@ def resolve(
         model: as for `fit`.
         task: which head a hub model gets; the one it was saved with by default.
         trust_remote_code: whether code that comes with a hub model may run.
-        classes: the names of what a hub model's head tells apart; those it was saved with by default.
+        labels: what a hub model's head gives; what it was saved with by default.
 
     Raises:
         ModelError: it is no model, or is quantized.
@@ -85,7 +86,7 @@ def resolve(
         _refuse_quantized_parts(model)
         return Model(model, type(model).__name__, getattr(model, "config", None))
     if isinstance(model, str):
-        return _from_name(model, task, trust_remote_code, classes)
+        return _from_name(model, task, trust_remote_code, labels)
     if callable(model):
         return Model(model, getattr(model, "__name__", type(model).__name__))
     raise ModelError(
@@ -143,8 +144,8 @@ def _refuse_quantized_parts(model: nn.Module) -> None:
             refuse_quantized(part.config, type(part).__name__)
 
 
-def _from_name(name: str, task: str | None, trust_remote_code: bool, classes: Sequence[str] | None) -> Model:
-    config = _config(name, trust_remote_code, **_named(classes))
+def _from_name(name: str, task: str | None, trust_remote_code: bool, labels: Labels | None) -> Model:
+    config = _config(name, trust_remote_code, **_head(labels))
     import torch
     import transformers
 
@@ -154,7 +155,7 @@ def _from_name(name: str, task: str | None, trust_remote_code: bool, classes: Se
         options = {"trust_remote_code": trust_remote_code} if cls.__name__.startswith("Auto") else {}
         if needs_values():
             # A head for other classes than those it was saved with starts anew.
-            options |= {"ignore_mismatched_sizes": True} if classes is not None else {}
+            options |= {"ignore_mismatched_sizes": True} if labels is not None else {}
             return cls.from_pretrained(name, config=config, dtype=torch.float32, **options)  # type: ignore[no-any-return]
         make = cls.from_config if options else cls._from_config
         built: nn.Module = make(config, dtype=torch.float32, **options)
@@ -173,10 +174,12 @@ def _take_generation_config(model: Any, name: str) -> None:
             model.generation_config = GenerationConfig.from_pretrained(name)
 
 
-def _named(classes: Sequence[str] | None) -> dict[str, Any]:
-    if classes is None:
+def _head(labels: Labels | None) -> dict[str, Any]:
+    """A configuration's entries for a head that gives such labels."""
+    if labels is None:
         return {}
-    return {"id2label": dict(enumerate(classes)), "label2id": {name: number for number, name in enumerate(classes)}}
+    numbers = {name: number for number, name in enumerate(labels.names)}
+    return {"id2label": dict(enumerate(labels.names)), "label2id": numbers, "problem_type": labels.problem}
 
 
 def _is_offline(error: BaseException | None) -> bool:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import Any, final
 
 import torch
 import torchmetrics
 from torch import Tensor
-from torchmetrics import MeanMetric, Metric
+from torchmetrics import MeanAbsoluteError, MeanMetric, Metric
+from torchmetrics.classification import BinaryF1Score
 
 from scalekit.errors import ConfigError
 from scalekit.objectives.counts import IGNORED
@@ -25,16 +27,15 @@ class Scores:
     Args:
         given: as `metrics_of` takes them; or None for the usual ones.
         task: of the rows, or None.
-        classifies: whether the targets are classes, or tokens.
+        problem: transformers' `problem_type` of what is learned, tokens being classes; or None.
 
     Raises:
         ConfigError: something among them is no metric.
     """
 
-    def __init__(self, given: Mapping[str, Any] | None, task: str | None, classifies: bool) -> None:
+    def __init__(self, given: Mapping[str, Any] | None, task: str | None, problem: str | None) -> None:
         self._given = metrics_of(given)
-        self._accuracy = MeanMetric().set_dtype(torch.float64) if given is None and classifies else None
-        self._accuracy_name: str | None = None
+        self._usual = _USUAL[problem]() if given is None and problem in _USUAL else None
         self._tells_perplexity = given is None and task in LANGUAGE
 
     def update(self, output: Any, counts: bool = True) -> None:
@@ -55,27 +56,16 @@ class Scores:
                 metric.update(outputs, targets)
             else:
                 _shape(metric, outputs, targets)
-        if self._accuracy is not None and not targets.is_floating_point() and outputs.shape[:-1] == targets.shape:
-            self._accuracy_name = "accuracy" if targets.ndim == 1 else "token_accuracy"
-            self._accuracy.to(outputs.device)
-            if counts:
-                counted = targets != IGNORED
-                self._accuracy.update((outputs.argmax(dim=-1)[counted] == targets[counted]).double())
+        if self._usual is not None:
+            self._usual.update(outputs, targets, counts)
 
     def close(self, loss: float) -> dict[str, float]:
         """The scores, the same on every rank; every rank calls it, and what comes next starts anew."""
         found: dict[str, float] = {}
         if self._tells_perplexity:
             found["perplexity"] = math.exp(min(loss, 700.0))
-        metrics = {
-            **(
-                {self._accuracy_name: self._accuracy}
-                if self._accuracy is not None and self._accuracy_name is not None
-                else {}
-            ),
-            **self._given,
-        }
-        for name, metric in metrics.items():
+        usual = {} if self._usual is None else self._usual.named
+        for name, metric in {**usual, **self._given}.items():
             value = metric.compute()
             metric.reset()
             if isinstance(value, Tensor) and value.numel() == 1:
@@ -85,6 +75,87 @@ class Scores:
             else:
                 raise ConfigError(f"metrics: {name!r} gives {type(value).__name__} of several values: average them")
         return found
+
+
+class _Usual(ABC):
+    """A score that is found without being asked for, where outputs and targets have the form of its problem.
+
+    Attributes:
+        named: its metric by the score's name; nothing as long as no output had that form.
+    """
+
+    def __init__(self, metric: Metric) -> None:
+        self.named: dict[str, Metric] = {}
+        self._metric = metric.set_dtype(torch.float64)
+
+    def update(self, outputs: Tensor, targets: Tensor, counts: bool) -> None:
+        """Counts a micro-batch, as `Scores.update` does."""
+        name = self._name(outputs, targets)
+        if name is None:
+            return
+        self.named = {name: self._metric.to(outputs.device)}
+        if counts:
+            self._count(outputs, targets)
+
+    @abstractmethod
+    def _name(self, outputs: Tensor, targets: Tensor) -> str | None:
+        """The score's; None where outputs or targets are of another form."""
+
+    @abstractmethod
+    def _count(self, outputs: Tensor, targets: Tensor) -> None: ...
+
+
+@final
+class _Accuracy(_Usual):
+    """The share of rows, or of tokens that are counted, whose class is the one with the highest logit."""
+
+    def __init__(self) -> None:
+        super().__init__(MeanMetric())
+
+    def _name(self, outputs: Tensor, targets: Tensor) -> str | None:
+        if targets.is_floating_point() or outputs.shape[:-1] != targets.shape:
+            return None
+        return "accuracy" if targets.ndim == 1 else "token_accuracy"
+
+    def _count(self, outputs: Tensor, targets: Tensor) -> None:
+        counted = targets != IGNORED
+        self._metric.update((outputs.argmax(dim=-1)[counted] == targets[counted]).double())
+
+
+@final
+class _SeveralF1(_Usual):
+    """F1 over all classes of all rows together: of those that a row is of, and those whose logit is above 0."""
+
+    def __init__(self) -> None:
+        super().__init__(BinaryF1Score())
+
+    def _name(self, outputs: Tensor, targets: Tensor) -> str | None:
+        return "f1" if outputs.shape == targets.shape else None
+
+    def _count(self, outputs: Tensor, targets: Tensor) -> None:
+        self._metric.update((outputs > 0).int().flatten(), (targets > 0.5).int().flatten())
+
+
+@final
+class _Error(_Usual):
+    """The mean absolute difference of outputs and numbers, in the numbers' own unit."""
+
+    def __init__(self) -> None:
+        super().__init__(MeanAbsoluteError())
+
+    def _name(self, outputs: Tensor, targets: Tensor) -> str | None:
+        return "mean_absolute_error" if outputs.numel() == targets.numel() else None
+
+    def _count(self, outputs: Tensor, targets: Tensor) -> None:
+        self._metric.update(outputs.double().flatten(), targets.double().flatten())
+
+
+_USUAL: dict[str, Callable[[], _Usual]] = {
+    "single_label_classification": _Accuracy,
+    "multi_label_classification": _SeveralF1,
+    "regression": _Error,
+}
+"""By transformers' `problem_type`."""
 
 
 def metrics_of(given: Mapping[str, Any] | None) -> dict[str, Metric]:

@@ -23,6 +23,7 @@ from scalekit.checkpoint.callback import Checkpoints
 from scalekit.checkpoint.load import latest
 from scalekit.checkpoint.rotation import Rotation
 from scalekit.data import sources
+from scalekit.data.encoders.labels import Classes
 from scalekit.data.lanes import Lanes
 from scalekit.data.loaders import order_of, training_loader, validation_loader
 from scalekit.data.loaders import total_steps as steps_of
@@ -251,7 +252,7 @@ def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack
     model = (
         None
         if isinstance(job.model, pl.LightningModule)
-        else models.resolve(job.model, job.task or rows.way.task, job.trust_remote_code, rows.way.classes)
+        else models.resolve(job.model, job.task or rows.way.task, job.trust_remote_code, rows.way.labels)
     )
     connect(world)
     known = model or models.resolve(job.model)
@@ -300,7 +301,7 @@ def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack
     run_id = engine.job_state["wandb_run_id"] = (folder.state or {}).get("wandb_run_id") or uuid.uuid4().hex[:8]
     loggers = loggers_of(job, plan, folder.path, run_id, world)
     if isinstance(module, ScaleModule):
-        engine.scores = Scores(job.metrics, job.task or rows.way.task, classifies=_classifies(job))
+        engine.scores = Scores(job.metrics, job.task or rows.way.task, _learned(job, rows))
     metrics = Metrics(folder.path, folder.step, plan.flops_share, order.global_batch_size)
     job_time = JobTime.predicted(plan, folder.step, job.evaluate_every)
     log("time", str(job_time) + (f" (an epoch is {plan.steps_per_epoch:,} steps)" if plan.steps_per_epoch else ""))
@@ -398,8 +399,13 @@ def _watchdog(job: Job, world: World, metrics: Metrics) -> Watchdog:
     return Watchdog(world, metrics.usual_step_seconds, limit)
 
 
-def _classifies(job: Job) -> bool:
-    return job.loss is None or isinstance(job.loss, (nn.CrossEntropyLoss, nn.NLLLoss))
+def _learned(job: Job, rows: Rows) -> str | None:
+    """transformers' `problem_type` of what is learned; None where it is unknown."""
+    if isinstance(job.loss, (nn.CrossEntropyLoss, nn.NLLLoss)):
+        return Classes.problem
+    if job.loss is not None:
+        return None
+    return Classes.problem if rows.way.labels is None else rows.way.labels.problem
 
 
 def _gradient_clip(job: Job) -> float | None:

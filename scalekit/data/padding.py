@@ -42,8 +42,9 @@ class Pad:
             if self._targets.are_tokens:
                 seen = inside & (batch["attention_mask"] != 0)
                 batch.setdefault("labels", batch["input_ids"].masked_fill(~seen, IGNORED))
-        if self._targets.are_floats and "labels" in batch:
-            batch["labels"] = batch["labels"].float()
+        labels = batch.get("labels")
+        if labels is not None and (self._targets.are_floats or (self._targets.is_one and labels.ndim > 1)):
+            batch["labels"] = labels.float()
         return batch
 
     def _column(self, name: str, values: list[Any]) -> Tensor:

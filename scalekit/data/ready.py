@@ -36,11 +36,13 @@ class Targets:
         column: that holds it; None where it is another than labels, or the tokens themselves.
         are_tokens: whether the tokens are their own labels, as causal language models learn.
         are_floats: whether labels are numbers, or one of 0 and 1 for each class.
+        is_one: whether a row's label is one class, where it is one number.
     """
 
     column: str | None = None
     are_tokens: bool = False
     are_floats: bool = False
+    is_one: bool = False
 
     def name(self, column: str) -> str | None:
         """What a column is called in a batch; None where it is not part of one."""
@@ -62,7 +64,6 @@ class Targets:
             ColumnError: the model learns from labels, and there are none.
         """
         config = getattr(model, "config", model)
-        are_floats = getattr(config, "problem_type", None) in _FLOATS
         column = next((name for name in ("labels", *_ALIASES) if name in columns), None)
         if has_loss:
             return cls("labels" if column == "labels" else None)
@@ -71,7 +72,10 @@ class Targets:
             # A text's class beside its tokens is nothing that it learns.
             return cls("labels" if column == "labels" else None, are_tokens=column != "labels")
         if column is not None or "start_positions" in columns:
-            return cls(column, are_floats=are_floats)
+            is_one = kind.endswith("ForSequenceClassification")
+            problem = getattr(config, "problem_type", None)
+            learns_number = is_one and problem is None and getattr(config, "num_labels", None) == 1
+            return cls(column, are_floats=learns_number or problem in _FLOATS, is_one=is_one)
         needed = next((text for ending, text in _NEEDED.items() if kind.endswith(ending)), "what it learns")
         raise ColumnError(
             f"the rows are tokens without labels, and {kind} learns from them: add the column 'labels', {needed}. There are: "

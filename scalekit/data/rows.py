@@ -126,7 +126,7 @@ class Rows:
         """What `data.json` holds."""
         found: dict[str, Any] = {
             "task": self.way.task,
-            "classes": None if self.way.classes is None else list(self.way.classes),
+            "classes": None if self.way.labels is None else list(self.way.labels.names),
             "rows": None if self.is_stream else len(self.train),
             "packed_documents": self.documents or None,
             "validation_rows": None if self.validation is None else len(self.validation),

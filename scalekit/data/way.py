@@ -17,6 +17,8 @@ from torch.utils.data import default_collate
 from scalekit import models
 from scalekit.data import encoders
 from scalekit.data.encoders.encoder import Encoder
+from scalekit.data.encoders.labelled import Head
+from scalekit.data.encoders.labels import Classes, Labels
 from scalekit.data.isolation import can_pack
 from scalekit.data.packing import Pack, fill
 from scalekit.data.padding import Pad, pad_id
@@ -103,10 +105,14 @@ class Way:
 
     @property
     def remark(self) -> tuple[str, ...]:
-        """That the rows' look has decided their task."""
-        if self.task is None or self.job.task is not None:
+        """That the rows' look has decided their task, and what is learned of labels that are no single class."""
+        if self.task is None:
             return ()
-        return (line("task", f"{self.task}, by the columns {', '.join(self.columns)}"),)
+        kind = "" if self.labels is None or isinstance(self.labels, Classes) else f" ({self.labels.problem})"
+        if self.job.task is not None and not kind:
+            return ()
+        by = "" if self.job.task is not None else f", by the columns {', '.join(self.columns)}"
+        return (line("task", f"{self.task}{kind}{by}"),)
 
     # -- encoding ---------------------------------------------------------------------------------------------------
 
@@ -125,9 +131,9 @@ class Way:
         return found
 
     @property
-    def classes(self) -> tuple[str, ...] | None:
-        """The names of the classes, where the task has some."""
-        return getattr(getattr(self.encoder, "labels", None), "names", None)
+    def labels(self) -> Labels | None:
+        """What the labels are, where the task has some."""
+        return getattr(self.encoder, "labels", None)
 
     def _encoder(self) -> Encoder | None:
         if self.task is None:
@@ -139,8 +145,11 @@ class Way:
             sequence_length=self.job.sequence_length,
             transform=self.job.transform,
             sampling_rate=self.job.sampling_rate,
-            classes=_saved_classes(self.config),
-            is_built=not isinstance(self.job.model, str),
+            head=Head(
+                _saved_classes(self.config),
+                not isinstance(self.job.model, str),
+                getattr(self.config, "problem_type", None),
+            ),
         )
         return encoders.encoder(
             self.task, wanted, [part.rows for part in (*self.source.parts, *self.source.validation)]

@@ -14,6 +14,7 @@ from scalekit.errors import ConfigError, InputsError, NoLossError, shown
 from scalekit.objectives.counts import Entries, ItemCount, Samples
 
 _CLASSES = (nn.CrossEntropyLoss, nn.NLLLoss)
+_BY_ENTRY = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCELoss, nn.BCEWithLogitsLoss)
 _TARGETS = ("labels", "label", "target", "targets", "y")
 
 
@@ -162,6 +163,11 @@ class FunctionLoss(Objective):
     def outcome(self, model: nn.Module, batch: Any) -> Outcome:
         inputs, target = _split(batch)
         output = model(*inputs) if isinstance(inputs, tuple) else _call(model, inputs)
+        if isinstance(self._function, _BY_ENTRY) and output.shape != target.shape:
+            raise InputsError(
+                f"{type(self._function).__name__} compares entry by entry, and the model gives {tuple(output.shape)} for "
+                f"targets of {tuple(target.shape)}: give both one shape, as with .unsqueeze(-1) for the targets"
+            )
         rule = "must be a function of the model's output and the target that gives a tensor"
         try:
             loss = self._function(output, target)

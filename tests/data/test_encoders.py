@@ -14,10 +14,11 @@ from tokenizers.pre_tokenizers import Split
 from tokenizers.processors import TemplateProcessing
 
 from scalekit.data.encoders.causal import Causal, tokenizer_identity
-from scalekit.data.encoders.classes import SequenceClasses, TokenClasses
+from scalekit.data.encoders.classes import LabelledTexts, TokenClasses
 from scalekit.data.encoders.encoder import Drawn
 from scalekit.data.encoders.images import Images
-from scalekit.data.encoders.labels import Labels, labels_of
+from scalekit.data.encoders.labelled import Head, labels_of
+from scalekit.data.encoders.labels import Classes
 from scalekit.data.encoders.limit import Limit
 from scalekit.data.encoders.masked import Masked
 from scalekit.data.encoders.seq2seq import Seq2Seq
@@ -30,7 +31,7 @@ from tests.tiny import conversations, make_tokenizer, make_word_tokenizer
 
 TOKENIZER = make_tokenizer()
 WORDS = make_word_tokenizer()
-THREE = Labels(("a", "b", "c"))
+THREE = Classes(("a", "b", "c"))
 
 
 def causal(loss_on: str = "all", cut_at: int | None = None, positions: int | None = None) -> Causal:
@@ -207,11 +208,11 @@ def test_sequence_to_sequence() -> None:
 
 
 def test_a_class_for_a_row_keeps_the_ends_that_the_tokenizer_puts() -> None:
-    encoder = SequenceClasses(WORDS, THREE, Limit(4))
+    encoder = LabelledTexts(WORDS, THREE, Limit(4))
     encoded = one(encoder, {"text": "a b c d e", "label": "b"})
     assert WORDS.convert_ids_to_tokens(encoded["input_ids"]) == ["[CLS]", "a", "b", "[SEP]"]
     assert (encoded["labels"], encoded["lost"]) == (1, 3)
-    pair = one(SequenceClasses(WORDS, THREE, Limit()), {"text": "a", "text_pair": "b", "label": 2})
+    pair = one(LabelledTexts(WORDS, THREE, Limit()), {"text": "a", "text_pair": "b", "label": 2})
     assert WORDS.convert_ids_to_tokens(pair["input_ids"]) == ["[CLS]", "a", "[SEP]", "b", "[SEP]"]
     with pytest.raises(RowError, match="the label 3 is out of range: there are 3 classes"):
         one(encoder, {"text": "a", "label": 3})
@@ -220,7 +221,7 @@ def test_a_class_for_a_row_keeps_the_ends_that_the_tokenizer_puts() -> None:
 def test_a_pair_tells_its_halves_apart_and_a_single_text_has_none() -> None:
     tokenizer = make_word_tokenizer()
     tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
-    encoder = SequenceClasses(tokenizer, THREE, Limit())
+    encoder = LabelledTexts(tokenizer, THREE, Limit())
     rows = encoder.encode([{"text": "a b", "text_pair": "c", "label": 0}, {"text": "a", "text_pair": "b", "label": 1}])
     assert encoder.collate(rows)["token_type_ids"].tolist() == [[0, 0, 0, 0, 1, 1], [0, 0, 0, 1, 1, 0]]
     assert "token_type_ids" not in encoder.collate(encoder.encode([{"text": "a", "label": 0}]))
@@ -232,19 +233,19 @@ def dataset(names: list[str], labels: list[int]) -> datasets.Dataset:
 
 
 def test_a_model_that_tells_the_same_classes_apart_keeps_its_numbers() -> None:
-    labels = labels_of([dataset(["cat", "dog"], [0, 1])], "label", ("dog", "cat"), is_built=True)
+    labels = labels_of([dataset(["cat", "dog"], [0, 1])], "label", Head(("dog", "cat"), is_built=True))
     assert labels.names == ("dog", "cat")
-    assert [labels.number(0), labels.number(1), labels.number("cat")] == [1, 0, 1]
+    assert [labels.encode(0), labels.encode(1), labels.encode("cat")] == [1, 0, 1]
 
 
 def test_classes_numbered_in_different_ways_are_refused() -> None:
     with pytest.raises(ColumnError, match=r"2 classes \(cat, dog\) and 1 classes \(dog\)"):
-        labels_of([dataset(["cat", "dog"], [0, 1]), dataset(["dog"], [0])], "label", (), is_built=False)
+        labels_of([dataset(["cat", "dog"], [0, 1]), dataset(["dog"], [0])], "label", Head())
     with pytest.raises(
         ColumnError, match=r"the model tells 2 classes \(a, b\) apart, and the data has 2 classes \(cat, dog\)"
     ):
-        labels_of([dataset(["cat", "dog"], [0])], "label", ("a", "b"), is_built=True)
-    unnamed = labels_of([dataset(["cat", "dog"], [0])], "label", ("LABEL_0", "LABEL_1"), is_built=True)
+        labels_of([dataset(["cat", "dog"], [0])], "label", Head(("a", "b"), is_built=True))
+    unnamed = labels_of([dataset(["cat", "dog"], [0])], "label", Head(("LABEL_0", "LABEL_1"), is_built=True))
     assert unnamed.names == ("cat", "dog")
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from scalekit.data.encoders.labels import labels_of
+from scalekit.data.encoders.labelled import Head, labels_of
 from scalekit.data.fields import number_type
 from scalekit.data.sources import Part, read
 from scalekit.errors import RowError
@@ -79,7 +79,7 @@ def test_a_column_of_plain_numbers_is_one_of_numbers(fields: list[str], read_as:
 def test_classes_have_the_names_that_stand_in_the_file(fields: list[str], classes: tuple[str, ...]) -> None:
     Path("rows.csv").write_text("\n".join(["text,label", *(f"a,{field}" for field in fields), ""]))
     source = read("rows.csv", on_bad_row="skip")
-    assert (labels_of([source.parts[0].rows], "label", (), False).names, source.skipped) == (classes, ())
+    assert (labels_of([source.parts[0].rows], "label", Head()).names, source.skipped) == (classes, ())
 
 
 def test_all_splits_have_one_type() -> None:

@@ -13,7 +13,8 @@ import transformers
 
 import scalekit
 from scalekit.data.encoders.encoder import drawn_by_content
-from scalekit.data.encoders.labels import Labels
+from scalekit.data.encoders.labelled import Head
+from scalekit.data.encoders.labels import Classes
 from scalekit.data.encoders.limit import Limit
 from scalekit.data.encoders.masked import Masked
 from scalekit.data.encoders.sounds import Sounds
@@ -78,10 +79,10 @@ def test_sounds_keep_the_rate_that_they_were_cast_to() -> None:
 def prepare_encoder(rows: Any) -> Sounds:
     from scalekit.data import encoders
 
-    wanted = encoders.Wanted(lambda: None, None, "all", None, None, None, (), False)
+    wanted = encoders.Wanted(lambda: None, None, "all", None, None, None, Head())
     found = encoders.encoder("audio-classification", wanted, [rows])
     assert isinstance(found, Sounds)
-    assert found.labels == Labels(("0",))
+    assert found.labels == Classes(("0",))
     return found
 
 

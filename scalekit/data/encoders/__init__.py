@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from scalekit.data.encoders.encoder import Encoder
+from scalekit.data.encoders.labelled import Head, classes_of, labels_of
 from scalekit.data.encoders.limit import Limit
 from scalekit.errors import ColumnError
 
@@ -38,7 +39,7 @@ _TELLING = (
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a job and its model say of their rows; see `scalekit.fit`, and `labels.labels_of` for the last two."""
+    """What a job and its model say of their rows; see `scalekit.fit`."""
 
     processor: Callable[[], Any]
     config: Any
@@ -46,8 +47,7 @@ class Wanted:
     sequence_length: int | None
     transform: Any
     sampling_rate: int | None
-    classes: tuple[str, ...]
-    is_built: bool
+    head: Head
 
 
 def look(columns: Sequence[str], config: Any) -> str | None:
@@ -97,7 +97,6 @@ def encoder(task: str, wanted: Wanted, parts: Sequence[Any]) -> Encoder:
         ScaleKitError: no tokenizer, or columns without classes.
     """
     from scalekit.data.encoders import causal, classes, image_texts, images, masked, seq2seq, sounds, spans
-    from scalekit.data.encoders.labels import labels_of
 
     limit = Limit.of(wanted.sequence_length, wanted.config)
     if task in ("causal-lm", "masked-lm", "seq2seq-lm", "question-answering"):
@@ -109,12 +108,11 @@ def encoder(task: str, wanted: Wanted, parts: Sequence[Any]) -> Encoder:
         return seq2seq.Seq2Seq(tokenizer, limit) if task == "seq2seq-lm" else spans.Spans(tokenizer, limit)
     if task == "image-text-to-text":
         return image_texts.ImageTexts(wanted.processor(), wanted.config, wanted.transform, limit)
-    column = "tags" if task == "token-classification" else "label"
-    labels = labels_of(list(parts), column, wanted.classes, wanted.is_built)
-    if task == "sequence-classification":
-        return classes.SequenceClasses(wanted.processor(), labels, limit, getattr(wanted.config, "pad_token_id", None))
     if task == "token-classification":
-        return classes.TokenClasses(wanted.processor(), labels, limit)
+        return classes.TokenClasses(wanted.processor(), classes_of(list(parts), "tags", wanted.head), limit)
+    labels = labels_of(list(parts), "label", wanted.head)
+    if task == "sequence-classification":
+        return classes.LabelledTexts(wanted.processor(), labels, limit, getattr(wanted.config, "pad_token_id", None))
     if task == "image-classification":
         return images.Images(wanted.processor(), wanted.transform, labels)
     cast_to = ((getattr(part, "features", None) or {}).get("audio") for part in parts)

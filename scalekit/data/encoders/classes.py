@@ -1,4 +1,4 @@
-"""Classification of text: a class for a whole row, or one for each of its words."""
+"""Text with a label for a whole row, or a class for each of its words."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, ClassVar, final
 
 from scalekit.data.encoders.causal import tokenizer_identity
 from scalekit.data.encoders.encoder import Encoder, Row, text_of, typed, types_of
-from scalekit.data.encoders.labels import Labels
+from scalekit.data.encoders.labels import Classes, Labels
 from scalekit.data.encoders.limit import Limit
 from scalekit.data.encoders.masked import cut_between_specials
 from scalekit.data.padding import Pad, pad_id
@@ -19,12 +19,12 @@ from scalekit.objectives.counts import IGNORED
 
 @final
 @dataclass(frozen=True)
-class SequenceClasses(Encoder):
-    """Rows with ``text`` (and ``text_pair``) and ``label`` to ``input_ids`` and a class.
+class LabelledTexts(Encoder):
+    """Rows with ``text`` (and ``text_pair``) and ``label`` to ``input_ids`` and a label.
 
     Args:
         tokenizer: a Hugging Face tokenizer.
-        labels: the classes.
+        labels: what a label is.
         limit: the longest row.
         pad: the token by which a model that reads to the last one knows where a row ends; the tokenizer's by default.
     """
@@ -33,19 +33,22 @@ class SequenceClasses(Encoder):
     labels: Labels
     limit: Limit
     pad: int | None = None
-    made: ClassVar[Mapping[str, str]] = {"input_ids": "int32[]", "token_type_ids": "int8[]", "labels": "int64"}
+
+    @property
+    def made(self) -> Mapping[str, str]:  # type: ignore[override]
+        return {"input_ids": "int32[]", "token_type_ids": "int8[]", "labels": self.labels.type}
 
     def identity(self) -> tuple[Any, ...]:
-        return "classes", *tokenizer_identity(self.tokenizer), (self.labels.names, self.labels.numbered), self.limit
+        return "classes", *tokenizer_identity(self.tokenizer), self.labels.identity(), self.limit
 
     def encode(self, rows: list[Row]) -> list[Row]:
         texts = [text_of(row, "text") for row in rows]
         pairs = [text_of(row, "text_pair") for row in rows] if "text_pair" in rows[0] else None
-        numbers = [self.labels.number(row["label"]) for row in rows]
+        labels = [self.labels.encode(row["label"]) for row in rows]
         cut = cut_between_specials(self.tokenizer, texts, pairs, self.limit)
         return [
-            {"input_ids": each["input_ids"], "token_type_ids": types_of(each), "labels": number, "lost": each["lost"]}
-            for each, number in zip(cut, numbers, strict=True)
+            {"input_ids": each["input_ids"], "token_type_ids": types_of(each), "labels": label, "lost": each["lost"]}
+            for each, label in zip(cut, labels, strict=True)
         ]
 
     def collate(self, rows: list[Row]) -> dict[str, Any]:
@@ -65,12 +68,12 @@ class TokenClasses(Encoder):
     """
 
     tokenizer: Any
-    labels: Labels
+    labels: Classes
     limit: Limit
     made: ClassVar[Mapping[str, str]] = {"input_ids": "int32[]", "labels": "int32[]"}
 
     def identity(self) -> tuple[Any, ...]:
-        return "tags", *tokenizer_identity(self.tokenizer), (self.labels.names, self.labels.numbered), self.limit
+        return "tags", *tokenizer_identity(self.tokenizer), self.labels.identity(), self.limit
 
     def encode(self, rows: list[Row]) -> list[Row]:
         return [self._one(row) for row in rows]
@@ -87,7 +90,7 @@ class TokenClasses(Encoder):
         _, lost = self.limit.cut(encoded["input_ids"])
         if lost:
             encoded = self.tokenizer(words, truncation=True, max_length=self.limit.cut_at, **options)
-        numbers = [self.labels.number(tag) for tag in tags]
+        numbers = [self.labels.encode(tag) for tag in tags]
         labels, before = [], None
         for word in encoded.word_ids():
             labels.append(IGNORED if word is None or word == before else numbers[word])

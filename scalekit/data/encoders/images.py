@@ -1,4 +1,4 @@
-"""Classification of images: decoded, transformed and processed each time that a row is read."""
+"""Images with labels: decoded, transformed and processed each time that a row is read."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from scalekit.errors import RowError
 @final
 @dataclass(frozen=True)
 class Images(Encoder):
-    """Rows with ``image`` and ``label`` to ``pixel_values``, shape [3, height, width], and a class.
+    """Rows with ``image`` and ``label`` to ``pixel_values``, shape [3, height, width], and a label.
 
     Args:
         processor: the model's image processor, or None.
         transform: of the image, such as torchvision's v2 transforms; its random draws depend on (seed, epoch, row) alone.
-        labels: the classes.
+        labels: what a label is.
     """
 
     processor: Any
@@ -31,12 +31,12 @@ class Images(Encoder):
     draws: ClassVar[bool] = True
 
     def identity(self) -> tuple[Any, ...]:
-        return "images", (self.labels.names, self.labels.numbered)
+        return "images", self.labels.identity()
 
     def encode(self, rows: list[Row]) -> list[Row]:
         for row in rows:
             opened(row)
-            self.labels.number(row["label"])
+            self.labels.encode(row["label"])
         return [{} for _ in rows]
 
     def draw(self, row: Row) -> Row:
@@ -47,7 +47,7 @@ class Images(Encoder):
             pixels = self.processor(image, return_tensors="pt")["pixel_values"][0]
         else:
             pixels = image if isinstance(image, torch.Tensor) else _pixels(image)
-        return {"pixel_values": pixels, "labels": self.labels.number(row["label"])}
+        return {"pixel_values": pixels, "labels": self.labels.encode(row["label"])}
 
     def collate(self, rows: list[Row]) -> dict[str, Any]:
         shapes = {tuple(row["pixel_values"].shape) for row in rows}

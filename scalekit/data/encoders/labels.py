@@ -1,119 +1,144 @@
-"""Class labels: names, numbers, and what is out of range."""
+"""What a row's label is for a model: one class, several at once, or numbers."""
 
 from __future__ import annotations
 
+import math
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar, final
 
-from scalekit.errors import ColumnError, RowError
-
-_MOST_CLASSES = 100_000
+from scalekit.errors import RowError
 
 
 @dataclass(frozen=True)
-class Labels:
-    """The classes of a data set.
+class Labels(ABC):
+    """The labels of a data set.
+
+    Args:
+        names: of what the model's head gives, one for each of its outputs.
+
+    Attributes:
+        problem: transformers' `problem_type`.
+        type: of an encoded label, as `Encoder.made` has them.
+    """
+
+    names: tuple[str, ...]
+    problem: ClassVar[str]
+    type: ClassVar[str]
+
+    @abstractmethod
+    def encode(self, value: Any) -> Any:
+        """A label as the loss takes it.
+
+        Raises:
+            RowError: it is none of these.
+        """
+
+    @abstractmethod
+    def identity(self) -> tuple[Any, ...]:
+        """All that `encode` depends on, as plain values."""
+
+
+@final
+@dataclass(frozen=True)
+class Classes(Labels):
+    """One class a row, or a word.
 
     Args:
         names: in the order of their numbers; numbers as text where the data has no names.
         numbered: the names in the order of the data's own numbers, where those are others.
     """
 
-    names: tuple[str, ...]
     numbered: tuple[str, ...] = ()
+    problem: ClassVar[str] = "single_label_classification"
+    type: ClassVar[str] = "int64"
 
-    def number(self, value: Any) -> int:
-        """A label's number.
-
-        Raises:
-            RowError: it is not among them.
-        """
-        if self.numbered and isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(self.numbered):
+    def encode(self, value: Any) -> int:
+        if isinstance(value, bool):
+            value = str(value) if str(value) in self._numbers else int(value)
+        if self.numbered and isinstance(value, int) and 0 <= value < len(self.numbered):
             return self._numbers[self.numbered[value]]
         if isinstance(value, str) and value in self._numbers:
             return self._numbers[value]
-        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(self.names):
+        if isinstance(value, int) and 0 <= value < len(self.names):
             return value
-        shown = ", ".join(self.names[:8]) + (" ..." if len(self.names) > 8 else "")
-        raise RowError(f"the label {value!r} is out of range: there are {len(self.names)} classes ({shown})")
+        raise RowError(f"the label {value!r} is out of range: there are {shown(self.names)}")
+
+    def identity(self) -> tuple[Any, ...]:
+        return self.names, self.numbered
 
     @cached_property
     def _numbers(self) -> dict[str, int]:
         return {name: number for number, name in enumerate(self.names)}
 
 
-def labels_of(parts: list[Any], column: str, saved: tuple[str, ...], is_built: bool) -> Labels:
-    """The classes in a column, over several data sets.
-
-    Names come from the data sets' `ClassLabel` where they have one; other text is sorted; numbers count from 0. Where the model
-    tells the same classes apart already, they keep its numbers.
+@final
+@dataclass(frozen=True)
+class SeveralClasses(Labels):
+    """Any number of classes a row, each with a loss of its own: for each class how far the row is of it, from 0 to 1.
 
     Args:
-        parts: Hugging Face data sets, to be trained on and held out.
-        column: with a label a row, or a list of them.
-        saved: the names that the model has for its classes.
-        is_built: whether the model has its head already, so that its classes are all that there can be.
-
-    Raises:
-        ColumnError: labels that are neither text nor whole numbers; parts, or data and model, that number classes in different
-            ways; a stream that does not name its classes.
+        one: the classes, where a row lists those that it is of; None where it has a number for each class.
     """
-    named = _names(parts, column)
-    if named:
-        return _numbered(named, saved, is_built)
-    if is_built and saved:
-        return Labels(saved)
-    if any(not hasattr(part, "data") for part in parts):
-        raise ColumnError(f"a stream does not say which classes {column!r} has: cast the column to datasets.ClassLabel")
-    values = {value for part in parts for value in _distinct(part, column) if value is not None}
-    if values and all(isinstance(value, str) for value in values):
-        return Labels(saved if values == set(saved) else tuple(sorted(values)))
-    if values and all(isinstance(value, int) and not isinstance(value, bool) for value in values):
-        return Labels(tuple(str(number) for number in range(min(max(values) + 1, _MOST_CLASSES))))
-    raise ColumnError(f"the column {column!r} holds no classes: give text, whole numbers from 0, or a ClassLabel")
+
+    one: Classes | None = None
+    problem: ClassVar[str] = "multi_label_classification"
+    type: ClassVar[str] = "float32[]"
+
+    def encode(self, value: Any) -> list[float]:
+        if not isinstance(value, Sequence) or isinstance(value, str):
+            raise RowError(f"the label {value!r} should be a list: of classes, or of 0 and 1 for each of them")
+        if self.one is not None:
+            numbers = {self.one.encode(each) for each in value}
+            return [float(number in numbers) for number in range(len(self.names))]
+        found = [math.nan if each is None else float(each) for each in value]
+        if len(found) != len(self.names) or not all(0 <= each <= 1 for each in found):
+            raise RowError(
+                f"the label {list(value)!r} should be a number from 0 to 1 for each of {shown(self.names)}, and has "
+                f"{len(found)}"
+            )
+        return found
+
+    def identity(self) -> tuple[Any, ...]:
+        return "several", self.names, None if self.one is None else self.one.identity()
 
 
-def _names(parts: list[Any], column: str) -> tuple[str, ...]:
-    """The classes' names in the order of the data's numbers; none where the data does not name them."""
-    features = (_innermost((part.features or {}).get(column)) for part in parts)
-    found = list(dict.fromkeys(tuple(names) for each in features if (names := getattr(each, "names", None))))
-    if len(found) > 1:
-        raise ColumnError(
-            f"the parts of the data number the classes of {column!r} in different ways: {_shown(found[0])} and "
-            f"{_shown(found[1])}. Cast the column to one datasets.ClassLabel, or give the classes as text"
-        )
-    return found[0] if found else ()
+@final
+@dataclass(frozen=True)
+class Numbers(Labels):
+    """A number a row, or a list of them, that the model's outputs should come near to."""
+
+    problem: ClassVar[str] = "regression"
+
+    @property
+    def type(self) -> str:  # type: ignore[override]
+        """A list where there are several."""
+        return "float32" if len(self.names) == 1 else "float32[]"
+
+    def encode(self, value: Any) -> float | list[float]:
+        parts = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+        try:
+            found = [float(part) for part in parts]
+        except (TypeError, ValueError):
+            found = []
+        if len(found) != len(self.names) or not all(math.isfinite(each) for each in found):
+            wanted = "a finite number" if len(self.names) == 1 else f"{len(self.names)} finite numbers"
+            raise RowError(f"the label {value!r} should be {wanted}")
+        return found[0] if len(found) == 1 else found
+
+    def identity(self) -> tuple[Any, ...]:
+        return "numbers", len(self.names)
 
 
-def _numbered(named: tuple[str, ...], saved: tuple[str, ...], is_built: bool) -> Labels:
-    """The data's classes, by the model's numbers where it tells the same ones apart."""
-    if set(named) == set(saved):
-        return Labels(saved, numbered=named)
-    unnamed = all(name == f"LABEL_{number}" for number, name in enumerate(saved))
-    if is_built and saved and (len(saved) < len(named) or not unnamed):
-        raise ColumnError(
-            f"the model tells {_shown(saved)} apart, and the data has {_shown(named)}: build the model for the data's classes, "
-            "or cast the column to the model's"
-        )
-    return Labels(named)
+def in_order(names: set[str]) -> tuple[str, ...]:
+    """Names as people sort them: by their letters, and by the numbers in them."""
+    parts = {name: re.split(r"([0-9]+)", name) for name in names}
+    return tuple(sorted(names, key=lambda name: ([int(p) if p.isdecimal() else p for p in parts[name]], name)))
 
 
-def _shown(names: tuple[str, ...]) -> str:
-    return f"{len(names)} classes ({', '.join(names[:4])}{' ...' if len(names) > 4 else ''})"
-
-
-def _distinct(part: Any, column: str) -> list[Any]:
-    import pyarrow.compute as pc
-
-    values = part.with_format("arrow")[:][column]
-    while "list" in str(values.type):
-        values = pc.list_flatten(values)
-    found: list[Any] = pc.unique(values).to_pylist()
-    return found
-
-
-def _innermost(feature: Any) -> Any:
-    while hasattr(feature, "feature"):
-        feature = feature.feature
-    return feature[0] if isinstance(feature, list) else feature
+def shown(names: tuple[str, ...]) -> str:
+    """Classes, for messages."""
+    return f"{len(names)} classes ({', '.join(names[:8])}{' ...' if len(names) > 8 else ''})"

@@ -1,4 +1,4 @@
-"""Classification of sounds: decoded, resampled, transformed and processed each time that a row is read."""
+"""Sounds with labels: decoded, resampled, transformed and processed each time that a row is read."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from scalekit.errors import DependencyError, RowError
 @final
 @dataclass(frozen=True)
 class Sounds(Encoder):
-    """Rows with ``audio`` and ``label`` to ``input_values``, shape [..., time], padded with 0 to the longest, and a class.
+    """Rows with ``audio`` and ``label`` to ``input_values``, shape [..., time], padded with 0 to the longest, and a label.
 
     Args:
         processor: the model's feature extractor, or None.
         transform: of the wave, shape [samples], such as torchaudio's; its random draws depend on (seed, epoch, row) alone.
         sampling_rate: in Hz, to which all are resampled; the processor's, or each sound's own, by default.
-        labels: the classes.
+        labels: what a label is.
     """
 
     processor: Any
@@ -34,14 +34,14 @@ class Sounds(Encoder):
     draws: ClassVar[bool] = True
 
     def identity(self) -> tuple[Any, ...]:
-        return "sounds", (self.labels.names, self.labels.numbered)
+        return "sounds", self.labels.identity()
 
     def encode(self, rows: list[Row]) -> list[Row]:
         for row in rows:
             wave, _ = _heard(row)
             if not bool(wave.abs().max() > 0):
                 raise RowError("its audio is silent: every sample is 0")
-            self.labels.number(row["label"])
+            self.labels.encode(row["label"])
         return [{} for _ in rows]
 
     def draw(self, row: Row) -> Row:
@@ -59,7 +59,7 @@ class Sounds(Encoder):
                 name: values[0]
                 for name, values in self.processor(np.asarray(wave), sampling_rate=wanted, return_tensors="pt").items()
             }
-        return {**made, "labels": self.labels.number(row["label"])}
+        return {**made, "labels": self.labels.encode(row["label"])}
 
     def collate(self, rows: list[Row]) -> dict[str, Any]:
         batch = {name: _padded([row[name] for row in rows]) for name in rows[0] if name != "labels"}
