@@ -78,6 +78,9 @@ class Job:
         ),
     ] = None
     processor: AnyProcessor | Annotated[Place, Says("the name of one")] | None = None
+    new_tokens: Annotated[
+        Sequence[Annotated[Text, Says("a token")]] | None, Says("a list of tokens (or None)"), LeftToModule
+    ] = None
     sequence_length: Annotated[Count, Unit("tokens")] | None = None
     loss_on: LossOn = "all"
     packing: bool | Auto = "auto"

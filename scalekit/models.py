@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 from collections.abc import Callable
 from contextlib import suppress
@@ -152,13 +153,14 @@ def _from_name(name: str, task: str | None, trust_remote_code: bool, labels: Lab
     cls = _model_class(transformers, name, config, task)
 
     def pretrained() -> nn.Module:
+        own = copy.deepcopy(config)  # a model changes its own, as where it is given more tokens
         options = {"trust_remote_code": trust_remote_code} if cls.__name__.startswith("Auto") else {}
         if needs_values():
             # A head for other classes than those it was saved with starts anew.
             options |= {"ignore_mismatched_sizes": True} if labels is not None else {}
-            return cls.from_pretrained(name, config=config, dtype=torch.float32, **options)  # type: ignore[no-any-return]
+            return cls.from_pretrained(name, config=own, dtype=torch.float32, **options)  # type: ignore[no-any-return]
         make = cls.from_config if options else cls._from_config
-        built: nn.Module = make(config, dtype=torch.float32, **options)
+        built: nn.Module = make(own, dtype=torch.float32, **options)
         _take_generation_config(built, name)
         return built
 

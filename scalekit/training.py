@@ -62,6 +62,7 @@ from scalekit.tracking.metrics import Metrics, data_warning
 from scalekit.tracking.progress import Progress
 from scalekit.tracking.samples import Samples, check_samples
 from scalekit.tracking.watchdog import Watchdog
+from scalekit.vocabulary import with_embedding
 from scalekit.world import World, connect, device_type, gather
 
 
@@ -101,6 +102,7 @@ def fit(
     item_count: Callable[[Any], float] | None = None,
     validation: Any = None,
     processor: Any = None,
+    new_tokens: Sequence[str] | None = None,
     sequence_length: int | None = None,
     loss_on: str = "all",
     packing: bool | str = "auto",
@@ -160,6 +162,8 @@ def fit(
         validation: rows held out, the name of their split, or the share of `data` to hold out; they are evaluated before the
             first step and after the last.
         processor: a tokenizer, image processor or feature extractor, or the name of one; the model's own by default.
+        new_tokens: texts that become tokens, such as ``["<think>", "</think>"]``: the tokenizer is given them, and the model's
+            embedding a row for each token that it lacks, the mean of all others.
         sequence_length: longest row in tokens; longer ones are cut, and counted.
         loss_on: ``"all"`` tokens, or ``"completions"`` alone: what follows a prompt, and what the assistant says.
         packing: whether documents share rows of `sequence_length` tokens, without seeing each other; ``"auto"`` where that
@@ -254,6 +258,8 @@ def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack
         if isinstance(job.model, pl.LightningModule)
         else models.resolve(job.model, job.task or rows.way.task, job.trust_remote_code, rows.way.labels)
     )
+    if model is not None and rows.way.tokens is not None:
+        model = with_embedding(model, rows.way.tokens)
     connect(world)
     known = model or models.resolve(job.model)
     if known.config is not None:

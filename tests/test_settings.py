@@ -245,6 +245,7 @@ LEGAL: dict[str, Callable[[Any], bool]] = {
     "item_count": or_none(function(1)),
     "validation": or_none(either(real(lambda n: 0 < n < 1), place, block, rows)),
     "processor": or_none(place),
+    "new_tokens": or_none(lambda v: isinstance(v, (list, tuple)) and all(map(text, v))),
     "sequence_length": or_none(COUNT),
     "loss_on": one_of("all", "completions"),
     "packing": either(boolean, AUTO),

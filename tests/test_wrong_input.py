@@ -73,7 +73,11 @@ def text_model(tmp_path: Path) -> str:
             errors.ConfigError,
             "'f1' cannot be made a F1Score: ",
         ),
-        ({"model": nn.BatchNorm1d(6), "precision": "bf16-true"}, errors.ConfigError, "leaves batch norms too few bits"),
+        (
+            {"model": nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 2)), "precision": "bf16-true"},
+            errors.ConfigError,
+            "leaves batch norms too few bits",
+        ),
         ({"data": []}, errors.EmptyDataError, "the data has no rows"),
         ({"data": "nothing/here.jsonl"}, errors.DataError, "there is no file or folder nothing/here.jsonl"),
         ({"model": 7}, errors.ModelError, "model=7 must be an nn.Module, a LightningModule, a function"),

@@ -13,7 +13,7 @@ from itertools import chain, islice
 from typing import Any
 
 from scalekit.data.broken.kinds import JUDGED
-from scalekit.data.encoders import TEXTS
+from scalekit.data.tasks import TEXTS
 from scalekit.errors import RowError
 
 _NUMBER = re.compile(r"(?!-0$)-?(0|[1-9][0-9]*)(\.[0-9]+)?(e[-+]?[0-9]+)?")

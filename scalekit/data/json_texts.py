@@ -14,7 +14,7 @@ from typing import Any
 from scalekit.data.broken import File
 from scalekit.data.broken.files import lines
 from scalekit.data.broken.json_files import document, is_document
-from scalekit.data.encoders import TEXTS
+from scalekit.data.tasks import TEXTS
 
 _DATE = re.compile(r'"\d{4}-\d\d-\d\d([ T][0-9:.]+)?(Z|[-+][0-9:]+)?"\s*[],}]')
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import nn
 from scalekit.errors import ColumnError, RowError
 from scalekit.models import CLASSES
 from scalekit.objectives.counts import IGNORED
+from scalekit.objectives.objective import TARGETS
 
 _ALIASES = ("label", "label_ids")
 """What transformers' own collators take for labels too."""
@@ -37,18 +39,26 @@ class Targets:
         are_tokens: whether the tokens are their own labels, as causal language models learn.
         are_floats: whether labels are numbers, or one of 0 and 1 for each class.
         is_one: whether a row's label is one class, where it is one number.
+        taken: what the model's forward pass takes by name; None where that is unknown.
     """
 
     column: str | None = None
     are_tokens: bool = False
     are_floats: bool = False
     is_one: bool = False
+    taken: frozenset[str] | None = None
 
     def name(self, column: str) -> str | None:
         """What a column is called in a batch; None where it is not part of one."""
         if column == self.column:
             return "labels"
-        return None if self.are_tokens and column in _ALIASES else column
+        if (self.are_tokens and column in _ALIASES) or (self.taken is not None and column not in self.taken):
+            return None
+        return column
+
+    def unread(self, columns: Sequence[str]) -> list[str]:
+        """The columns that are not part of a batch."""
+        return [column for column in columns if self.name(column) is None]
 
     @classmethod
     def of(cls, columns: Sequence[str], model: Any, task: str | None, has_loss: bool) -> Targets:
@@ -63,11 +73,16 @@ class Targets:
         Raises:
             ColumnError: the model learns from labels, and there are none.
         """
-        config = getattr(model, "config", model)
+        kind = _kind(model, task)
+        found = cls._of(columns, kind, getattr(model, "config", model), has_loss)
+        taken = _taken(model, kind)
+        return found if taken is None else replace(found, taken=taken | set(TARGETS if has_loss else ()))
+
+    @classmethod
+    def _of(cls, columns: Sequence[str], kind: str, config: Any, has_loss: bool) -> Targets:
         column = next((name for name in ("labels", *_ALIASES) if name in columns), None)
         if has_loss:
             return cls("labels" if column == "labels" else None)
-        kind = _kind(model, task)
         if _is_causal(kind, config) or not kind:
             # A text's class beside its tokens is nothing that it learns.
             return cls("labels" if column == "labels" else None, are_tokens=column != "labels")
@@ -123,6 +138,18 @@ def _kind(model: Any, task: str | None) -> str:
     return next(iter(getattr(model, "architectures", None) or ()), "")
 
 
+def _taken(model: Any, kind: str) -> frozenset[str] | None:
+    """What the forward pass of a model of transformers takes by name."""
+    import transformers
+    from transformers.utils import TransformersKwargs
+
+    is_module = isinstance(model, nn.Module)
+    found: Any = getattr(model, "get_base_model", lambda: model)() if is_module else getattr(transformers, kind, None)
+    if not hasattr(found, "forward") or not hasattr(found, "save_pretrained"):
+        return None
+    return frozenset([*inspect.signature(found.forward).parameters, *TransformersKwargs.__annotations__])
+
+
 def _is_causal(kind: str, config: Any) -> bool:
     """Whether models of a class predict the next token: decoders that see pictures are called conditional, as T5 is."""
     is_decoder = kind.endswith("ForConditionalGeneration") and not getattr(config, "is_encoder_decoder", False)
@@ -142,19 +169,18 @@ def embedding_rows(model: Any) -> int | None:
     return found if isinstance(found, int) and found > 0 else None
 
 
-def check_tokens(rows: Any, model: Any, tokenizer: Any, name_row: Callable[[int], str]) -> None:
-    """Whether a model has an embedding for every token of some rows: on a GPU another one would end the process.
+def check_tokens(rows: Any, known: int | None, tokenizer: Any, name_row: Callable[[int], str]) -> None:
+    """Whether the embedding has a row for every token of some rows: on a GPU another one would end the process.
 
     Args:
         rows: a Hugging Face data set with ``input_ids``.
-        model: the model, or its configuration.
+        known: rows of the embedding; None where they are unknown.
         tokenizer: that may name the token; or None.
         name_row: says where a row came from.
 
     Raises:
         RowError: a token is beyond the embedding.
     """
-    known = embedding_rows(model)
     if known is None or "input_ids" not in getattr(rows, "column_names", ()):
         return
     import pyarrow.compute as pc
@@ -178,6 +204,6 @@ def _told(token: int, known: int, tokenizer: Any) -> str:
     )
     named = f"the token {text!r} (id {token})" if text else f"the token id {token}"
     return (
-        f"{named} is beyond the model's embedding, which has {known} rows: give the model a row for each token "
-        "(model.resize_token_embeddings(len(tokenizer))), or take the tokenizer that it was made with"
+        f"{named} is beyond the model's embedding, which has {known} rows: name it in new_tokens, which "
+        "gives it one, or take the tokenizer that the model was made with"
     )

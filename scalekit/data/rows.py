@@ -16,7 +16,7 @@ from scalekit.data.encoders.limit import Limit
 from scalekit.data.mixture import Mixed
 from scalekit.data.packing import pack
 from scalekit.data.preparation import Prepared, prepare, token_lengths
-from scalekit.data.ready import check_tokens, uncounted
+from scalekit.data.ready import check_tokens, embedding_rows, uncounted
 from scalekit.data.shards import pack as pack_window
 from scalekit.data.sources import Part, Skipped, Source
 from scalekit.data.way import Collate, Way
@@ -242,9 +242,9 @@ def _draw_of(way: Way) -> Draw | None:
 def _prepared(way: Way, part: Part, encoder: Encoder | None) -> Prepared:
     if encoder is not None:
         made = prepare(part.rows, encoder, part.name, part.name_row, skip=way.job.on_bad_row == "skip")
-        check_tokens(made.rows, way.model, way.processor, part.name_row)
+        check_tokens(made.rows, _known_tokens(way), way.processor, part.name_row)
         return made
-    check_tokens(part.rows, way.model, way.processor, part.name_row)
+    check_tokens(part.rows, _known_tokens(way), way.processor, part.name_row)
     lengths, positions = token_lengths(part.rows), Limit.of(None, way.config).positions
     unfit = (lengths < 1) | (lengths > (positions or np.iinfo(np.int64).max))
     bad = unfit | uncounted(part.rows, way.targets, way.model, way.job.task)
@@ -264,6 +264,12 @@ def _prepared(way: Way, part: Part, encoder: Encoder | None) -> Prepared:
         raise EmptyDataError(f"no row of the {part.name} can be used")
     good = np.flatnonzero(~bad)
     return Prepared(part.rows.select(good) if found else part.rows, lengths[good], skipped=tuple(found))
+
+
+def _known_tokens(way: Way) -> int | None:
+    """The tokens that the model has an embedding for, with those that the job adds."""
+    known = embedding_rows(way.model)
+    return None if known is None else max(known, way.tokens or 0)
 
 
 def _joined(way: Way, parts: Sequence[Any]) -> Any:

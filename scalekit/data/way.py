@@ -3,7 +3,7 @@ packed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
@@ -15,8 +15,8 @@ from torch import nn
 from torch.utils.data import default_collate
 
 from scalekit import models
-from scalekit.data import encoders
-from scalekit.data.encoders.encoder import Encoder
+from scalekit.data import encoders, tasks
+from scalekit.data.encoders.encoder import Encoder, undecoded
 from scalekit.data.encoders.labelled import Head
 from scalekit.data.encoders.labels import Classes, Labels
 from scalekit.data.isolation import can_pack
@@ -29,6 +29,7 @@ from scalekit.data.sources import Source
 from scalekit.errors import ConfigError
 from scalekit.job import Job
 from scalekit.log import line
+from scalekit.vocabulary import tokenizer_of, with_tokens
 from scalekit.weights import build
 from scalekit.world import World
 
@@ -69,11 +70,17 @@ class Way:
     @cached_property
     def columns(self) -> list[str]:
         """Of the training rows; none where rows are no mappings."""
-        rows = self.source.parts[0].rows
-        known = getattr(rows, "column_names", None)
-        if known is None and self.source.parts[0].is_stream:
-            known = next((list(row) for row in islice(iter(rows), 1) if isinstance(row, dict)), None)
-        return list(known or ())
+        known = getattr(self.source.parts[0].rows, "column_names", None)
+        return list(known or self._first)
+
+    @cached_property
+    def _first(self) -> Mapping[str, Any]:
+        """The first training row, without what is decoded in it; nothing where rows are no mappings."""
+        part = self.source.parts[0]
+        if not part.is_stream and getattr(part.rows, "column_names", None) is None:
+            return {}
+        found = next((row for row in islice(iter(undecoded(part.rows)), 1)), None)
+        return found if isinstance(found, dict) else {}
 
     @cached_property
     def task(self) -> str | None:
@@ -85,12 +92,13 @@ class Way:
         if self._is_own or not self.columns or "input_ids" in self.columns:
             return None
         # Of a LightningModule nothing is known: it takes its rows as they are.
-        task = self.job.task or (None if self.model is None else encoders.look(self.columns, self.config))
+        row = self._first if "messages" in self.columns else dict.fromkeys(self.columns)
+        task = self.job.task or (None if self.model is None else tasks.look(row, self.config))
         if task is None and self.config is not None:
             task = "causal-lm"  # what is missing for it is then said
         if task is not None:
             for part in (*self.source.parts, *self.source.validation):
-                encoders.check_columns(list(getattr(part.rows, "column_names", None) or self.columns), task, part.name)
+                tasks.check_columns(list(getattr(part.rows, "column_names", None) or self.columns), task, part.name)
         return task
 
     @cached_property
@@ -107,12 +115,17 @@ class Way:
     def remark(self) -> tuple[str, ...]:
         """That the rows' look has decided their task, and what is learned of labels that are no single class."""
         if self.task is None:
-            return ()
+            return self._unread_remark(self.targets.unread(self.columns) if self.is_ready else ())
+        unread = self._unread_remark(tasks.unread(self.columns, self.task))
         kind = "" if self.labels is None or isinstance(self.labels, Classes) else f" ({self.labels.problem})"
         if self.job.task is not None and not kind:
-            return ()
-        by = "" if self.job.task is not None else f", by the columns {', '.join(self.columns)}"
-        return (line("task", f"{self.task}{kind}{by}"),)
+            return unread
+        read = [column for column in self.columns if column not in tasks.unread(self.columns, self.task)]
+        by = "" if self.job.task is not None else f", by the columns {', '.join(read)}"
+        return (line("task", f"{self.task}{kind}{by}"), *unread)
+
+    def _unread_remark(self, columns: Sequence[str]) -> tuple[str, ...]:
+        return (line("columns", f"not used: {', '.join(columns)}"),) if columns else ()
 
     # -- encoding ---------------------------------------------------------------------------------------------------
 
@@ -158,13 +171,19 @@ class Way:
     @property
     def processor(self) -> Any:
         """To save beside the model; None where there is none."""
-        if self.task is not None:
+        if self.task is not None or self.job.new_tokens:
             return self._named_processor
         return None if isinstance(self.job.processor, str) else self.job.processor
 
     @cached_property
     def _named_processor(self) -> Any:
-        return processor_for(self.task or "causal-lm", self.job.processor, self.job.model)
+        found = processor_for(self.task or "causal-lm", self.job.processor, self.job.model)
+        return with_tokens(found, self.job.new_tokens) if self.job.new_tokens else found
+
+    @property
+    def tokens(self) -> int | None:
+        """How many tokens the model must know, where the job adds some."""
+        return len(tokenizer_of(self.processor)) if self.job.new_tokens else None
 
     @cached_property
     def targets(self) -> Targets:

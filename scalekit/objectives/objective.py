@@ -15,7 +15,7 @@ from scalekit.objectives.counts import Entries, ItemCount, Samples
 
 _CLASSES = (nn.CrossEntropyLoss, nn.NLLLoss)
 _BY_ENTRY = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCELoss, nn.BCEWithLogitsLoss)
-_TARGETS = ("labels", "label", "target", "targets", "y")
+TARGETS = ("labels", "label", "target", "targets", "y")
 
 
 @dataclass(frozen=True)
@@ -206,12 +206,12 @@ def _split(batch: Any) -> tuple[Any, Any]:
     if isinstance(batch, (tuple, list)) and len(batch) > 1:
         return tuple(batch[:-1]), batch[-1]
     if isinstance(batch, Mapping):
-        found = [name for name in _TARGETS if name in batch]
+        found = [name for name in TARGETS if name in batch]
         if len(found) == 1:
             return {name: value for name, value in batch.items() if name != found[0]}, batch[found[0]]
     raise InputsError(
         "a loss function needs a target: a batch must be (inputs, target), or a mapping with exactly one of "
-        + ", ".join(_TARGETS)
+        + ", ".join(TARGETS)
     )
 
 

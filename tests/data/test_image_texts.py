@@ -11,10 +11,10 @@ import transformers
 from PIL import Image
 
 import scalekit
-from scalekit.data.encoders import look
 from scalekit.data.encoders.image_texts import ImageTexts
 from scalekit.data.encoders.limit import Limit
 from scalekit.data.inspection import inspection
+from scalekit.data.tasks import look
 from scalekit.errors import ConfigError, RowError
 from scalekit.job import Job
 from scalekit.objectives.counts import IGNORED
@@ -119,8 +119,8 @@ def test_a_processor_of_texts_alone_is_refused() -> None:
 
 
 def test_the_columns_tell_the_task() -> None:
-    assert look(["image", "text"], llava()[1]) == "image-text-to-text"
-    assert look(["image", "text"], None) is None
+    assert look(dict.fromkeys(["image", "text"]), llava()[1]) == "image-text-to-text"
+    assert look(dict.fromkeys(["image", "text"]), None) is None
 
 
 @pytest.mark.parametrize(

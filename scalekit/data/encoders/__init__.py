@@ -9,32 +9,6 @@ from typing import Any
 from scalekit.data.encoders.encoder import Encoder
 from scalekit.data.encoders.labelled import Head, classes_of, labels_of
 from scalekit.data.encoders.limit import Limit
-from scalekit.errors import ColumnError
-
-LOOKS: dict[str, tuple[tuple[str, ...], ...]] = {
-    "causal-lm": (("messages",), ("prompt", "completion"), ("text",)),
-    "masked-lm": (("text",),),
-    "seq2seq-lm": (("prompt", "completion"),),
-    "sequence-classification": (("text", "label"),),
-    "token-classification": (("tokens", "tags"),),
-    "question-answering": (("question", "context", "answers"),),
-    "image-classification": (("image", "label"),),
-    "audio-classification": (("audio", "label"),),
-    "image-text-to-text": (("image", "text"),),
-}
-"""The columns by which each task's rows are known."""
-
-TEXTS = frozenset({"text", "text_pair", "prompt", "completion", "question", "context"})
-"""The columns that tasks read as text, whatever it looks like."""
-
-_MODALITIES = ("image-classification", "audio-classification")
-_TELLING = (
-    *_MODALITIES,
-    "image-text-to-text",
-    "token-classification",
-    "question-answering",
-    "sequence-classification",
-)
 
 
 @dataclass(frozen=True)
@@ -48,41 +22,6 @@ class Wanted:
     transform: Any
     sampling_rate: int | None
     head: Head
-
-
-def look(columns: Sequence[str], config: Any) -> str | None:
-    """The task that rows are plainly for; None where they are for none.
-
-    Args:
-        columns: of the data.
-        config: of the Hugging Face model, or None: then only images and sounds are known by their look.
-    """
-    if "input_ids" in columns:
-        return None
-    for task in _TELLING if config is not None else _MODALITIES:
-        if _has(columns, task):
-            return task
-    if config is None or not (_has(columns, "causal-lm") or _has(columns, "seq2seq-lm")):
-        return None
-    if getattr(config, "is_encoder_decoder", False):
-        return "seq2seq-lm"
-    saved_as = next(iter(getattr(config, "architectures", None) or ()), "")
-    return "masked-lm" if saved_as.endswith(("ForMaskedLM", "ForPreTraining")) and "text" in columns else "causal-lm"
-
-
-def check_columns(columns: Sequence[str], task: str, name: str) -> None:
-    """Whether rows have what a task needs.
-
-    Raises:
-        ColumnError: they do not.
-    """
-    if _has(columns, task):
-        return
-    wanted = " or ".join(" and ".join(f"'{column}'" for column in each) for each in LOOKS[task])
-    raise ColumnError(
-        f"the {name} has no column that {task} can be trained on. It has: {', '.join(columns)}. Wanted: {wanted}, or "
-        "'input_ids' and 'labels'"
-    )
 
 
 def encoder(task: str, wanted: Wanted, parts: Sequence[Any]) -> Encoder:
@@ -119,7 +58,3 @@ def encoder(task: str, wanted: Wanted, parts: Sequence[Any]) -> Encoder:
     rates = (getattr(feature, "sampling_rate", None) for feature in cast_to)
     rate = wanted.sampling_rate or next((each for each in rates if each), None)
     return sounds.Sounds(wanted.processor(), wanted.transform, rate, labels)
-
-
-def _has(columns: Sequence[str], task: str) -> bool:
-    return any(set(each) <= set(columns) for each in LOOKS[task])

@@ -1,0 +1,121 @@
+"""Which task rows are for, and which of their columns it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from scalekit.errors import ColumnError
+
+LOOKS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "causal-lm": (("messages",), ("prompt", "completion"), ("text",)),
+    "masked-lm": (("text",),),
+    "seq2seq-lm": (("prompt", "completion"),),
+    "sequence-classification": (("text", "label"),),
+    "token-classification": (("tokens", "tags"),),
+    "question-answering": (("question", "context", "answers"),),
+    "image-classification": (("image", "label"),),
+    "audio-classification": (("audio", "label"),),
+    "image-text-to-text": (("messages",), ("prompt", "completion"), ("image", "text")),
+}
+"""The columns by which each task's rows are known; of rows with several, the first are read."""
+
+_BESIDE = {
+    "causal-lm": ("tools",),
+    "sequence-classification": ("text_pair",),
+    "image-text-to-text": ("images", "image", "tools"),
+}
+"""What a task reads beside them where it is there."""
+
+TEXTS = frozenset({"text", "text_pair", "prompt", "completion", "question", "context"})
+"""The columns that tasks read as text, whatever it looks like."""
+
+PICTURES = ("images", "image")
+_SHOWN = {"image": "pictures", "images": "pictures", "audio": "sounds", "audios": "sounds"}
+_WRITTEN = (("messages",), ("prompt", "completion"), ("text",))
+
+_MODALITIES = ("image-classification", "audio-classification")
+_TELLING = (*_MODALITIES, "token-classification", "question-answering", "sequence-classification")
+
+
+def look(row: Mapping[str, Any], config: Any) -> str | None:
+    """The task that rows are plainly for; None where they are for none.
+
+    Args:
+        row: one of them, or their columns with nothing in them.
+        config: of the Hugging Face model, or None: then only images and sounds are known by their look.
+
+    Raises:
+        ColumnError: pictures or sounds beside a text, and the model takes none.
+    """
+    if "input_ids" in row:
+        return None
+    for task in _TELLING if config is not None else _MODALITIES:
+        if _has(row, task):
+            return task
+    if config is None or not any(set(each) <= set(row) for each in _WRITTEN):
+        return None
+    beside = _beside(row)
+    if beside is not None:
+        return _seen_with_text(beside, config)
+    if getattr(config, "is_encoder_decoder", False):
+        return "seq2seq-lm"
+    saved_as = next(iter(getattr(config, "architectures", None) or ()), "")
+    return "masked-lm" if saved_as.endswith(("ForMaskedLM", "ForPreTraining")) and "text" in row else "causal-lm"
+
+
+def check_columns(columns: Sequence[str], task: str, name: str) -> None:
+    """Whether rows have what a task needs.
+
+    Raises:
+        ColumnError: they do not.
+    """
+    if _has(columns, task):
+        return
+    wanted = " or ".join(" and ".join(f"'{column}'" for column in each) for each in LOOKS[task])
+    raise ColumnError(
+        f"the {name} has no column that {task} can be trained on. It has: {', '.join(columns)}. Wanted: {wanted}, or "
+        "'input_ids' and 'labels'"
+    )
+
+
+def unread(columns: Sequence[str], task: str) -> list[str]:
+    """The columns that a task leaves alone."""
+    read = next(each for each in LOOKS[task] if set(each) <= set(columns))
+    return [column for column in columns if column not in read and column not in _BESIDE.get(task, ())]
+
+
+def has_picture_parts(row: Mapping[str, Any]) -> bool:
+    """Whether a conversation has a picture among the parts of what is said."""
+    turns = row.get("messages")
+    contents = [turn.get("content") for turn in turns if isinstance(turn, Mapping)] if isinstance(turns, list) else []
+    parts = [part for content in contents if isinstance(content, list) for part in content]
+    return any(isinstance(part, Mapping) and part.get("type") in ("image", "image_url") for part in parts)
+
+
+def _beside(row: Mapping[str, Any]) -> str | None:
+    """The column with what is shown or heard beside a text."""
+    return next((name for name in _SHOWN if name in row), "messages" if has_picture_parts(row) else None)
+
+
+def _seen_with_text(column: str, config: Any) -> str:
+    shown = _SHOWN.get(column, "pictures")
+    kind = str(getattr(config, "model_type", ""))
+    if shown == "pictures" and _sees(kind, config):
+        return "image-text-to-text"
+    taken = (
+        f"{kind or 'the model'} takes none: take a model of images and text"
+        if shown == "pictures"
+        else "no task takes them"
+    )
+    raise ColumnError(f"the rows have {shown} beside their text, in {column!r}, and {taken}, or leave the column out")
+
+
+def _sees(kind: str, config: Any) -> bool:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    return kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES or hasattr(config, "vision_config")
+
+
+def _has(columns: Any, task: str) -> bool:
+    return any(set(each) <= set(columns) for each in LOOKS[task])

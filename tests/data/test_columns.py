@@ -1,0 +1,125 @@
+"""Columns that a task leaves alone are named; what is shown or heard beside a text is never dropped without a word."""
+
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import Image
+
+import scalekit
+from scalekit.data.sources import read
+from scalekit.data.way import Way
+from scalekit.errors import ColumnError
+from scalekit.job import Job
+from tests.distributed import parity_cases as parity
+from tests.tiny import conversations, make_tokenizer, save_model
+
+TURNS = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+SEEN = [{"role": "user", "content": [{"type": "image", "text": None}, {"type": "text", "text": "a"}]}]
+PICTURE = Image.fromarray(np.zeros((4, 4, 3), np.uint8))
+
+
+def remarks(model: Any, rows: Any, **settings: Any) -> str:
+    way = Way(Job(model, rows, processor=make_tokenizer(), max_steps=1, **settings), read(rows), model)
+    return " ".join(" ".join(each.split()) for each in way.remark)
+
+
+@pytest.mark.parametrize(
+    ("row", "unread"),
+    [
+        ({"messages": TURNS, "source": "x", "id": 3}, "source, id"),
+        ({"messages": TURNS, "text": "a"}, "text"),
+        ({"text": "a", "label": 1}, "label"),
+        ({"prompt": "a", "completion": "b", "score": 0.5}, "score"),
+        ({"messages": TURNS, "tools": []}, ""),
+        ({"input_ids": [1, 2], "label": 0, "source": "x"}, "label, source"),
+        ({"input_ids": [1, 2], "token_type_ids": [0, 0]}, "token_type_ids"),
+        ({"input_ids": [1, 2], "labels": [1, 2], "attention_mask": [1, 1], "position_ids": [0, 1]}, ""),
+    ],
+)
+def test_columns_that_are_not_used_are_named(row: dict[str, Any], unread: str) -> None:
+    said = remarks(parity.llama(True), [row], **({"task": "causal-lm"} if "input_ids" not in row else {}))
+    assert said == (f"columns not used: {unread}" if unread else "")
+
+
+def test_what_a_model_does_not_take_is_not_given_to_it(tmp_path: Path) -> None:
+    rows = datasets.Dataset.from_dict({"input_ids": [[1, 2, 3]] * 4, "turns": [1, 2, 3, 4], "source": ["x"] * 4})
+    alone = {
+        "max_steps": 1,
+        "global_batch_size": 4,
+        "precision": "32-true",
+        "learning_rate": 0.0,
+    }
+    torch.manual_seed(0)
+    model = parity.llama(True)
+    run = scalekit.fit(model, rows, output_dir=str(tmp_path / "run"), **alone)
+    batch = torch.tensor([[1, 2, 3]] * 4)
+    with torch.no_grad():
+        assert run.history[0]["loss"] == pytest.approx(float(model(batch, labels=batch).loss), rel=1e-5)
+    assert "not used: turns, source" in (tmp_path / "run" / "log.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("model", "row", "said"),
+    [
+        (
+            parity.llama,
+            {"messages": TURNS, "images": [PICTURE]},
+            "pictures beside their text, in 'images', and llama takes",
+        ),
+        (parity.llama, {"messages": TURNS, "image": PICTURE}, "in 'image', and llama takes none"),
+        (parity.llama, {"messages": SEEN}, "in 'messages', and llama takes none"),
+        (parity.llama, {"prompt": "a", "completion": "b", "image": PICTURE}, "in 'image', and llama takes none"),
+        (
+            parity.llama,
+            {"messages": TURNS, "audio": {"bytes": b"x", "path": None}},
+            "sounds beside .* no task takes them",
+        ),
+    ],
+)
+def test_what_is_shown_beside_a_text_is_not_dropped(model: Any, row: dict[str, Any], said: str) -> None:
+    with pytest.raises(ColumnError, match=said):
+        scalekit.fit(lambda: model(True), [row] * 2, processor=make_tokenizer(), max_steps=1)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> str:
+    return save_model(tmp_path / "model")
+
+
+def test_new_tokens_get_a_row_each_the_mean_of_the_others(folder: str, tmp_path: Path) -> None:
+    tokens = ["a", *(f"<{number}>" for number in range(10, 16)), "<think>", "</think>"]
+    wider = make_tokenizer()
+    wider.add_tokens(tokens)
+    rows = [{"text": f"<think>{each['messages'][0]['content']}</think> yes"} for each in conversations(8)]
+    with pytest.raises(scalekit.errors.RowError, match=r"'<think>' \(id 65\) is beyond .* name it in new_tokens"):
+        scalekit.fit(folder, rows, processor=wider, max_steps=1)
+    run = scalekit.fit(
+        folder,
+        rows,
+        new_tokens=tokens,
+        max_steps=1,
+        learning_rate=0.0,
+        precision="32-true",
+        output_dir=str(tmp_path / "run"),
+    )
+    opened = transformers.AutoModelForCausalLM.from_pretrained(run.checkpoint / "model")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(run.checkpoint / "model")
+    before = transformers.AutoModelForCausalLM.from_pretrained(folder).get_input_embeddings().weight
+    after = opened.get_input_embeddings().weight
+    assert tokenizer.tokenize("a<think>b") == ["a", "<think>", "b"]
+    assert after.shape[0] == len(tokenizer) == opened.config.vocab_size == 67
+    assert opened.lm_head.weight is after
+    torch.testing.assert_close(after[:-3], before)
+    torch.testing.assert_close(after[-3:], before.mean(0).expand(3, -1))
+
+
+def test_new_tokens_of_a_frozen_embedding_are_refused(folder: str) -> None:
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    model.get_input_embeddings().weight.requires_grad_(False)
+    with pytest.raises(scalekit.errors.ConfigError, match="frozen, so that they would never be learned"):
+        scalekit.fit(model, [{"text": "<x>abc"}] * 2, processor=make_tokenizer(), new_tokens=["<x>"], max_steps=1)
