@@ -14,6 +14,7 @@ from typing import Any
 from scalekit.data import broken, fields, json_texts
 from scalekit.data.broken import Fault, File
 from scalekit.data.origins import InData, InSlices, in_list, origin
+from scalekit.data.tasks import CONVERSATIONS
 from scalekit.errors import DataError, EmptyDataError
 
 _BUILDERS = {
@@ -215,13 +216,25 @@ def _not_loaded(name: str, error: Exception, files: Sequence[File], left_out: Se
     return DataError(f"the data {name!r} is neither a folder here nor a data set that the hub gives: {error}")
 
 
-def from_list(data: list[dict[str, Any]], skip: bool) -> Loaded:
-    """A table of rows in Python; see `from_name`."""
+def _table(columns: dict[str, list[Any]]) -> Any:
+    """Columns as a data set. Turns of a conversation may differ: one says text, another one parts."""
     import datasets
 
+    try:
+        return datasets.Dataset.from_dict(columns)
+    except Exception:
+        rows = datasets.Dataset.from_dict(columns, on_mixed_types="use_json")
+        mixed = {name for name, feature in rows.features.items() if "Json(" in str(feature)}
+        if not mixed <= CONVERSATIONS or any(not isinstance(rows.features[name], datasets.List) for name in mixed):
+            raise
+        return rows
+
+
+def from_list(data: list[dict[str, Any]], skip: bool) -> Loaded:
+    """A table of rows in Python; see `from_name`."""
     columns = dict.fromkeys(column for row in data for column in row)
     try:
-        rows = datasets.Dataset.from_dict({column: [row.get(column) for row in data] for column in columns})
+        rows = _table({column: [row.get(column) for row in data] for column in columns})
     except Exception as error:
         faults = list(broken.unreadable(data))
         if not faults:

@@ -93,6 +93,8 @@ class Rows:
             ScaleKitError: rows that cannot be used.
         """
         way = Way(job, source, model)
+        if job.packing is True:
+            way.packs(np.zeros(0, np.int64))  # refuses what cannot be
         if source.parts[0].is_stream:
             return _streamed(way)
         return _encoded(way) if way.encoder is not None or way.is_ready else _as_they_are(way)

@@ -30,7 +30,9 @@ _BESIDE = {
 TEXTS = frozenset({"text", "text_pair", "prompt", "completion", "question", "context"})
 """The columns that tasks read as text, whatever it looks like."""
 
-PICTURES = ("images", "image")
+CONVERSATIONS = frozenset({"messages", "prompt", "completion"})
+"""The columns that may hold turns."""
+
 _SHOWN = {"image": "pictures", "images": "pictures", "audio": "sounds", "audios": "sounds"}
 _WRITTEN = (("messages",), ("prompt", "completion"), ("text",))
 

@@ -260,9 +260,10 @@ class Way:
             return "documents are packed for causal language models alone"
         if self.job.sequence_length is None:
             return "sequence_length, the length of a packed row, is not given"
-        left = 1 - fill(lengths, self.job.sequence_length)
-        if self.job.packing == "auto" and padding_share(lengths, self.job.seed) - left < _LEAST_SAVED:
-            return "it would save next to nothing"
+        if self.job.packing == "auto":
+            left = 1 - fill(lengths, self.job.sequence_length)
+            if padding_share(lengths, self.job.seed) - left < _LEAST_SAVED:
+                return "it would save next to nothing"
         if isinstance(self.model, nn.Module):
             return can_pack(self.model)
         resolved = models.resolve(self.job.model, self.task, self.job.trust_remote_code)

@@ -46,7 +46,7 @@ def encoder(task: str, wanted: Wanted, parts: Sequence[Any]) -> Encoder:
             return masked.Masked(tokenizer, limit)
         return seq2seq.Seq2Seq(tokenizer, limit) if task == "seq2seq-lm" else spans.Spans(tokenizer, limit)
     if task == "image-text-to-text":
-        return image_texts.ImageTexts(wanted.processor(), wanted.config, wanted.transform, limit)
+        return image_texts.ImageTexts(wanted.processor(), wanted.config, wanted.transform, limit, wanted.loss_on)
     if task == "token-classification":
         return classes.TokenClasses(wanted.processor(), classes_of(list(parts), "tags", wanted.head), limit)
     labels = labels_of(list(parts), "label", wanted.head)

@@ -28,7 +28,7 @@ class _Text:
 
 
 @dataclass(frozen=True)
-class _Chat:
+class Chat:
     """A row that is a conversation: its turns, the tools, and how many turns only ask."""
 
     turns: list[dict[str, Any]]
@@ -36,7 +36,7 @@ class _Chat:
     asks: int = 0
 
     @classmethod
-    def of(cls, row: Row) -> _Chat | None:
+    def of(cls, row: Row) -> Chat | None:
         """None for a row that is none."""
         tools = _without_none(row.get("tools") or None)
         if row.get("messages") is not None:
@@ -49,7 +49,6 @@ class _Chat:
 def _turns(messages: Any) -> list[dict[str, Any]]:
     if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
         raise RowError("'messages' should be a list of turns with 'role' and 'content', and is empty or something else")
-    tool_calls.check_parts(messages)
     # Most of it is text, and there is much of it.
     return [
         {key: each if isinstance(each, str) else _without_none(each) for key, each in turn.items() if each is not None}
@@ -108,7 +107,10 @@ class Causal(Encoder):
         return Pad(pad_id(self.tokenizer, None))(rows)
 
     def _rendered(self, rows: list[Row]) -> list[_Text]:
-        chats = [_Chat.of(row) for row in rows]
+        chats = [Chat.of(row) for row in rows]
+        for each in chats:
+            if each is not None:
+                tool_calls.check_parts(each.turns)
         turns = [each.turns for each in chats if each is not None and each.tools is None]
         if self.loss_on == "all" and len(turns) == len(rows):
             return [_Text(text, None, special=False) for text in chat.texts(self.tokenizer, turns)]
@@ -126,7 +128,7 @@ class Causal(Encoder):
             return _Text(prompt + text, None if everywhere else [(len(prompt), len(prompt + text))], special=True)
         return _Text(text_of(row, "text"), None if everywhere else [], special=True)
 
-    def _said(self, found: _Chat) -> _Text:
+    def _said(self, found: Chat) -> _Text:
         """A conversation; loss on the assistant's turns that do not only ask."""
         if self.loss_on == "all":
             return _Text(chat.texts(self.tokenizer, [found.turns], found.tools)[0], None, special=False)

@@ -180,9 +180,20 @@ def undecoded(rows: Any) -> Any:
     features = getattr(rows, "features", None)
     if not features:
         return rows
+    for name, feature in features.items():
+        kept = _undecoded(feature)
+        if kept != feature:
+            rows = rows.cast_column(name, kept)
+    return rows
+
+
+def _undecoded(feature: Any) -> Any:
     from datasets import Audio, Image
 
-    for name, feature in features.items():
-        if isinstance(feature, (Audio, Image)) and feature.decode:
-            rows = rows.cast_column(name, replace(feature, decode=False))
-    return rows
+    if isinstance(feature, (Audio, Image)):
+        return replace(feature, decode=False)
+    if isinstance(feature, dict):
+        return {name: _undecoded(each) for name, each in feature.items()}
+    if isinstance(feature, list):
+        return [_undecoded(each) for each in feature]
+    return replace(feature, feature=_undecoded(feature.feature)) if hasattr(feature, "feature") else feature

@@ -35,12 +35,12 @@ class Images(Encoder):
 
     def encode(self, rows: list[Row]) -> list[Row]:
         for row in rows:
-            opened(row)
+            opened(row.get("image"))
             self.labels.encode(row["label"])
         return [{} for _ in rows]
 
     def draw(self, row: Row) -> Row:
-        image = opened(row)
+        image = opened(row.get("image"))
         if self.transform is not None:
             image = self.transform(image)
         if self.processor is not None:
@@ -59,8 +59,11 @@ class Images(Encoder):
         }
 
 
-def opened(row: Row) -> Any:
-    """The image, whole, in colours.
+def opened(value: Any) -> Any:
+    """An image, whole, upright, in colours.
+
+    Args:
+        value: Pillow's, a path, or a mapping of ``bytes`` or ``path``.
 
     Raises:
         RowError: there is none, or it is cut short.
@@ -69,7 +72,6 @@ def opened(row: Row) -> Any:
 
     from PIL import Image, ImageOps
 
-    value = row.get("image")
     if value is None:
         raise RowError("'image' is missing")
     try:
