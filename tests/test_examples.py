@@ -100,10 +100,10 @@ def _run(program: str, strategy: str, seconds: float = 400) -> list[dict[str, An
     ("program", "folder", "strategy"),
     [
         ("topics.yaml", "topics", "ddp"),
-        ("digits.py", "digits", "ddp"),
+        pytest.param("digits.py", "digits", "ddp", marks=pytest.mark.long),
         ("digits_vit.yaml", "digits", "zero2"),
         ("speech.py", "speech", "ddp"),
-        ("phonemes.yaml", "phonemes", "zero2"),
+        pytest.param("phonemes.yaml", "phonemes", "zero2", marks=pytest.mark.long),
         pytest.param("topics.yaml", "topics", "zero2", marks=pytest.mark.long),
         pytest.param("digits.py", "digits", "zero2", marks=pytest.mark.long),
         pytest.param("digits_vit.yaml", "digits", "ddp", marks=pytest.mark.long),

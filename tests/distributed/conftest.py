@@ -12,5 +12,5 @@ from tests.distributed.processes import WORKERS, run
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The oracle's job on one process, from its first step to its last."""
     folder = tmp_path_factory.mktemp("uninterrupted")
-    run([sys.executable, str(WORKERS / "oracle.py"), f"{folder}:single:40"])
+    run([sys.executable, str(WORKERS / "oracle.py"), f"{folder}:single:20"])
     return folder

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tests.distributed import parity_cases as parity
 from tests.legs import used
 
-STEPS = 40
+STEPS = 20
 GLOBAL_BATCH = 12
 """Which 1, 2, 3 and 4 ranks can share. An epoch's last global batch has 2 rows of 50, less than some have ranks."""
 

@@ -17,7 +17,8 @@ from scalekit.data.permutation import shuffled
 SEED = 3
 ROWS = 50
 GLOBAL_BATCH = 16
-STEPS = 20
+STEPS = 10
+"""Two epochs and a half, and each ends with a batch of 2 rows."""
 LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 0.1
 CLIP = 0.15

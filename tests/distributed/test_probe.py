@@ -64,6 +64,7 @@ def cache(tmp_path, monkeypatch) -> Path:
     return tmp_path / "cache"
 
 
+@pytest.mark.long
 def test_a_probe_changes_nothing_and_corrects_the_machines_predictions(tmp_path, cache):
     """A process on a CPU takes its libraries' memory too, which nobody can foresee but can measure."""
     _, results = run(tmp_path, 0, 2, "warn", "probe", "probe")

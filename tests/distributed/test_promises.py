@@ -14,8 +14,8 @@ from tests.distributed.processes import torchrun
 from tests.distributed.workers import adapter
 
 STRATEGIES = [
-    *("ddp", "fsdp2", "zero2", "zero3", "zero3-offload"),
-    *(pytest.param(each, marks=pytest.mark.long) for each in ("zero1", "zero2-offload", "zero3-hpz")),
+    *("ddp", "fsdp2", "zero2", "zero3"),
+    *(pytest.param(each, marks=pytest.mark.long) for each in ("zero1", "zero2-offload", "zero3-offload", "zero3-hpz")),
 ]
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
 
@@ -48,7 +48,7 @@ def test_nothing_is_dropped(results: dict) -> None:
 
 @pytest.mark.parametrize("stopped", ["middle", "end"])
 def test_a_resumed_run_is_the_same_run_bit_for_bit(folder: Path, stopped: str) -> None:
-    """Twice: after steps 13 and 26, in the middle of an epoch, and after 15 and 30, where one ends."""
+    """Twice: after steps 7 and 13, in the middle of an epoch, and after 5 and 15, where one ends."""
     oracle.same(folder / stopped, folder / "whole", tolerance=0)
 
 

@@ -14,7 +14,7 @@ from tests.distributed.processes import torchrun
 from tests.distributed.slow_case import STEPS, AsksToStop, Slow, rows, stream, train
 from tests.legs import used
 
-STRATEGIES = ("ddp", "zero2", "zero3", "fsdp2")
+STRATEGIES = ("ddp", "zero3", "fsdp2")
 Found = dict[str, Any]
 
 

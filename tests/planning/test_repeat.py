@@ -42,7 +42,7 @@ def level(trace) -> np.ndarray:
 def test_a_long_trace_is_the_whole_models(kind, precision, recompute):
     labels = torch.zeros(2, dtype=torch.long) if kind == "bert" else torch.ones(2, 16, dtype=torch.long)
     batch = {"input_ids": torch.ones(2, 16, dtype=torch.long), "labels": labels}
-    subject = Subject(kind, lambda: build(kind, 9), ModelLoss().mean_loss, resize(batch, 2), 16)
+    subject = Subject(kind, lambda: build(kind, 6), ModelLoss().mean_loss, resize(batch, 2), 16)
     model = profile(subject, promised(precision), like_a_gpu=False)
     way = (2, recompute, torch.float32, False)
     short, whole = model._run(*way, whole=False), model._run(*way, whole=True)

@@ -112,10 +112,10 @@ def steps(folder: Path) -> list[int]:
 @pytest.mark.parametrize(
     "server",
     [
-        pytest.param(nobody, id="nobody"),
+        pytest.param(nobody, id="nobody", marks=pytest.mark.long),
         pytest.param(silent, id="silent"),
         pytest.param(refusing(401), id="401"),
-        pytest.param(refusing(403), id="403"),
+        pytest.param(refusing(403), id="403", marks=pytest.mark.long),
     ],
 )
 def test_a_server_that_takes_no_run(server: Callable[[], Iterator[int]], tmp_path: Path) -> None:

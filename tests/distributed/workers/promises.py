@@ -87,7 +87,7 @@ def nothing_dropped(strategy: str, folder: Path) -> dict[str, Any]:
 
 def resumed(strategy: str, folder: Path) -> None:
     """The oracle's job, as a whole; stopped in the middle of an epoch; and where one ends."""
-    for name, ends in (("whole", (40,)), ("middle", (13, 26, 40)), ("end", (15, 30, 40))):
+    for name, ends in (("whole", (20,)), ("middle", (7, 13, 20)), ("end", (5, 15, 20))):
         for until in ends:
             train(folder / name, strategy, until)
 
