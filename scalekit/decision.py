@@ -12,6 +12,7 @@ from scalekit.errors import DoesNotFitError, InputsError, ModelError, NoLossErro
 from scalekit.hardware import Hardware, detect
 from scalekit.job import Job
 from scalekit.models import Model
+from scalekit.objectives.coupled import CoupledLoss
 from scalekit.planning.choose import Candidate, Forecast, Task, choose
 from scalekit.planning.plan import readable
 from scalekit.planning.subjects import subject
@@ -134,7 +135,7 @@ def _before(job: Job, world: World, device: str, plan: Mapping[str, Any]) -> dic
 
 def _task(job: Job, model: Model, example: Any, precision: str, hardware: Hardware) -> Task:
     task = planned(
-        subject(model, example, samples=2, loss=job.loss),
+        subject(model, example, samples=2, loss=CoupledLoss(job.loss) if job.loss and job.loss_couples else job.loss),
         hardware,
         global_batch_size=job.global_batch_size,
         strategy=job.strategy,

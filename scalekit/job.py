@@ -71,6 +71,7 @@ class Job:
     task: Annotated[TaskName | None, LeftToModule] = None
     loss: Annotated[AnyLoss | None, LeftToModule] = None
     item_count: Annotated[_ItemCount | None, LeftToModule] = None
+    loss_couples: Annotated[Literal["batch"] | None, LeftToModule] = None
     validation: Annotated[
         Annotated[float, Above(0), Below(1)] | Source | None,
         Says(
@@ -171,6 +172,10 @@ class Job:
                 raise ConfigError(
                     f"a LightningModule decides by itself on {', '.join(given)}: set that in the module instead"
                 )
+        if self.loss_couples and (self.loss is None or self.item_count is not None):
+            raise ConfigError(
+                "loss_couples='batch' is for a `loss=` of your own, without `item_count=`: it is given all samples of a batch"
+            )
         if callable(self.optimizer) and self.optimizer_options:
             raise ConfigError("optimizer_options are for an optimizer that is named: set them in your function instead")
         if callable(self.schedule) and self.warmup_steps:

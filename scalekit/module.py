@@ -37,7 +37,8 @@ class ScaleModule(LightningModule):
     Args:
         model: an `nn.Module`, or a function that builds one. A function is run by one process alone; under a sharded
             strategy no other ever holds the whole model.
-        loss: a `torch.nn` loss or a function of the model's output and the batch's target; by default the model's own.
+        loss: a `torch.nn` loss or a function of the model's output and the batch's target, or an `Objective`; by default the
+            model's own.
         settings: optimizer and schedule.
         total_steps: optimizer steps of the whole job, which schedules need.
         item_count: the items of a batch, where its loss is a mean over something that cannot be found out.
@@ -48,7 +49,7 @@ class ScaleModule(LightningModule):
     def __init__(
         self,
         model: nn.Module | Callable[[], nn.Module],
-        loss: LossFunction | None = None,
+        loss: LossFunction | Objective | None = None,
         settings: OptimizerSettings | None = None,
         total_steps: int = 1,
         item_count: Callable[[Any], float] | None = None,
@@ -73,7 +74,9 @@ class ScaleModule(LightningModule):
             NoLossError: a Hugging Face model that takes no labels, without `loss`.
         """
         if self._objective is None:
-            if self._loss is not None:
+            if isinstance(self._loss, Objective):
+                self._objective = self._loss
+            elif self._loss is not None:
                 self._objective = FunctionLoss(self._loss, self._count)
             else:
                 self._objective = ModelLoss.of(self._built, self._count)

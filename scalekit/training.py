@@ -43,6 +43,7 @@ from scalekit.log import JobLog, detail, duration, job_log, log, say, warn
 from scalekit.loop import leave_signals
 from scalekit.module import OptimizerSettings, ScaleModule
 from scalekit.objectives.counts import Counted
+from scalekit.objectives.coupled import CoupledLoss
 from scalekit.objectives.measured import ReductionCheck
 from scalekit.objectives.objective import FunctionLoss, LossFunction
 from scalekit.optim import build_schedule, check_optimizer
@@ -100,6 +101,7 @@ def fit(
     *,
     loss: LossFunction | None = None,
     item_count: Callable[[Any], float] | None = None,
+    loss_couples: str | None = None,
     validation: Any = None,
     processor: Any = None,
     new_tokens: Sequence[str] | None = None,
@@ -159,6 +161,8 @@ def fit(
         loss: a `torch.nn` loss, or a function of output and target; by default the model's own.
         item_count: of a batch, what its loss is a mean over; by default that is measured on the first rows, among samples,
             labels, and all else that can be counted in a batch.
+        loss_couples: ``"batch"`` for a `loss` that couples the samples of a batch, as contrastive ones do: it is given what the
+            model makes of all samples of the global batch, over all ranks, each of which runs its share at once.
         validation: rows held out, the name of their split, or the share of `data` to hold out; they are evaluated before the
             first step and after the last.
         processor: a tokenizer, image processor or feature extractor, or the name of one; the model's own by default.
@@ -235,6 +239,8 @@ def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack
     began = time.monotonic()
     world.check(job.devices, job.num_nodes)
     _check(job, world)
+    if job.loss_couples is not None:
+        job = replace(job, micro_batch_size=job.global_batch_size // world.size)
     if world.launched:
         end_with_parent()
     device = device_type()
@@ -307,6 +313,9 @@ def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack
     run_id = engine.job_state["wandb_run_id"] = (folder.state or {}).get("wandb_run_id") or uuid.uuid4().hex[:8]
     loggers = loggers_of(job, plan, folder.path, run_id, world)
     if isinstance(module, ScaleModule):
+        if job.loss_couples is not None and world.size > 1:
+            objective: Any = module.objective
+            objective.own_rows = lambda: engine.own_rows
         engine.scores = Scores(job.metrics, job.task or rows.way.task, _learned(job, rows))
     metrics = Metrics(folder.path, folder.step, plan.flops_share, order.global_batch_size)
     job_time = JobTime.predicted(plan, folder.step, job.evaluate_every)
@@ -335,7 +344,11 @@ def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack
             evaluation,
             *([Samples(job.generate, rows.way.processor, folder.path, world, folder.step)] if job.generate else []),
             *([LeakCheck(rows.way.is_flat)] if rows.packed else []),
-            *([ReductionCheck(rows.few(), rows.collate, splits, world)] if isinstance(module, ScaleModule) else []),
+            *(
+                [ReductionCheck(rows.few(), rows.collate, splits, world)]
+                if isinstance(module, ScaleModule) and job.loss_couples is None
+                else []
+            ),
             progress,
             JobClock(job_time, metrics, job.evaluate_every),
             *([_watchdog(job, world, metrics)] if job.watchdog_seconds is not None else []),
@@ -430,6 +443,11 @@ def _check(job: Job, world: World) -> None:
     share = world.size * (1 if isinstance(job.micro_batch_size, str) else job.micro_batch_size)
     if job.global_batch_size % share:
         raise BatchSizeError.unsplittable(job.global_batch_size, share // world.size, world.size)
+    if job.loss_couples is not None and job.micro_batch_size not in ("auto", job.global_batch_size // world.size):
+        raise BatchSizeError(
+            f"loss_couples={shown(job.loss_couples)}: a rank must run its share of the batch at once, so leave out "
+            f"micro_batch_size, or make it global_batch_size / ranks = {job.global_batch_size // world.size}"
+        )
     check_loggers(job)
     metrics_of(job.metrics)
     Rotation.of(job, evaluates=True)
@@ -470,7 +488,7 @@ def _check_batch(job: Job, rows: Rows) -> None:
             if rows.way.source.collate is not None:  # the user's own, which may need other rows than these
                 return
             raise DataError(f"rows such as {shown(each)} cannot be made a batch: {error}") from error
-        if job.loss is not None:
+        if job.loss is not None and job.loss_couples is None:
             FunctionLoss(job.loss, None if job.item_count is None else Counted(job.item_count)).check(batch, samples=2)
 
 
@@ -507,7 +525,8 @@ def _module(job: Job, model: models.Model | None, rows: Rows, total_steps: int, 
     # A schedule that cannot be is refused before the run has a folder.
     build_schedule(job.schedule, job.warmup_steps, total_steps)
     built = source if isinstance(source, nn.Module) else seeded
-    return ScaleModule(built, job.loss, settings, total_steps, job.item_count, rows.way.processor, recompute)
+    loss = CoupledLoss(job.loss) if job.loss is not None and job.loss_couples is not None else job.loss
+    return ScaleModule(built, loss, settings, total_steps, job.item_count, rows.way.processor, recompute)
 
 
 def _plan(

@@ -243,6 +243,7 @@ LEGAL: dict[str, Callable[[Any], bool]] = {
     "task": or_none(one_of(*models.CLASSES)),
     "loss": or_none(function(2)),
     "item_count": or_none(function(1)),
+    "loss_couples": or_none(one_of("batch")),
     "validation": or_none(either(real(lambda n: 0 < n < 1), place, block, rows)),
     "processor": or_none(place),
     "new_tokens": or_none(lambda v: isinstance(v, (list, tuple)) and all(map(text, v))),
@@ -292,6 +293,7 @@ LEGAL: dict[str, Callable[[Any], bool]] = {
 BESIDE: dict[str, dict[str, Any]] = {
     "max_epochs": {"max_steps": None},
     "item_count": {"loss": of_two},
+    "loss_couples": {"loss": of_two},
     "packing": {"sequence_length": 4},
     "keep_every": {"keep_last": 1},
     "keep_best": {"keep_last": 1, "evaluate_every": 1},

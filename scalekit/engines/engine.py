@@ -72,6 +72,7 @@ class Engine(Checkpointed):
         self.scores: Scores | None = None  # of a `ScaleModule`
         self._ledger: Ledger | None = None
         self._micro: MicroBatch | None = None
+        self.own_rows = 0  # of the micro-batch under way, that count
         self._micro_batches = 0  # of the step under way, that this rank has begun
         self._step_began = 0.0
         self._buffers: Buffers | None = None  # of more than one rank
@@ -110,6 +111,7 @@ class Engine(Checkpointed):
         self._micro = micro = self._consume(self._module.trainer.train_dataloader)
         if micro is None:
             return super().training_step(*args, **kwargs)
+        self.own_rows = len(micro.rows) if micro.items else 0
         if micro.first:
             self._micro_batches, self._step_began = 0, time.monotonic()
         self._micro_batches += 1
@@ -177,6 +179,7 @@ class Engine(Checkpointed):
     def validation_step(self, *args: Any, **kwargs: Any) -> Any:
         micro = self._consume(self._module.trainer.val_dataloaders)
         counts = micro is None or micro.items > 0
+        self.own_rows = len(micro.rows) if micro is not None and counts else 0
         if not counts and self.scores is None and not self.is_shared:
             return None  # rows that another rank counts are nothing for a user's own metrics
         output = super().validation_step(*args, **kwargs)

@@ -75,6 +75,12 @@ class FSDPEngine(Engine, _StepsThroughRoot):
         return Part(name, tuple(tensor.shape), tensor.to_local().detach(), first * row, everywhere=False)
 
     def _shard(self, module: nn.Module) -> None:
+        scalars = [name for name, parameter in module.named_parameters() if not parameter.ndim]
+        if scalars:
+            raise ConfigError(
+                f"the engine 'fsdp2' does not shard parameters that are single numbers, such as {scalars[0]!r}: take zero2, "
+                "zero3 or ddp, or give the parameter the shape [1]"
+            )
         full = [tensor.data for tensor in _unique(module)]
         is_sent = self.broadcast([not tensor.is_meta for tensor in full])  # the rest is in a checkpoint
         ties = weights.ties(module)

@@ -35,7 +35,8 @@ _ROUNDING = 1e-6
 _WAYS_OUT = (
     "Give `item_count=`, a function of a batch that counts what its loss is a mean over, or a `loss=` of your own. A loss that "
     "couples the samples of a batch, such as a contrastive one, needs whole global batches: one rank, and "
-    "micro_batch_size = global_batch_size. Where the model gathers the samples of all ranks itself, `item_count=` says so"
+    "micro_batch_size = global_batch_size; or a `loss=` with loss_couples='batch', which is given the samples of all ranks. "
+    "Where the model gathers them itself, `item_count=` says so"
 )
 
 LossOf = Callable[[Any], float]

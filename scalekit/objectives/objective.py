@@ -92,12 +92,7 @@ class ModelLoss(Objective):
         return cls(count or Entries("labels", shifted=causal and not getattr(config, "is_encoder_decoder", False)))
 
     def outcome(self, model: nn.Module, batch: Any) -> Outcome:
-        if isinstance(batch, Mapping):
-            output = _call(model, batch)
-        elif isinstance(batch, (tuple, list)):
-            output = model(*batch)
-        else:
-            output = model(batch)
+        output = called(model, batch)
         loss = _own_loss(model, output)
         logits, labels = getattr(output, "logits", None), batch.get("labels") if isinstance(batch, Mapping) else None
         if logits is None or labels is None:
@@ -125,7 +120,7 @@ class Targets(ItemCount):
     loss: nn.CrossEntropyLoss | nn.NLLLoss
 
     def of(self, batch: Any, samples: int) -> float:
-        _, target = _split(batch)
+        _, target = split(batch)
         if target.is_floating_point():
             return samples
         target = target[target != self.loss.ignore_index]
@@ -157,12 +152,12 @@ class FunctionLoss(Objective):
             ModelError: it has no target.
             ConfigError: a count of the user's gives no number.
         """
-        _split(batch)
+        split(batch)
         self.items(batch, samples)
 
     def outcome(self, model: nn.Module, batch: Any) -> Outcome:
-        inputs, target = _split(batch)
-        output = model(*inputs) if isinstance(inputs, tuple) else _call(model, inputs)
+        inputs, target = split(batch)
+        output = called(model, inputs)
         if isinstance(self._function, _BY_ENTRY) and output.shape != target.shape:
             raise InputsError(
                 f"{type(self._function).__name__} compares entry by entry, and the model gives {tuple(output.shape)} for "
@@ -202,7 +197,19 @@ def _own_loss(model: nn.Module, output: Any) -> Tensor:
     return loss
 
 
-def _split(batch: Any) -> tuple[Any, Any]:
+def has_target(batch: Any) -> bool:
+    """Whether a batch has a target beside its inputs."""
+    if isinstance(batch, Mapping):
+        return sum(name in batch for name in TARGETS) == 1
+    return isinstance(batch, (tuple, list)) and len(batch) > 1
+
+
+def split(batch: Any) -> tuple[Any, Any]:
+    """The inputs of a batch, and its target.
+
+    Raises:
+        InputsError: it has none, or several.
+    """
     if isinstance(batch, (tuple, list)) and len(batch) > 1:
         return tuple(batch[:-1]), batch[-1]
     if isinstance(batch, Mapping):
@@ -215,7 +222,16 @@ def _split(batch: Any) -> tuple[Any, Any]:
     )
 
 
-def _call(model: nn.Module, inputs: Mapping[str, Any]) -> Any:
+def called(model: nn.Module, inputs: Any) -> Any:
+    """What a model gives for the inputs of a batch.
+
+    Raises:
+        InputsError: the model takes others.
+    """
+    if isinstance(inputs, (tuple, list)):
+        return model(*inputs)
+    if not isinstance(inputs, Mapping):
+        return model(inputs)
     parameters = inspect.signature(model.forward).parameters
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     if takes_any or all(name in parameters for name in inputs):

@@ -22,7 +22,11 @@ _SECOND_OF_SOUND = 16_000  # samples, at the rate that speech models are trained
 
 
 def subject(
-    model: Model, example: Any = None, samples: int = 0, loss: LossFunction | None = None, tokens: int | None = None
+    model: Model,
+    example: Any = None,
+    samples: int = 0,
+    loss: LossFunction | Objective | None = None,
+    tokens: int | None = None,
 ) -> Subject:
     """A model as `fit` would train it.
 
@@ -46,10 +50,12 @@ def subject(
     return Subject(model.name, model.source, _step(built, loss), make, length, _key(built, loss, make(2)))
 
 
-def _step(built: nn.Module, loss: LossFunction | None) -> Step:
+def _step(built: nn.Module, loss: LossFunction | Objective | None) -> Step:
     """What `fit` would run: a LightningModule's own step, or the model with its loss."""
     if hasattr(built, "training_step"):
         return _own_step
+    if isinstance(loss, Objective):
+        return loss.mean_loss
     objective: Objective = FunctionLoss(loss) if loss is not None else ModelLoss.of(built)
     return objective.mean_loss
 

@@ -34,12 +34,14 @@ def task(
         ModelError: the model cannot be built on fake tensors.
     """
     types = dtypes.promised(precision if precision != "auto" else usual_precision(hardware))
+    found = profile(subject, types, like_a_gpu=hardware.device.kind == "cuda")
+    has_scalars = any(not parameter.shape for parameter in found.parameters)
     return Task(
-        profile=profile(subject, types, like_a_gpu=hardware.device.kind == "cuda"),
+        profile=found,
         dtypes=types,
         hardware=hardware,
         global_batch_size=global_batch_size,
-        strategies=candidates(strategy, precision),
+        strategies=candidates(strategy, precision, has_scalars),
         micro_batch_size=None if micro_batch_size == "auto" else int(micro_batch_size),
         recompute=None if isinstance(activation_checkpointing, str) else activation_checkpointing,
         moments=_moments(optimizer, optimizer_options or {}),
@@ -52,11 +54,18 @@ def usual_precision(hardware: Hardware) -> str:
     return fastest_precision(hardware.device)
 
 
-def candidates(strategy: str, precision: str) -> Sequence[Strategy]:
-    """The strategies to choose from: the one named, or all that can run in a precision."""
+def candidates(strategy: str, precision: str, has_scalars: bool = False) -> Sequence[Strategy]:
+    """The strategies to choose from: the one named, or all that can run a model in a precision.
+
+    Args:
+        strategy: a name, or ``"auto"``.
+        precision: of the job.
+        has_scalars: whether the model has parameters that are single numbers, which PyTorch's FSDP2 does not shard.
+    """
     if strategy != "auto":
         return [Strategy.load(strategy)]
     known = [Strategy.load(name) for name in names()]
+    known = [each for each in known if not has_scalars or each.engine != "fsdp2"]
     return [each for each in known if precision != "16-mixed" or each.engine in ("single", "ddp")]
 
 
