@@ -154,7 +154,23 @@ def _load(name: str, builder: str, options: Mapping[str, Any], streaming: bool, 
     elif maker.name == "json":
         loaded = json_texts.as_written(files, loaded, maker.config.chunksize)
     named = {split: (rows, origin(name, maker.name, rows, files.get(split, ()))) for split, rows in loaded.items()}
+    if maker.name == "text":
+        named = {split: _without_blank_lines(*each) for split, each in named.items()}
     return Loaded(named, tuple(left_out))
+
+
+def _without_blank_lines(rows: Any, name_row: Callable[[int], str]) -> tuple[Any, Callable[[int], str]]:
+    """The lines of a text that say something."""
+    import datasets
+
+    if not isinstance(rows, datasets.Dataset):
+        return rows.filter(_says), name_row
+    kept = [place for place, text in enumerate(rows["text"]) if text.strip()]
+    return (rows.select(kept), InSlices(((name_row, kept),))) if len(kept) < len(rows) else (rows, name_row)
+
+
+def _says(row: Mapping[str, Any]) -> bool:
+    return bool(row["text"].strip())
 
 
 def _splits(maker: Any, streaming: bool) -> dict[str, Any]:

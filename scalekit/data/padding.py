@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
-from scalekit.data.ready import Targets
+from scalekit.data.ready import Targets, embedding_rows
 from scalekit.objectives.counts import IGNORED
 
 
@@ -21,10 +22,12 @@ class Pad:
         pad_id: the pad token's id.
         targets: how labels come about; by default rows without them take their ``input_ids``, but for what ``attention_mask``
             says is padding, as causal language models learn.
+        length: to which all are padded at least.
     """
 
-    def __init__(self, pad_id: int, targets: Targets | None = None) -> None:
+    def __init__(self, pad_id: int, targets: Targets | None = None, length: int = 0) -> None:
         self._pad_id = pad_id
+        self._length = length
         self._targets = Targets(are_tokens=True) if targets is None else targets
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
@@ -51,13 +54,14 @@ class Pad:
         parts = [torch.as_tensor(value) for value in values]
         if parts[0].ndim == 0:
             return torch.stack(parts)
-        return padded(name, parts, self._pad_id)
+        return padded(name, parts, self._pad_id, self._length)
 
 
-def padded(name: str, values: list[Tensor], pad_id: int) -> Tensor:
-    """A column's values, padded on the right to the longest, shape [rows, longest]."""
+def padded(name: str, values: list[Tensor], pad_id: int, length: int = 0) -> Tensor:
+    """A column's values, padded on the right to the longest, or to a length, shape [rows, longest]."""
     fill = {"input_ids": pad_id, "labels": IGNORED}.get(name, 0)
-    return torch.nn.utils.rnn.pad_sequence(values, batch_first=True, padding_value=fill)
+    found = torch.nn.utils.rnn.pad_sequence(values, batch_first=True, padding_value=fill)
+    return torch.nn.functional.pad(found, (0, max(length - found.shape[1], 0)), value=fill)
 
 
 def pad_id(tokenizer: Any, config: Any) -> int:
@@ -68,4 +72,5 @@ def pad_id(tokenizer: Any, config: Any) -> int:
         getattr(tokenizer, "eos_token_id", None),
         getattr(config, "eos_token_id", None),
     )
-    return next((int(c) for c in candidates if isinstance(c, int)), 0)
+    known = embedding_rows(config) or sys.maxsize  # a configuration may name tokens that its model is too small for
+    return next((int(c) for c in candidates if isinstance(c, int) and 0 <= c < known), 0)

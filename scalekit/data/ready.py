@@ -138,6 +138,18 @@ def _kind(model: Any, task: str | None) -> str:
     return next(iter(getattr(model, "architectures", None) or ()), "")
 
 
+def main_input(model: Any, task: str | None) -> str:
+    """The column by which rows are known that a model takes as they are: ``input_ids``, or what it calls the like.
+
+    Args:
+        model, task: as for `Targets.of`.
+    """
+    import transformers
+
+    found = model if isinstance(model, nn.Module) else getattr(transformers, _kind(model, task), None)
+    return str(getattr(found, "main_input_name", "input_ids"))
+
+
 def _taken(model: Any, kind: str) -> frozenset[str] | None:
     """What the forward pass of a model of transformers takes by name."""
     import transformers

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import Any
 
@@ -145,6 +145,8 @@ def _encoded(way: Way) -> Rows:
     train = [_prepared(way, part, way.encoder) for part in way.source.parts]
     held_out = [_prepared(way, part, way.validation_encoder) for part in way.source.validation]
     lengths = _lengths(train)
+    if lengths is not None and way.task == "question-answering":
+        way = replace(way, longest=int(max(each.lengths.max(initial=0) for each in (*train, *held_out))))
     packed = lengths is not None and way.packs(lengths.tokens)
     parts = [pack(each.rows, way.job.sequence_length or 0) if packed else each.rows for each in train]
     skipped = (*way.source.skipped, *chain.from_iterable(each.skipped for each in (*train, *held_out)))

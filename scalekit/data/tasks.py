@@ -8,7 +8,7 @@ from typing import Any
 from scalekit.errors import ColumnError
 
 LOOKS: dict[str, tuple[tuple[str, ...], ...]] = {
-    "causal-lm": (("messages",), ("prompt", "completion"), ("text",)),
+    "causal-lm": (("messages",), ("conversations",), ("prompt", "completion"), ("text",)),
     "masked-lm": (("text",),),
     "seq2seq-lm": (("prompt", "completion"),),
     "sequence-classification": (("text", "label"),),
@@ -16,7 +16,7 @@ LOOKS: dict[str, tuple[tuple[str, ...], ...]] = {
     "question-answering": (("question", "context", "answers"),),
     "image-classification": (("image", "label"),),
     "audio-classification": (("audio", "label"),),
-    "image-text-to-text": (("messages",), ("prompt", "completion"), ("image", "text")),
+    "image-text-to-text": (("messages",), ("conversations",), ("prompt", "completion"), ("image", "text")),
 }
 """The columns by which each task's rows are known; of rows with several, the first are read."""
 
@@ -30,11 +30,11 @@ _BESIDE = {
 TEXTS = frozenset({"text", "text_pair", "prompt", "completion", "question", "context"})
 """The columns that tasks read as text, whatever it looks like."""
 
-CONVERSATIONS = frozenset({"messages", "prompt", "completion"})
+CONVERSATIONS = frozenset({"messages", "conversations", "prompt", "completion"})
 """The columns that may hold turns."""
 
 _SHOWN = {"image": "pictures", "images": "pictures", "audio": "sounds", "audios": "sounds"}
-_WRITTEN = (("messages",), ("prompt", "completion"), ("text",))
+_WRITTEN = (("messages",), ("conversations",), ("prompt", "completion"), ("text",))
 
 _MODALITIES = ("image-classification", "audio-classification")
 _TELLING = (*_MODALITIES, "token-classification", "question-answering", "sequence-classification")
@@ -89,7 +89,7 @@ def unread(columns: Sequence[str], task: str) -> list[str]:
 
 def has_picture_parts(row: Mapping[str, Any]) -> bool:
     """Whether a conversation has a picture among the parts of what is said."""
-    turns = row.get("messages")
+    turns = row.get("messages") or row.get("conversations")
     contents = [turn.get("content") for turn in turns if isinstance(turn, Mapping)] if isinstance(turns, list) else []
     parts = [part for content in contents if isinstance(content, list) for part in content]
     return any(isinstance(part, Mapping) and part.get("type") in ("image", "image_url") for part in parts)

@@ -24,7 +24,7 @@ from scalekit.data.packing import Pack, fill
 from scalekit.data.padding import Pad, pad_id
 from scalekit.data.permutation import shuffled
 from scalekit.data.preparation import cores
-from scalekit.data.ready import Targets
+from scalekit.data.ready import Targets, main_input
 from scalekit.data.sources import Source
 from scalekit.errors import ConfigError
 from scalekit.job import Job
@@ -56,11 +56,13 @@ class Way:
         job: its settings.
         source: the rows as they come.
         model: the model that will be trained, or one without weights; a Hugging Face configuration; or None.
+        longest: the longest row in tokens, where it is known.
     """
 
     job: Job
     source: Source
     model: Any
+    longest: int | None = None
 
     @cached_property
     def config(self) -> Any:
@@ -89,7 +91,7 @@ class Way:
         Raises:
             ColumnError: they have not what the task needs.
         """
-        if self._is_own or not self.columns or "input_ids" in self.columns:
+        if self._is_own or not self.columns or main_input(self.model, self.job.task) in self.columns:
             return None
         # Of a LightningModule nothing is known: it takes its rows as they are.
         row = self._first if "messages" in self.columns else dict.fromkeys(self.columns)
@@ -163,6 +165,7 @@ class Way:
                 not isinstance(self.job.model, str),
                 getattr(self.config, "problem_type", None),
             ),
+            longest=self.longest,
         )
         return encoders.encoder(
             self.task, wanted, [part.rows for part in (*self.source.parts, *self.source.validation)]

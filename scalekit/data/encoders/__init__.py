@@ -13,7 +13,7 @@ from scalekit.data.encoders.limit import Limit
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a job and its model say of their rows; see `scalekit.fit`."""
+    """What a job and its model say of their rows; see `scalekit.fit`. `longest` is the longest row, where it is known."""
 
     processor: Callable[[], Any]
     config: Any
@@ -22,6 +22,7 @@ class Wanted:
     transform: Any
     sampling_rate: int | None
     head: Head
+    longest: int | None = None
 
 
 def encoder(task: str, wanted: Wanted, parts: Sequence[Any]) -> Encoder:
@@ -44,7 +45,11 @@ def encoder(task: str, wanted: Wanted, parts: Sequence[Any]) -> Encoder:
             return causal.Causal(tokenizer, wanted.loss_on, limit)
         if task == "masked-lm":
             return masked.Masked(tokenizer, limit)
-        return seq2seq.Seq2Seq(tokenizer, limit) if task == "seq2seq-lm" else spans.Spans(tokenizer, limit)
+        return (
+            seq2seq.Seq2Seq(tokenizer, limit)
+            if task == "seq2seq-lm"
+            else spans.Spans(tokenizer, limit, wanted.longest or limit.cut_at or 0)
+        )
     if task == "image-text-to-text":
         return image_texts.ImageTexts(wanted.processor(), wanted.config, wanted.transform, limit, wanted.loss_on)
     if task == "token-classification":

@@ -12,10 +12,21 @@ from scalekit.data.encoders.encoder import Encoder, Row, shown, text_of
 from scalekit.data.encoders.limit import Limit
 from scalekit.data.encoders.tokens import tokenize
 from scalekit.data.padding import Pad, pad_id
-from scalekit.errors import NoLabelError, RowError
+from scalekit.errors import DataError, NoLabelError, RowError
 from scalekit.objectives.counts import IGNORED
 
 _SLICE = 250
+
+_ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+    "tool": "tool",
+    "observation": "tool",
+}
+"""Who speaks in ShareGPT's files, by OpenAI's names."""
 
 
 @dataclass(frozen=True)
@@ -29,31 +40,91 @@ class _Text:
 
 @dataclass(frozen=True)
 class Chat:
-    """A row that is a conversation: its turns, the tools, and how many turns only ask."""
+    """A row that is a conversation.
+
+    Attributes:
+        turns: with ``role`` and ``content``.
+        tools: that may be called, or None.
+        asks: how many of the first turns only ask.
+        weights: of the assistant's turns in the loss, in order: 0 or 1, as OpenAI's files have it; None where nothing says so.
+    """
 
     turns: list[dict[str, Any]]
     tools: Any
     asks: int = 0
+    weights: tuple[int, ...] | None = None
 
     @classmethod
     def of(cls, row: Row) -> Chat | None:
-        """None for a row that is none."""
+        """None for a row that is none.
+
+        Raises:
+            RowError: turns of an unknown form.
+        """
         tools = _without_none(row.get("tools") or None)
-        if row.get("messages") is not None:
-            return cls(_turns(row["messages"]), tools)
+        column = next((name for name in ("messages", "conversations") if row.get(name) is not None), "prompt")
+        if column != "prompt":
+            return cls._of(column, row[column], tools)
         if isinstance(row.get("prompt"), list):
-            return cls(_turns([*row["prompt"], *row["completion"]]), tools, asks=len(row["prompt"]))
+            return cls._of("prompt", [*row["prompt"], *row["completion"]], tools, asks=len(row["prompt"]))
         return None
 
+    @classmethod
+    def _of(cls, column: str, messages: Any, tools: Any, asks: int = 0) -> Chat:
+        if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
+            raise RowError(
+                f"{column!r} should be a list of turns with 'role' and 'content', and is empty or something else"
+            )
+        turns = [_turn(f"'{column}[{number}]'", message) for number, message in enumerate(messages)]
+        weights = [turn.pop("weight", None) for turn in turns]
+        if all(weight is None for weight in weights):
+            return cls(turns, tools, asks)
+        if any(weight not in (None, 0, 1) for weight in weights):
+            raise RowError(f"{column!r} has turns with the weights {weights}: give 0 or 1")
+        of_assistant = (w for turn, w in zip(turns, weights, strict=True) if turn.get("role") == "assistant")
+        return cls(turns, tools, asks, tuple(1 if weight is None else int(weight) for weight in of_assistant))
 
-def _turns(messages: Any) -> list[dict[str, Any]]:
-    if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
-        raise RowError("'messages' should be a list of turns with 'role' and 'content', and is empty or something else")
+    def check_loss_on(self, loss_on: str) -> None:
+        """Whether weights can be kept.
+
+        Raises:
+            RowError: all tokens are learned.
+        """
+        if loss_on == "all" and self.weights is not None and not all(self.weights):
+            raise RowError("it has turns of weight 0, and loss_on='all' learns them: give loss_on='completions'")
+
+    def learned(self, rendered: chat.Rendered, asked: int) -> list[chat.Span]:
+        """The spans with loss: the assistant's turns behind those that only ask, but for those without weight.
+
+        Raises:
+            DataError: the chat template tags other spans than turns.
+        """
+        if self.weights is None:
+            return rendered.spans[asked:]
+        if len(self.weights) != len(rendered.spans):
+            raise DataError(
+                "turns have weights, and the chat template tags other parts of a conversation than its turns"
+            )
+        pairs = zip(rendered.spans, self.weights, strict=True)
+        return [span for number, (span, weight) in enumerate(pairs) if weight and number >= asked]
+
+
+def _turn(where: str, message: dict[str, Any]) -> dict[str, Any]:
+    """A turn by OpenAI's names, which ShareGPT's files have not.
+
+    Raises:
+        RowError: it is of nobody known.
+    """
     # Most of it is text, and there is much of it.
-    return [
-        {key: each if isinstance(each, str) else _without_none(each) for key, each in turn.items() if each is not None}
-        for turn in messages
-    ]
+    turn = {
+        key: each if isinstance(each, str) else _without_none(each) for key, each in message.items() if each is not None
+    }
+    if "role" in turn or "from" not in turn:
+        return turn
+    role, content = _ROLES.get(str(turn.pop("from"))), turn.pop("value", None)
+    if role is None:
+        raise RowError(f"{where} is from {shown(message['from'])}: known are {', '.join(_ROLES)}")
+    return {"role": role, "content": content, **turn}
 
 
 def _without_none(value: Any) -> Any:
@@ -111,6 +182,7 @@ class Causal(Encoder):
         for each in chats:
             if each is not None:
                 tool_calls.check_parts(each.turns)
+                each.check_loss_on(self.loss_on)
         turns = [each.turns for each in chats if each is not None and each.tools is None]
         if self.loss_on == "all" and len(turns) == len(rows):
             return [_Text(text, None, special=False) for text in chat.texts(self.tokenizer, turns)]
@@ -134,7 +206,7 @@ class Causal(Encoder):
             return _Text(chat.texts(self.tokenizer, [found.turns], found.tools)[0], None, special=False)
         rendered = chat.render(self.tokenizer, found.turns, found.tools)
         asked = chat.render(self.tokenizer, found.turns[: found.asks], found.tools).spans if found.asks else []
-        return _Text(rendered.text, rendered.spans[len(asked) :], special=False)
+        return _Text(rendered.text, found.learned(rendered, len(asked)), special=False)
 
     def _labelled(self, text: _Text, ids: list[int], offsets: Any, end: int | None) -> Row:
         labels = list(ids)

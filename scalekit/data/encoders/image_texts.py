@@ -124,6 +124,7 @@ class ImageTexts(Encoder):
         return Chat(turns, None, asks=1)
 
     def _said(self, found: Chat, beside: Sequence[Any]) -> tuple[str, list[chat.Span] | None, list[Any]]:
+        found.check_loss_on(self.loss_on)
         turns, images = pictures.gathered(found.turns, beside, self._place_token(""))
         for each in (turns, pictures.in_text(turns)):
             try:
@@ -134,7 +135,7 @@ class ImageTexts(Encoder):
                     raise
                 continue
             if self._is_whole(rendered.text, turns, len(images)):
-                spans = None if self.loss_on == "all" else rendered.spans[len(asked) :]
+                spans = None if self.loss_on == "all" else found.learned(rendered, len(asked))
                 return rendered.text, spans, images
         raise RowError("the chat template does not write all that the conversation says and shows")
 

@@ -24,10 +24,13 @@ class Spans(Encoder):
     Args:
         tokenizer: a fast Hugging Face tokenizer.
         limit: the longest row; contexts alone are cut.
+        length: to which all rows are padded. The answer is sought among all tokens, padding too, so that a row's loss depends
+            on it. By default that of the longest row of a batch.
     """
 
     tokenizer: Any
     limit: Limit
+    length: int = 0
     made: ClassVar[Mapping[str, str]] = {
         "input_ids": "int32[]",
         "token_type_ids": "int8[]",
@@ -42,7 +45,7 @@ class Spans(Encoder):
         return [self._one(row) for row in rows]
 
     def collate(self, rows: list[Row]) -> dict[str, Any]:
-        return Pad(pad_id(self.tokenizer, None), Targets())(typed(rows))
+        return Pad(pad_id(self.tokenizer, None), Targets(), self.length)(typed(rows))
 
     def _one(self, row: Row) -> Row:
         question, context = text_of(row, "question"), text_of(row, "context")
