@@ -45,7 +45,7 @@ from scalekit.module import OptimizerSettings, ScaleModule
 from scalekit.objectives.counts import Counted
 from scalekit.objectives.coupled import CoupledLoss
 from scalekit.objectives.measured import ReductionCheck
-from scalekit.objectives.objective import FunctionLoss, LossFunction
+from scalekit.objectives.objective import FunctionLoss, LossFunction, Objective
 from scalekit.optim import build_schedule, check_optimizer
 from scalekit.planning.plan import Plan
 from scalekit.preemption import StopRequest, answered_by
@@ -525,8 +525,16 @@ def _module(job: Job, model: models.Model | None, rows: Rows, total_steps: int, 
     # A schedule that cannot be is refused before the run has a folder.
     build_schedule(job.schedule, job.warmup_steps, total_steps)
     built = source if isinstance(source, nn.Module) else seeded
-    loss = CoupledLoss(job.loss) if job.loss is not None and job.loss_couples is not None else job.loss
-    return ScaleModule(built, loss, settings, total_steps, job.item_count, rows.way.processor, recompute)
+    return ScaleModule(built, _loss(job, rows), settings, total_steps, job.item_count, rows.way.processor, recompute)
+
+
+def _loss(job: Job, rows: Rows) -> LossFunction | Objective | None:
+    """The job's, as its rows need it."""
+    if job.loss is None or (job.loss_couples is None and not rows.way.is_shifted):
+        return job.loss
+    if job.loss_couples is not None:
+        return CoupledLoss(job.loss)
+    return FunctionLoss(job.loss, None if job.item_count is None else Counted(job.item_count), shifted=True)
 
 
 def _plan(

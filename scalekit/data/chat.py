@@ -79,6 +79,16 @@ def render(tokenizer: Any, messages: Sequence[Message], tools: Any = None) -> Re
     return Rendered(text, spans)
 
 
+def ends_turns(tokenizer: Any) -> bool:
+    """Whether a template writes something behind what the assistant says; so too where it cannot write a plain answer."""
+    said = "scalekit"
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": said}]
+    try:
+        return not texts(tokenizer, [turns])[0].rstrip().endswith(said)
+    except DataError:
+        return True
+
+
 def labels(ids: Sequence[int], offsets: Sequence[Span], spans: Sequence[Span], ignored: int) -> list[int]:
     """Labels of a tokenized text: tokens that start within a span carry their id.
 

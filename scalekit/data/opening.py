@@ -241,7 +241,11 @@ def _table(columns: dict[str, list[Any]]) -> Any:
     except Exception:
         rows = datasets.Dataset.from_dict(columns, on_mixed_types="use_json")
         mixed = {name for name, feature in rows.features.items() if "Json(" in str(feature)}
-        if not mixed <= CONVERSATIONS or any(not isinstance(rows.features[name], datasets.List) for name in mixed):
+        if (
+            not mixed
+            or not mixed <= CONVERSATIONS
+            or any(not isinstance(rows.features[name], datasets.List) for name in mixed)
+        ):
             raise
         return rows
 

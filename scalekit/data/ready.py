@@ -110,7 +110,7 @@ def uncounted(rows: Any, targets: Targets, model: Any, task: str | None) -> NDAr
     if column is None or column not in rows.column_names or "List" not in type(rows.features[column]).__name__:
         return np.zeros(len(rows), np.bool_)
     seen = "attention_mask" if targets.are_tokens and "attention_mask" in rows.column_names else column
-    is_shifted = _is_causal(_kind(model, task), getattr(model, "config", model))
+    is_shifted = predicts_next(model, task)
     found = [_uncounted(chunk, column, seen, is_shifted) for chunk in rows.with_format("arrow").iter(batch_size=10_000)]
     return np.concatenate(found)
 
@@ -148,6 +148,15 @@ def main_input(model: Any, task: str | None) -> str:
 
     found = model if isinstance(model, nn.Module) else getattr(transformers, _kind(model, task), None)
     return str(getattr(found, "main_input_name", "input_ids"))
+
+
+def predicts_next(model: Any, task: str | None) -> bool:
+    """Whether a model learns to predict the next token.
+
+    Args:
+        model, task: as for `Targets.of`.
+    """
+    return _is_causal(_kind(model, task), getattr(model, "config", model))
 
 
 def _taken(model: Any, kind: str) -> frozenset[str] | None:

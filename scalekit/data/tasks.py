@@ -11,19 +11,19 @@ LOOKS: dict[str, tuple[tuple[str, ...], ...]] = {
     "causal-lm": (("messages",), ("conversations",), ("prompt", "completion"), ("text",)),
     "masked-lm": (("text",),),
     "seq2seq-lm": (("prompt", "completion"),),
-    "sequence-classification": (("text", "label"),),
-    "token-classification": (("tokens", "tags"),),
+    "sequence-classification": (("text", "label"), ("text", "labels")),
+    "token-classification": (("tokens", "tags"), ("tokens", "ner_tags")),
     "question-answering": (("question", "context", "answers"),),
-    "image-classification": (("image", "label"),),
-    "audio-classification": (("audio", "label"),),
+    "image-classification": (("image", "label"), ("image", "labels")),
+    "audio-classification": (("audio", "label"), ("audio", "labels")),
     "image-text-to-text": (("messages",), ("conversations",), ("prompt", "completion"), ("image", "text")),
 }
 """The columns by which each task's rows are known; of rows with several, the first are read."""
 
 _BESIDE = {
-    "causal-lm": ("tools",),
+    "causal-lm": ("tools", "system"),
     "sequence-classification": ("text_pair",),
-    "image-text-to-text": ("images", "image", "tools"),
+    "image-text-to-text": ("images", "image", "tools", "system"),
 }
 """What a task reads beside them where it is there."""
 
@@ -81,10 +81,14 @@ def check_columns(columns: Sequence[str], task: str, name: str) -> None:
     )
 
 
+def read(columns: Sequence[str], task: str) -> tuple[str, ...]:
+    """The columns by which a task knows rows, what is learned last."""
+    return next(each for each in LOOKS[task] if set(each) <= set(columns))
+
+
 def unread(columns: Sequence[str], task: str) -> list[str]:
     """The columns that a task leaves alone."""
-    read = next(each for each in LOOKS[task] if set(each) <= set(columns))
-    return [column for column in columns if column not in read and column not in _BESIDE.get(task, ())]
+    return [column for column in columns if column not in read(columns, task) and column not in _BESIDE.get(task, ())]
 
 
 def has_picture_parts(row: Mapping[str, Any]) -> bool:

@@ -15,7 +15,8 @@ from torch import nn
 from torch.utils.data import default_collate
 
 from scalekit import models
-from scalekit.data import encoders, tasks
+from scalekit.data import chat, encoders, tasks
+from scalekit.data.encoders.causal import TURN_KEYS
 from scalekit.data.encoders.encoder import Encoder, undecoded
 from scalekit.data.encoders.labelled import Head
 from scalekit.data.encoders.labels import Classes, Labels
@@ -24,11 +25,12 @@ from scalekit.data.packing import Pack, fill
 from scalekit.data.padding import Pad, pad_id
 from scalekit.data.permutation import shuffled
 from scalekit.data.preparation import cores
-from scalekit.data.ready import Targets, main_input
+from scalekit.data.ready import Targets, main_input, predicts_next
 from scalekit.data.sources import Source
 from scalekit.errors import ConfigError
 from scalekit.job import Job
 from scalekit.log import line
+from scalekit.objectives.objective import is_torch_loss
 from scalekit.vocabulary import tokenizer_of, with_tokens
 from scalekit.weights import build
 from scalekit.world import World
@@ -118,13 +120,35 @@ class Way:
         """That the rows' look has decided their task, and what is learned of labels that are no single class."""
         if self.task is None:
             return self._unread_remark(self.targets.unread(self.columns) if self.is_ready else ())
-        unread = self._unread_remark(tasks.unread(self.columns, self.task))
+        unread = (
+            *self._unread_remark([*tasks.unread(self.columns, self.task), *self._unread_keys]),
+            *self._turns_remark,
+        )
         kind = "" if self.labels is None or isinstance(self.labels, Classes) else f" ({self.labels.problem})"
         if self.job.task is not None and not kind:
             return unread
         read = [column for column in self.columns if column not in tasks.unread(self.columns, self.task)]
         by = "" if self.job.task is not None else f", by the columns {', '.join(read)}"
         return (line("task", f"{self.task}{kind}{by}"), *unread)
+
+    @property
+    def _unread_keys(self) -> list[str]:
+        """What turns of a conversation hold, and the chat template never asks for."""
+        column = next((each for each in ("messages", "conversations") if each in self.columns), None)
+        feature = (getattr(self.source.parts[0].rows, "features", None) or {}).get(column)
+        turn = getattr(feature, "feature", feature[0] if isinstance(feature, list) else None)
+        template = getattr(self.processor, "chat_template", None)
+        if not isinstance(turn, dict) or not isinstance(template, str):
+            return []
+        return [f"{column}.{key}" for key in turn if key not in TURN_KEYS and key not in template]
+
+    @property
+    def _turns_remark(self) -> tuple[str, ...]:
+        is_chat = self.task == "causal-lm" and tasks.read(self.columns, "causal-lm")[0] in ("messages", "conversations")
+        if not is_chat or chat.ends_turns(self.processor):
+            return ()
+        text = "the chat template writes no end behind what the assistant says, so that the model is not taught to stop"
+        return (line("turns", text),)
 
     def _unread_remark(self, columns: Sequence[str]) -> tuple[str, ...]:
         return (line("columns", f"not used: {', '.join(columns)}"),) if columns else ()
@@ -165,6 +189,7 @@ class Way:
                 not isinstance(self.job.model, str),
                 getattr(self.config, "problem_type", None),
             ),
+            columns=self.columns,
             longest=self.longest,
         )
         return encoders.encoder(
@@ -195,7 +220,15 @@ class Way:
         Raises:
             ColumnError: the model learns from labels, and there are none.
         """
-        return Targets.of(self.columns, self.model, self.job.task, self.job.loss is not None)
+        has_own = self.job.loss is not None and not is_torch_loss(self.job.loss)
+        return Targets.of(self.columns, self.model, self.job.task, has_own)
+
+    @property
+    def is_shifted(self) -> bool:
+        """Whether labels are tokens, each of which the model predicts one position before its own."""
+        if self.is_ready:
+            return predicts_next(self.model, self.job.task)
+        return self.task in ("causal-lm", "image-text-to-text")
 
     # -- batching ---------------------------------------------------------------------------------------------------
 

@@ -115,20 +115,23 @@ class Targets(ItemCount):
 
     Attributes:
         loss: which may ignore one class, and weigh the others.
+        shifted: whether the first column is not counted, since the target at position i is predicted at position i - 1.
     """
 
     loss: nn.CrossEntropyLoss | nn.NLLLoss
+    shifted: bool = False
 
     def of(self, batch: Any, samples: int) -> float:
         _, target = split(batch)
         if target.is_floating_point():
             return samples
+        target = target[:, 1:] if self.shifted else target
         target = target[target != self.loss.ignore_index]
         weight = self.loss.weight
         return int(target.numel()) if weight is None else float(weight.to(target.device)[target].sum())
 
     def __str__(self) -> str:
-        return "labels"
+        return "label tokens, shifted by one" if self.shifted else "labels"
 
 
 class FunctionLoss(Objective):
@@ -136,14 +139,17 @@ class FunctionLoss(Objective):
 
     A batch is ``(*inputs, target)`` or a mapping with the target under one of labels, label, target, targets, y.
 
+    A loss of `torch.nn` is given a Hugging Face model's logits; a function of the user's is given what the model returns.
+
     Args:
         function: a `torch.nn` loss, or any `LossFunction`.
         count: what it is likely to be a mean over; samples by default, and for cross-entropy labels.
+        shifted: whether the targets are a language model's tokens, each of which is predicted one position before its own.
     """
 
-    def __init__(self, function: LossFunction, count: ItemCount | None = None) -> None:
-        self._function = function
-        self.count = count or (Targets(function) if isinstance(function, _CLASSES) else Samples())
+    def __init__(self, function: LossFunction, count: ItemCount | None = None, shifted: bool = False) -> None:
+        self._function, self._shifted = function, shifted
+        self.count = count or (Targets(function, shifted) if isinstance(function, _CLASSES) else Samples())
 
     def check(self, batch: Any, samples: int) -> None:
         """Whether a batch has a target, and can be counted.
@@ -157,7 +163,8 @@ class FunctionLoss(Objective):
 
     def outcome(self, model: nn.Module, batch: Any) -> Outcome:
         inputs, target = split(batch)
-        output = called(model, inputs)
+        samples = len(target)
+        output, target = self._compared(called(model, inputs), target)
         if isinstance(self._function, _BY_ENTRY) and output.shape != target.shape:
             raise InputsError(
                 f"{type(self._function).__name__} compares entry by entry, and the model gives {tuple(output.shape)} for "
@@ -173,8 +180,24 @@ class FunctionLoss(Objective):
         if loss.ndim > 1 and not isinstance(self._function, _CLASSES):
             raise NoLossError(f"the loss function must return a scalar or one value a sample, not {tuple(loss.shape)}")
         if loss.ndim or getattr(self._function, "reduction", "mean") == "sum":
-            loss = loss.sum() / self.items(batch, len(target))
+            loss = loss.sum() / self.items(batch, samples)
         return Outcome(loss, output, target)
+
+    def _compared(self, output: Any, target: Any) -> tuple[Any, Any]:
+        """What a loss of torch's compares: logits, of tokens in rows [tokens, classes]."""
+        logits = getattr(output, "logits", None)
+        if not is_torch_loss(self._function) or not isinstance(logits, Tensor):
+            return output, target
+        if self._shifted:
+            logits, target = logits[:, :-1], target[:, 1:]
+        if logits.ndim == 3 and logits.shape[:2] == target.shape:
+            return logits.flatten(0, 1), target.flatten()
+        return (logits[..., 0] if logits.shape == (*target.shape, 1) else logits), target
+
+
+def is_torch_loss(loss: Any) -> bool:
+    """Whether a loss is one of `torch.nn`, which compares tensors."""
+    return isinstance(loss, nn.Module) and type(loss).__module__ == nn.CrossEntropyLoss.__module__
 
 
 def _innermost(model: Any) -> Any:

@@ -23,6 +23,7 @@ PIXELS = RANDOM.integers(0, 255, (4, 8, 8, 3), dtype=np.uint8)
 WAVES = [RANDOM.normal(size=size).astype(np.float32) for size in (400, 300, 500, 450)]
 MAPS = RANDOM.integers(0, 3, (4, 16, 16))
 MAPS[1:, :9] = 255
+WEIGHTS = torch.tensor([1.0, 2.0, 4.0])
 
 
 def words(labels: torch.Tensor) -> dict[str, Any]:
@@ -139,6 +140,22 @@ CASES: dict[str, Case] = {
     ),
     "classes by number": of_words([2, 0, 1, 0], torch.tensor([2, 0, 1, 0]), num_labels=3),
     "numbers": of_words([0.5, -1.0, 3.0, 2.0], torch.tensor([0.5, -1.0, 3.0, 2.0]), num_labels=1),
+    "classes of weights": Case(
+        lambda: bert("SequenceClassification", num_labels=3),
+        lambda folder: [{"text": text, "label": value} for text, value in zip(TEXTS, [2, 0, 1, 0], strict=True)],
+        lambda: words(torch.tensor([2, 0, 1, 0])),
+        loss=lambda model, batch: torch.nn.functional.cross_entropy(model(**batch).logits, batch["labels"], WEIGHTS),
+        settings={"processor": WORDS, "loss": torch.nn.CrossEntropyLoss(WEIGHTS)},
+    ),
+    "numbers by another loss": Case(
+        lambda: bert("SequenceClassification", num_labels=1),
+        lambda folder: [
+            {"text": text, "label": value} for text, value in zip(TEXTS, [0.5, -1.0, 3.0, 2.0], strict=True)
+        ],
+        lambda: words(torch.tensor([0.5, -1.0, 3.0, 2.0])),
+        loss=lambda model, batch: torch.nn.functional.l1_loss(model(**batch).logits[:, 0], batch["labels"]),
+        settings={"processor": WORDS, "loss": torch.nn.L1Loss()},
+    ),
     "several classes a row": of_words(
         [[1, 0, 1], [0, 0, 0], [1, 1, 0], [0, 1, 0]],
         torch.tensor([[1.0, 0, 1], [0, 0, 0], [1, 1, 0], [0, 1, 0]]),
@@ -155,7 +172,10 @@ CASES: dict[str, Case] = {
     ),
     "classes of words": Case(
         lambda: bert("TokenClassification", num_labels=3),
-        lambda folder: [{"tokens": ["a", "bc"], "tags": [1, 0]}, {"tokens": ["d"], "tags": [2]}],
+        lambda folder: [
+            {"tokens": ["a", "bc"], "ner_tags": [1, 0], "id": 1},
+            {"tokens": ["d"], "ner_tags": [2], "id": 2},
+        ],
         tagged,
         settings={"processor": WORDS},
     ),

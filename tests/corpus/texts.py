@@ -11,6 +11,7 @@ from typing import Any
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
+from torch import nn
 
 from tests.corpus.case import FILES, Case, padded
 from tests.corpus.models import bert, gpt2, llama, mamba, mixtral, t5
@@ -142,6 +143,12 @@ def masked_rows(folder: Path) -> Any:
     return datasets.Dataset.from_dict({"input_ids": ROWS, "labels": LABELS})
 
 
+def smoothed(model: Any, batch: dict[str, Any]) -> Any:
+    """As a plain loop would have it, each token predicted by the one before it."""
+    logits, labels = model(**batch).logits[:, :-1], batch["labels"][:, 1:]
+    return nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), label_smoothing=0.1)
+
+
 def padded_rows(folder: Path) -> Any:
     batch = padded(ROWS)
     return datasets.Dataset.from_dict({name: batch[name].tolist() for name in ("input_ids", "attention_mask")})
@@ -174,6 +181,22 @@ CASES: dict[str, Case] = {
     "stream": of_text(lambda folder: datasets.Dataset.from_dict({"text": TEXTS}).to_iterable_dataset()),
     "nested parquet": Case(llama, written("rows.parquet", nested), CHAT_BATCH, settings=ANSWERED),
     "sharegpt": Case(llama, file("sharegpt.json"), CHAT_BATCH, settings=ANSWERED),
+    "sharegpt with its system beside": Case(
+        llama,
+        lambda folder: [
+            {"system": "be kind", "conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
+            {"system": "", "conversations": [{"from": "human", "value": "what?"}, {"from": "gpt", "value": "yes"}]},
+        ],
+        answers([[("<s>be kind#<u>a#<a>", False), ("b#", True)], [("<u>what?#<a>", False), ("yes#", True)]]),
+        settings=ANSWERED,
+    ),
+    "label smoothing": Case(
+        llama,
+        padded_rows,
+        lambda: padded(ROWS),
+        loss=smoothed,
+        settings={"loss": nn.CrossEntropyLoss(label_smoothing=0.1)},
+    ),
     "weighted turns": Case(
         llama,
         file("weighted.jsonl"),

@@ -24,7 +24,8 @@ PICTURE = Image.fromarray(np.zeros((4, 4, 3), np.uint8))
 
 
 def remarks(model: Any, rows: Any, **settings: Any) -> str:
-    way = Way(Job(model, rows, processor=make_tokenizer(), max_steps=1, **settings), read(rows), model)
+    settings = {"processor": make_tokenizer(), "max_steps": 1, **settings}
+    way = Way(Job(model, rows, **settings), read(rows), model)
     return " ".join(" ".join(each.split()) for each in way.remark)
 
 
@@ -123,3 +124,29 @@ def test_new_tokens_of_a_frozen_embedding_are_refused(folder: str) -> None:
     model.get_input_embeddings().weight.requires_grad_(False)
     with pytest.raises(scalekit.errors.ConfigError, match="frozen, so that they would never be learned"):
         scalekit.fit(model, [{"text": "<x>abc"}] * 2, processor=make_tokenizer(), new_tokens=["<x>"], max_steps=1)
+
+
+def test_what_a_turn_holds_and_nothing_reads_is_named() -> None:
+    row = {"messages": [{"role": "user", "content": "a", "trainable": True}, {**TURNS[1], "trainable": False}]}
+    assert "columns not used: messages.trainable" in remarks(parity.llama(True), [row])
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m['role'][0] }}>{{ m['trainable'] }}{{ m['content'] }}#{% endfor %}"
+    )
+    assert "not used" not in remarks(parity.llama(True), [row], processor=tokenizer)
+
+
+def test_a_template_without_an_end_of_turns_is_told_of() -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}<{{ m['role'][0] }}>{{ m['content'] }}{% endfor %}"
+    said = (
+        "turns the chat template writes no end behind what the assistant says, so that the model is not taught to stop"
+    )
+    assert said in remarks(parity.llama(True), [{"messages": TURNS}], processor=tokenizer)
+    assert said not in remarks(parity.llama(True), [{"messages": TURNS}])
+
+
+def test_two_systems_are_one_too_many() -> None:
+    row = {"system": "a", "messages": [{"role": "system", "content": "b"}, *TURNS]}
+    with pytest.raises(scalekit.errors.RowError, match="a system's turn, and another one in the column 'system'"):
+        scalekit.fit(lambda: parity.llama(True), [row] * 2, processor=make_tokenizer(), max_steps=1)

@@ -9,6 +9,7 @@ from typing import Any
 from scalekit.data.encoders.encoder import Encoder
 from scalekit.data.encoders.labelled import Head, classes_of, labels_of
 from scalekit.data.encoders.limit import Limit
+from scalekit.data.tasks import read
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Wanted:
     transform: Any
     sampling_rate: int | None
     head: Head
+    columns: Sequence[str] = ()
     longest: int | None = None
 
 
@@ -52,14 +54,16 @@ def encoder(task: str, wanted: Wanted, parts: Sequence[Any]) -> Encoder:
         )
     if task == "image-text-to-text":
         return image_texts.ImageTexts(wanted.processor(), wanted.config, wanted.transform, limit, wanted.loss_on)
+    column = read(wanted.columns, task)[-1]
     if task == "token-classification":
-        return classes.TokenClasses(wanted.processor(), classes_of(list(parts), "tags", wanted.head), limit)
-    labels = labels_of(list(parts), "label", wanted.head)
+        return classes.TokenClasses(wanted.processor(), classes_of(list(parts), column, wanted.head), limit, column)
+    labels = labels_of(list(parts), column, wanted.head)
     if task == "sequence-classification":
-        return classes.LabelledTexts(wanted.processor(), labels, limit, getattr(wanted.config, "pad_token_id", None))
+        pad = getattr(wanted.config, "pad_token_id", None)
+        return classes.LabelledTexts(wanted.processor(), labels, limit, pad, column)
     if task == "image-classification":
-        return images.Images(wanted.processor(), wanted.transform, labels)
+        return images.Images(wanted.processor(), wanted.transform, labels, column)
     cast_to = ((getattr(part, "features", None) or {}).get("audio") for part in parts)
     rates = (getattr(feature, "sampling_rate", None) for feature in cast_to)
     rate = wanted.sampling_rate or next((each for each in rates if each), None)
-    return sounds.Sounds(wanted.processor(), wanted.transform, rate, labels)
+    return sounds.Sounds(wanted.processor(), wanted.transform, rate, labels, column)

@@ -17,6 +17,9 @@ from scalekit.objectives.counts import IGNORED
 
 _SLICE = 250
 
+TURN_KEYS = frozenset({"role", "content", "from", "value", "weight"})
+"""What is read of a turn, whatever the chat template asks for."""
+
 _ROLES = {
     "human": "user",
     "user": "user",
@@ -64,7 +67,7 @@ class Chat:
         tools = _without_none(row.get("tools") or None)
         column = next((name for name in ("messages", "conversations") if row.get(name) is not None), "prompt")
         if column != "prompt":
-            return cls._of(column, row[column], tools)
+            return cls._of(column, _after_system(row.get("system"), row[column]), tools)
         if isinstance(row.get("prompt"), list):
             return cls._of("prompt", [*row["prompt"], *row["completion"]], tools, asks=len(row["prompt"]))
         return None
@@ -107,6 +110,15 @@ class Chat:
             )
         pairs = zip(rendered.spans, self.weights, strict=True)
         return [span for number, (span, weight) in enumerate(pairs) if weight and number >= asked]
+
+
+def _after_system(system: Any, messages: Any) -> Any:
+    """A conversation that begins with what stands beside it as its system's turn."""
+    if not isinstance(messages, list) or not isinstance(system, str) or not system.strip():
+        return messages
+    if any(isinstance(each, dict) and "system" in (each.get("role"), each.get("from")) for each in messages):
+        raise RowError("it has a system's turn, and another one in the column 'system': take one out")
+    return [{"role": "system", "content": system}, *messages]
 
 
 def _turn(where: str, message: dict[str, Any]) -> dict[str, Any]:

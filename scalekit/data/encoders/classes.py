@@ -27,24 +27,26 @@ class LabelledTexts(Encoder):
         labels: what a label is.
         limit: the longest row.
         pad: the token by which a model that reads to the last one knows where a row ends; the tokenizer's by default.
+        column: with the label.
     """
 
     tokenizer: Any
     labels: Labels
     limit: Limit
     pad: int | None = None
+    column: str = "label"
 
     @property
     def made(self) -> Mapping[str, str]:  # type: ignore[override]
         return {"input_ids": "int32[]", "token_type_ids": "int8[]", "labels": self.labels.type}
 
     def identity(self) -> tuple[Any, ...]:
-        return "classes", *tokenizer_identity(self.tokenizer), self.labels.identity(), self.limit
+        return "classes", *tokenizer_identity(self.tokenizer), self.labels.identity(), self.limit, self.column
 
     def encode(self, rows: list[Row]) -> list[Row]:
         texts = [text_of(row, "text") for row in rows]
         pairs = [text_of(row, "text_pair") for row in rows] if "text_pair" in rows[0] else None
-        labels = [self.labels.encode(row["label"]) for row in rows]
+        labels = [self.labels.encode(row[self.column]) for row in rows]
         cut = cut_between_specials(self.tokenizer, texts, pairs, self.limit)
         return [
             {"input_ids": each["input_ids"], "token_type_ids": types_of(each), "labels": label, "lost": each["lost"]}
@@ -65,15 +67,17 @@ class TokenClasses(Encoder):
         tokenizer: a fast Hugging Face tokenizer.
         labels: the classes.
         limit: the longest row.
+        column: with the words' classes.
     """
 
     tokenizer: Any
     labels: Classes
     limit: Limit
+    column: str = "tags"
     made: ClassVar[Mapping[str, str]] = {"input_ids": "int32[]", "labels": "int32[]"}
 
     def identity(self) -> tuple[Any, ...]:
-        return "tags", *tokenizer_identity(self.tokenizer), self.labels.identity(), self.limit
+        return "tags", *tokenizer_identity(self.tokenizer), self.labels.identity(), self.limit, self.column
 
     def encode(self, rows: list[Row]) -> list[Row]:
         return [self._one(row) for row in rows]
@@ -82,9 +86,11 @@ class TokenClasses(Encoder):
         return Pad(pad_id(self.tokenizer, None), Targets())(rows)
 
     def _one(self, row: Row) -> Row:
-        words, tags = row.get("tokens"), row.get("tags")
+        words, tags = row.get("tokens"), row.get(self.column)
         if not words or tags is None or len(words) != len(tags):
-            raise RowError(f"it has {len(words or ())} words in 'tokens' and {len(tags or ())} classes in 'tags'")
+            raise RowError(
+                f"it has {len(words or ())} words in 'tokens' and {len(tags or ())} classes in {self.column!r}"
+            )
         options: dict[str, Any] = {"is_split_into_words": True, "verbose": False}
         encoded = self.tokenizer(words, **options)
         _, lost = self.limit.cut(encoded["input_ids"])

@@ -23,20 +23,22 @@ class Images(Encoder):
         processor: the model's image processor, or None.
         transform: of the image, such as torchvision's v2 transforms; its random draws depend on (seed, epoch, row) alone.
         labels: what a label is.
+        column: with the label.
     """
 
     processor: Any
     transform: Callable[[Any], Any] | None
     labels: Labels
+    column: str = "label"
     draws: ClassVar[bool] = True
 
     def identity(self) -> tuple[Any, ...]:
-        return "images", self.labels.identity()
+        return "images", self.labels.identity(), self.column
 
     def encode(self, rows: list[Row]) -> list[Row]:
         for row in rows:
             opened(row.get("image"))
-            self.labels.encode(row["label"])
+            self.labels.encode(row[self.column])
         return [{} for _ in rows]
 
     def draw(self, row: Row) -> Row:
@@ -47,7 +49,7 @@ class Images(Encoder):
             pixels = self.processor(image, return_tensors="pt")["pixel_values"][0]
         else:
             pixels = image if isinstance(image, torch.Tensor) else _pixels(image)
-        return {"pixel_values": pixels, "labels": self.labels.encode(row["label"])}
+        return {"pixel_values": pixels, "labels": self.labels.encode(row[self.column])}
 
     def collate(self, rows: list[Row]) -> dict[str, Any]:
         shapes = {tuple(row["pixel_values"].shape) for row in rows}

@@ -25,23 +25,25 @@ class Sounds(Encoder):
         transform: of the wave, shape [samples], such as torchaudio's; its random draws depend on (seed, epoch, row) alone.
         sampling_rate: in Hz, to which all are resampled; the processor's, or each sound's own, by default.
         labels: what a label is.
+        column: with the label.
     """
 
     processor: Any
     transform: Callable[[Any], Any] | None
     sampling_rate: int | None
     labels: Labels
+    column: str = "label"
     draws: ClassVar[bool] = True
 
     def identity(self) -> tuple[Any, ...]:
-        return "sounds", self.labels.identity()
+        return "sounds", self.labels.identity(), self.column
 
     def encode(self, rows: list[Row]) -> list[Row]:
         for row in rows:
             wave, _ = _heard(row)
             if not bool(wave.abs().max() > 0):
                 raise RowError("its audio is silent: every sample is 0")
-            self.labels.encode(row["label"])
+            self.labels.encode(row[self.column])
         return [{} for _ in rows]
 
     def draw(self, row: Row) -> Row:
@@ -59,7 +61,7 @@ class Sounds(Encoder):
                 name: values[0]
                 for name, values in self.processor(np.asarray(wave), sampling_rate=wanted, return_tensors="pt").items()
             }
-        return {**made, "labels": self.labels.encode(row["label"])}
+        return {**made, "labels": self.labels.encode(row[self.column])}
 
     def collate(self, rows: list[Row]) -> dict[str, Any]:
         batch = {name: _padded([row[name] for row in rows]) for name in rows[0] if name != "labels"}
