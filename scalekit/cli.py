@@ -314,8 +314,9 @@ def _flags(rest: Sequence[str]) -> dict[str, Any]:
     Raises:
         ConfigError: something that is no such pair, or a setting without its value.
     """
-    from scalekit.job import Job, parse_yaml
+    from scalekit.job import Job
     from scalekit.settings import hints_of, rule, takes_flag
+    from scalekit.yaml_text import parse_yaml
 
     flags: dict[str, Any] = {}
     words = list(rest)

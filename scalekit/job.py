@@ -8,8 +8,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-
 from scalekit.blocks import (
     AnyCallback,
     AnyLogger,
@@ -49,6 +47,7 @@ from scalekit.settings import (
     takes,
 )
 from scalekit.strategies import Strategy
+from scalekit.yaml_text import parse_yaml
 
 _MOST_WORKERS = 1024
 _LARGEST_SEED = 2**32 - 1  # numpy's
@@ -274,23 +273,6 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not isinstance(block, dict):
         raise ConfigError(f"{path} holds no job: it must be a mapping of settings")
     return block
-
-
-def parse_yaml(text: str, name: str) -> Any:
-    """What a text says in YAML.
-
-    Args:
-        text: to read.
-        name: of what it stands for, for messages.
-
-    Raises:
-        ConfigError: it is no YAML.
-    """
-    try:
-        return yaml.safe_load(text)
-    except Exception as error:  # not YAML's own errors alone: a date that is none is a ValueError
-        said = " ".join(str(error).split())
-        raise ConfigError(f"{name} is not YAML: {said or type(error).__name__}") from error
 
 
 def _plain(value: Any) -> Any:

@@ -89,7 +89,8 @@ def resolve(
     if isinstance(model, str):
         return _from_name(model, task, trust_remote_code, labels)
     if callable(model):
-        return Model(model, getattr(model, "__name__", type(model).__name__))
+        name = getattr(model, "__name__", type(model).__name__)
+        return Model(model, "model" if name.startswith("<") else name)  # a lambda has none
     raise ModelError(
         f"{type(model).__name__} is no model. Give an nn.Module, a function that builds one, a LightningModule, or a hub id "
         "or folder of a Hugging Face model"

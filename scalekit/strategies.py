@@ -7,10 +7,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from scalekit.errors import StrategyError, UnknownNameError
+from scalekit.errors import ConfigError, StrategyError, UnknownNameError, shown
 from scalekit.resources import folder
+from scalekit.yaml_text import parse_yaml
 
 ENGINES = ("single", "ddp", "fsdp2", "deepspeed")
 SHARDED = ("parameters", "gradients", "optimizer")
@@ -109,9 +108,9 @@ class Strategy:
         if not path.is_file():
             raise UnknownNameError("strategy", text, names())
         try:
-            block = yaml.safe_load(path.read_text())
-        except yaml.YAMLError as error:
-            raise StrategyError(f"{path} is not YAML: {error}") from error
+            block = parse_yaml(path.read_text(), str(path))
+        except ConfigError as error:
+            raise StrategyError(str(error)) from error
         if not isinstance(block, dict):
             raise StrategyError(f"{path} holds no strategy: it must be a mapping with the key 'engine'")
         return cls.from_mapping(path.stem, block)
@@ -124,6 +123,13 @@ class Strategy:
         if "engine" not in block:
             raise StrategyError(f"strategy {name!r} names no engine. Known: {', '.join(ENGINES)}")
         _known("engine", [block["engine"]], ENGINES)
+        for key, kind, rule in (
+            ("shards", list, "a list"),
+            ("offload", dict, "a mapping"),
+            ("deepspeed", dict, "a mapping"),
+        ):
+            if not isinstance(block.get(key) or kind(), kind):
+                raise StrategyError(f"strategy {name!r}: {key}={shown(block[key])} must be {rule}")
         shards = tuple(block.get("shards") or ())
         _known(f"entry in `shards:` of strategy {name!r}:", shards, SHARDED)
         offload = dict(block.get("offload") or {})

@@ -319,7 +319,15 @@ def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack
         engine.scores = Scores(job.metrics, job.task or rows.way.task, _learned(job, rows))
     metrics = Metrics(folder.path, folder.step, plan.flops_share, order.global_batch_size)
     job_time = JobTime.predicted(plan, folder.step, job.evaluate_every)
-    log("time", str(job_time) + (f" (an epoch is {plan.steps_per_epoch:,} steps)" if plan.steps_per_epoch else ""))
+    log(
+        "time",
+        str(job_time)
+        + (
+            f" (an epoch is {plan.steps_per_epoch:,} step{'s' * (plan.steps_per_epoch != 1)})"
+            if plan.steps_per_epoch
+            else ""
+        ),
+    )
     progress = Progress(metrics, total_steps, folder.step, plan.loss)
     evaluation = Evaluation(total_steps, job.evaluate_every, folder.step)
     splits = order.micro_batch_size < order.global_batch_size

@@ -44,6 +44,10 @@ def test_unknown_strategy_names_the_nearest() -> None:
 @pytest.mark.parametrize(
     ("block", "error", "said"),
     [
+        ({"engine": "deepspeed", "shards": 3}, StrategyError, "shards=3 must be a list"),
+        ({"engine": "deepspeed", "shards": "parameters"}, StrategyError, "must be a list"),
+        ({"engine": "deepspeed", "offload": "cpu"}, StrategyError, "offload='cpu' must be a mapping"),
+        ({"engine": "deepspeed", "deepspeed": [1]}, StrategyError, "must be a mapping"),
         ({"engin": "ddp"}, UnknownNameError, "Did you mean 'engine'"),
         ({}, StrategyError, "names no engine"),
         ({"engine": "dpp"}, UnknownNameError, "Did you mean 'ddp'"),
@@ -68,3 +72,13 @@ def test_what_the_layer_owns_is_refused(path: str) -> None:
     node[leaf] = 1
     with pytest.raises(StrategyError, match=path):
         Strategy.from_mapping("mine", {"engine": "deepspeed", "deepspeed": block})
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("engine: ddp\nshards: []\nengine: deepspeed\n")
+    with pytest.raises(StrategyError, match="the key 'engine' stands twice"):
+        Strategy.load(path)
+    path.write_text("base: &base {engine: ddp}\n<<: *base\nshards: []\n")
+    with pytest.raises(UnknownNameError, match="base"):  # a merge is no key
+        Strategy.load(path)

@@ -8,12 +8,11 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from scalekit.errors import ConfigError
 from scalekit.hardware.catalog import LARGEST_NODE, THIS_MACHINE, find_device, hardware_of
 from scalekit.hardware.local import cpu, detect
 from scalekit.hardware.spec import COMPUTE_TYPES, KINDS, Device, Hardware, check_known, positive, whole
+from scalekit.yaml_text import parse_yaml
 
 
 def parse(text_or_path: str | Path) -> Hardware:
@@ -59,11 +58,12 @@ def _build(name: str, devices_per_node: int, nodes: int = 1) -> Hardware:
 
 def _read(path: Path) -> Hardware:
     try:
-        block = yaml.safe_load(path.read_text())
+        text = path.read_text()
     except OSError as error:
         raise ConfigError(f"cannot read the hardware {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not YAML: {error}") from error
+    block = parse_yaml(text, str(path))
     if not isinstance(block, dict):
         raise ConfigError(f"{path} holds no hardware: it must be a mapping with the key 'device'")
     return _from_mapping(path, block)

@@ -125,5 +125,7 @@ def _count(number: int) -> str:
 
 
 def readable(size_bytes: float) -> str:
-    """A size in GiB, or in MiB where it is smaller."""
-    return f"{size_bytes / 2**30:.2f} GiB" if size_bytes >= 2**30 else f"{size_bytes / 2**20:.1f} MiB"
+    """A size in GiB, or in MiB or KiB where it is smaller."""
+    if size_bytes >= 2**30:
+        return f"{size_bytes / 2**30:.2f} GiB"
+    return f"{size_bytes / 2**20:.1f} MiB" if size_bytes >= 2**20 / 10 else f"{size_bytes / 2**10:.1f} KiB"
