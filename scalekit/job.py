@@ -171,9 +171,10 @@ class Job:
                 raise ConfigError(
                     f"a LightningModule decides by itself on {', '.join(given)}: set that in the module instead"
                 )
-        if self.loss_couples and (self.loss is None or self.item_count is not None):
+        if self.loss_couples and (self.loss is None or self.item_count is not None or self.metrics):
             raise ConfigError(
-                "loss_couples='batch' is for a `loss=` of your own, without `item_count=`: it is given all samples of a batch"
+                "loss_couples='batch' is for a `loss=` of your own, without `item_count=` or `metrics=`: it is given all "
+                "samples of a batch, and its outputs stand beside no targets"
             )
         if callable(self.optimizer) and self.optimizer_options:
             raise ConfigError("optimizer_options are for an optimizer that is named: set them in your function instead")

@@ -63,6 +63,7 @@ class ScaleModule(LightningModule):
         self.total_steps = total_steps
         self.processor = processor
         self._loss, self._count = loss, None if item_count is None else Counted(item_count)
+        self._loss_function = loss.function if isinstance(loss, Objective) else None  # a part of this, with its tensors
         self._recompute = recompute
         self._objective: Objective | None = None
 

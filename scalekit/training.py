@@ -275,7 +275,8 @@ def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack
     rotation = Rotation.of(job, rows.validation is not None)
     folder = runs.open_run(job, known.name, world, held_until_end, say)
     decision = settle(
-        replace(job, model=known.source) if isinstance(job.model, str) else job,  # with the head that its rows ask for
+        # With the head and the tokens that its rows ask for.
+        replace(job, model=known.source, new_tokens=None) if isinstance(job.model, str) or job.new_tokens else job,
         partial(decide, job, known, rows.example, device, world, folder.plan, fill=rows.fill),
         rows.example,
         world,

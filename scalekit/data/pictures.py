@@ -38,16 +38,25 @@ def gathered(messages: Sequence[Message], beside: Sequence[Any], token: str) -> 
     if beside and not pictures:
         turns = _with_places(turns, len(beside), token)
         pictures = [part for turn in turns for part in turn["content"] or () if part["type"] == "image"]
-    rest = iter(beside)
     held = [_held(part) for part in pictures]
-    found = [next(rest, None) if value is None else value for value in held]
-    left = len(list(rest))
+    found, left = _dealt(pictures, held, beside)
     if left or any(value is None for value in found):
         raise RowError(
             f"it has {len(beside)} picture{'s' * (len(beside) != 1)} beside the conversation, and "
             f"{held.count(None)} place{'s' * (held.count(None) != 1)} for them in it"
         )
     return [{**turn, "content": _bare(turn["content"])} for turn in turns], found
+
+
+def _dealt(parts: Sequence[Message], held: Sequence[Any], beside: Sequence[Any]) -> tuple[list[Any], int]:
+    """The picture of each part, and how many are left: its own, the one that its ``index`` names, or the next."""
+    places = [part for part, value in zip(parts, held, strict=True) if value is None]
+    named = [number for part in places if isinstance(number := part.get("index"), int)]
+    order: list[int] = named if len(named) == len(places) else list(range(len(places)))
+    if sorted(order) != list(range(len(order))):
+        raise RowError(f"its parts name the pictures {order}: give each one's number once, from 0")
+    rest = iter(beside[number] if number < len(beside) else None for number in order)
+    return [next(rest) if value is None else value for value in held], max(len(beside) - len(order), 0)
 
 
 def in_text(messages: Sequence[Message]) -> list[Message]:
@@ -91,9 +100,12 @@ def _with_places(turns: list[Message], pictures: int, token: str) -> list[Messag
     """A conversation with a place for each picture: where its text says so, or at its beginning."""
     mark = re.compile("|".join(re.escape(each) for each in dict.fromkeys((_MARK, token)) if each))
     split = [
-        {**turn, "content": [piece for part in turn["content"] or () for piece in _split(part, mark)]} for turn in turns
+        {**turn, "content": [piece for part in turn["content"] or () for piece in _split(part, mark)]}
+        if turn.get("role") == "user"
+        else turn
+        for turn in turns
     ]
-    marked = sum(part["type"] == "image" for turn in split for part in turn["content"])
+    marked = sum(part["type"] == "image" for turn in split for part in turn["content"] or ())
     if marked:
         return split
     first = next((number for number, turn in enumerate(turns) if turn.get("role") != "system"), 0)

@@ -75,7 +75,7 @@ class Targets:
         """
         kind = _kind(model, task)
         found = cls._of(columns, kind, getattr(model, "config", model), has_loss)
-        taken = _taken(model, kind)
+        taken = _taken(model, task)
         return found if taken is None else replace(found, taken=taken | set(TARGETS if has_loss else ()))
 
     @classmethod
@@ -144,10 +144,17 @@ def main_input(model: Any, task: str | None) -> str:
     Args:
         model, task: as for `Targets.of`.
     """
+    return str(getattr(_class_of(model, task), "main_input_name", "input_ids"))
+
+
+def _class_of(model: Any, task: str | None) -> Any:
+    """The module, or the class of transformers that it will be; None where nothing says it."""
     import transformers
 
-    found = model if isinstance(model, nn.Module) else getattr(transformers, _kind(model, task), None)
-    return str(getattr(found, "main_input_name", "input_ids"))
+    if isinstance(model, nn.Module):
+        return getattr(model, "get_base_model", lambda: model)()
+    found = getattr(transformers, _kind(model, task), None)
+    return found if task is None else getattr(found, "_model_mapping", {}).get(type(model), None)
 
 
 def predicts_next(model: Any, task: str | None) -> bool:
@@ -159,16 +166,15 @@ def predicts_next(model: Any, task: str | None) -> bool:
     return _is_causal(_kind(model, task), getattr(model, "config", model))
 
 
-def _taken(model: Any, kind: str) -> frozenset[str] | None:
-    """What the forward pass of a model of transformers takes by name."""
-    import transformers
+def _taken(model: Any, task: str | None) -> frozenset[str] | None:
+    """What the forward pass of a model of transformers takes by name; None where it takes whatever it is given."""
     from transformers.utils import TransformersKwargs
 
-    is_module = isinstance(model, nn.Module)
-    found: Any = getattr(model, "get_base_model", lambda: model)() if is_module else getattr(transformers, kind, None)
+    found = _class_of(model, task)
     if not hasattr(found, "forward") or not hasattr(found, "save_pretrained"):
         return None
-    return frozenset([*inspect.signature(found.forward).parameters, *TransformersKwargs.__annotations__])
+    names = inspect.signature(found.forward).parameters
+    return frozenset([*names, *TransformersKwargs.__annotations__]) if main_input(model, task) in names else None
 
 
 def _is_causal(kind: str, config: Any) -> bool:

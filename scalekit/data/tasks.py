@@ -66,14 +66,25 @@ def look(row: Mapping[str, Any], config: Any) -> str | None:
     return "masked-lm" if saved_as.endswith(("ForMaskedLM", "ForPreTraining")) and "text" in row else "causal-lm"
 
 
-def check_columns(columns: Sequence[str], task: str, name: str) -> None:
-    """Whether rows have what a task needs.
+def check_columns(columns: Sequence[str], task: str, name: str, first: Sequence[str]) -> None:
+    """Whether rows have what a task needs, in the columns in which the first ones have it.
+
+    Args:
+        columns: of the rows.
+        task: one of `LOOKS`.
+        name: of the rows, for messages.
+        first: the columns of the rows that are read first.
 
     Raises:
         ColumnError: they do not.
     """
     if _has(columns, task):
-        return
+        here, there = read(columns, task), read(first, task) if _has(first, task) else ()
+        if here == there:
+            return
+        raise ColumnError(
+            f"the {name} has the columns {', '.join(here)}, and other rows {', '.join(there)}: name them alike"
+        )
     wanted = " or ".join(" and ".join(f"'{column}'" for column in each) for each in LOOKS[task])
     raise ColumnError(
         f"the {name} has no column that {task} can be trained on. It has: {', '.join(columns)}. Wanted: {wanted}, or "
@@ -93,8 +104,8 @@ def unread(columns: Sequence[str], task: str) -> list[str]:
 
 def has_picture_parts(row: Mapping[str, Any]) -> bool:
     """Whether a conversation has a picture among the parts of what is said."""
-    turns = row.get("messages") or row.get("conversations")
-    contents = [turn.get("content") for turn in turns if isinstance(turn, Mapping)] if isinstance(turns, list) else []
+    turns = [turn for name in CONVERSATIONS if isinstance(row.get(name), list) for turn in row[name]]
+    contents = [turn.get("content") for turn in turns if isinstance(turn, Mapping)]
     parts = [part for content in contents if isinstance(content, list) for part in content]
     return any(isinstance(part, Mapping) and part.get("type") in ("image", "image_url") for part in parts)
 

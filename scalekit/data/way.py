@@ -96,13 +96,15 @@ class Way:
         if self._is_own or not self.columns or main_input(self.model, self.job.task) in self.columns:
             return None
         # Of a LightningModule nothing is known: it takes its rows as they are.
-        row = self._first if "messages" in self.columns else dict.fromkeys(self.columns)
+        row = self._first if tasks.CONVERSATIONS & set(self.columns) else dict.fromkeys(self.columns)
         task = self.job.task or (None if self.model is None else tasks.look(row, self.config))
         if task is None and self.config is not None:
             task = "causal-lm"  # what is missing for it is then said
         if task is not None:
             for part in (*self.source.parts, *self.source.validation):
-                tasks.check_columns(list(getattr(part.rows, "column_names", None) or self.columns), task, part.name)
+                tasks.check_columns(
+                    list(getattr(part.rows, "column_names", None) or self.columns), task, part.name, self.columns
+                )
         return task
 
     @cached_property
@@ -190,6 +192,8 @@ class Way:
                 getattr(self.config, "problem_type", None),
             ),
             columns=self.columns,
+            run_together=World.from_environment().size > 1 and self.job.strategy != "ddp",
+            has_loss=self.job.loss is not None,
             longest=self.longest,
         )
         return encoders.encoder(

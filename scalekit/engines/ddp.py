@@ -16,8 +16,15 @@ class DDPEngine(Engine, DDPStrategy):
 
     def __init__(self, spec: Strategy, precision: str, device: str) -> None:
         # Initial weights are sent by `setup`, buffers that no state dict names among them; `Buffers` keeps the latter the same.
+        # A model may leave parameters out, in some steps or on some ranks: looking for them costs a walk over the graph.
         super().__init__(
-            spec, precision, device, init_sync=False, broadcast_buffers=False, gradient_as_bucket_view=True
+            spec,
+            precision,
+            device,
+            init_sync=False,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+            find_unused_parameters=True,
         )
 
     def setup(self, trainer: Any) -> None:

@@ -27,6 +27,7 @@ from scalekit.engines.engine import Engine
 from scalekit.engines.precision import Plugin
 from scalekit.errors import ConfigError, DependencyError
 from scalekit.log import environment, hear
+from scalekit.objectives.normalization import StepLoss
 from scalekit.strategies import Strategy
 
 _LEAST_POWER = 2.0**-26
@@ -237,6 +238,49 @@ class DeepSpeedEngine(Engine, DeepSpeedStrategy):
         inner: Optimizer = super().inner_optimizer(optimizer).optimizer  # type: ignore[attr-defined]
         return inner
 
+    # -- parameters without gradients -------------------------------------------------------------------------------
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        self._met: set[int] | None = set()
+        trained = [parameter for parameter in self._module.parameters() if parameter.requires_grad]
+        self._hooks = [parameter.register_hook(_Notes(self._met, id(parameter))) for parameter in trained]  # type: ignore[no-untyped-call]
+
+    def _close_global_batch(self) -> StepLoss | None:
+        loss = super()._close_global_batch()
+        if self._met is not None:
+            self._check_met(self._met)
+            self._met = None
+        return loss
+
+    def _check_met(self, met: set[int]) -> None:
+        """Whether parameters without a gradient stay as they are: for DeepSpeed, a missing one is a 0.
+
+        Raises:
+            ConfigError: weight decay would change one, as under no other strategy.
+        """
+        for hook in self._hooks:
+            hook.remove()
+        called = self._format.names()
+        own = [called[id(parameter)] for parameter in self._decayed() if id(parameter) not in met]
+        others = self._gather(own)
+        missing = sorted(set.intersection(*map(set, others)))
+        if missing:
+            raise ConfigError(
+                f"{missing[0]!r}{f' and {len(missing) - 1} more parameters' if len(missing) > 1 else ''} had no gradient in "
+                "the first step. DeepSpeed's weight decay changes such parameters, which no other strategy does: freeze them "
+                "(requires_grad_(False)), set weight_decay=0, or take ddp or fsdp2"
+            )
+
+    def _decayed(self) -> Iterator[nn.Parameter]:
+        """The parameters that shrink by themselves."""
+        zero = self.deepspeed_engine.optimizer
+        groups = zero.optimizer.param_groups
+        for number, parameters in enumerate(zero.fp16_groups if self._stage == 3 else zero.bit16_groups):
+            group = zero.sub_group_to_group_id[number] if self._stage == 3 else number
+            if groups[group].get("weight_decay", 0):
+                yield from parameters
+
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         super().load_optimizer_state_dict(checkpoint)
         for optimizer in self.optimizers:
@@ -276,6 +320,16 @@ class DeepSpeedEngine(Engine, DeepSpeedStrategy):
                 place = (start, offset, elements)
                 yield Slot(called[id(parameter)], tuple(parameter.ds_shape), holder, group, *place, everywhere=False)
                 offset += parameter.ds_tensor.ds_numel
+
+
+class _Notes:
+    """Notes that a parameter got a gradient."""
+
+    def __init__(self, met: set[int], parameter: int) -> None:
+        self._met, self._parameter = met, parameter
+
+    def __call__(self, gradient: Tensor) -> None:
+        self._met.add(self._parameter)
 
 
 def _import(device: str, spec: Strategy) -> None:

@@ -32,13 +32,14 @@ class CoupledLoss(Objective):
     """
 
     def __init__(self, function: LossFunction) -> None:
-        self._function = function
+        self.function = function
         self.count = Samples()
         self.own_rows: Callable[[], int] | None = None
 
     def outcome(self, model: nn.Module, batch: Any) -> Outcome:
         inputs, target = split(batch) if has_target(batch) else (batch, None)
         output = called(model, inputs)
+        tree_map(_check, output)
         if self.own_rows is None:
             return self._outcome(output, target)
         gather = _Gather(self.own_rows())
@@ -48,10 +49,21 @@ class CoupledLoss(Objective):
         return "samples, which it couples over the whole batch"
 
     def _outcome(self, output: Any, target: Any) -> Outcome:
-        loss = self._function(output, target)
+        loss = self.function(output, target)
         if not isinstance(loss, Tensor) or loss.ndim:
             raise ConfigError("a loss that couples samples must give one number, a tensor of shape []")
         return Outcome(loss)
+
+
+def _check(value: Any) -> None:
+    """Whether an output holds nothing that tensors of a sample could hide in; transformers' caches are of no loss.
+
+    Raises:
+        InputsError: it does.
+    """
+    is_plain = value is None or isinstance(value, (Tensor, int, float, str))
+    if not is_plain and not type(value).__module__.startswith("transformers."):
+        raise InputsError(f"loss_couples: the model gives {shown(value)}: give tensors, in mappings, tuples or lists")
 
 
 class _Gather:
@@ -67,39 +79,37 @@ class _Gather:
     def __init__(self, rows: int) -> None:
         self._rows = rows
         self._world_size, self._rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
-        self._counts: list[int] | None = None
 
     def __call__(self, value: Any) -> Any:
-        if value is None or isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.ndim == 0):
+        if not isinstance(value, Tensor) or value.ndim == 0:
             return value
-        if not isinstance(value, Tensor):
-            raise InputsError(
-                f"loss_couples: the model gives {shown(value)}: give tensors, in mappings, tuples or lists"
-            )
         counts = self._counted(value)
-        most = max(counts)
-        sent = value.new_zeros((most, *value.shape[1:]))
+        sent = value.new_zeros((max(counts), *value.shape[1:]))
         sent[: self._rows] = value.detach()[: self._rows]
         sent = sent.byte() if value.dtype == torch.bool else sent
         parts = [torch.empty_like(sent) for _ in counts]
         torch.distributed.all_gather(parts, sent)
         whole = [part[:count].to(value.dtype) for part, count in zip(parts, counts, strict=True)]
-        if self._rows:
-            own = value[: self._rows]
-            weight = self._rows / sum(counts)
-            whole[self._rank] = own.detach() + (own - own.detach()) / weight if own.requires_grad else own
+        own = value[: self._rows]
+        if own.requires_grad:
+            # Without rows too: each parameter then has a gradient, be it of nothing, and the ranks meet.
+            own = own.detach() + (own - own.detach()) * (sum(counts) / max(self._rows, 1))
+        whole[self._rank] = own
         return torch.cat(whole)
 
     def _counted(self, value: Tensor) -> list[int]:
-        """How many rows each rank has."""
-        if len(value) < self._rows:
+        """How many rows each rank has.
+
+        Raises:
+            InputsError: on every rank, where samples differ in shape, or there is no row for each.
+        """
+        told: list[tuple[int, int, tuple[int, ...]]] = [(0, 0, ())] * self._world_size
+        torch.distributed.all_gather_object(told, (self._rows, len(value), tuple(value.shape[1:])))
+        shapes = sorted({shape for _, _, shape in told})
+        if len(shapes) > 1 or any(rows > length for rows, length, _ in told):
             raise InputsError(
-                f"loss_couples: the model gives a tensor of shape {tuple(value.shape)} for {self._rows} samples: give one row "
-                "a sample, or a single number of shape []"
+                f"loss_couples: of {self._rows} samples the model gives a tensor of shape {tuple(value.shape)} here, and "
+                f"samples have the shapes {shapes[:2]}: give one row a sample, of one shape on all ranks, such as an "
+                "embedding, or a single number of shape []"
             )
-        if self._counts is None:
-            own = torch.tensor([self._rows], device=value.device)
-            found = [torch.empty_like(own) for _ in range(self._world_size)]
-            torch.distributed.all_gather(found, own)
-            self._counts = [int(each) for each in found]
-        return self._counts
+        return [rows for rows, _, _ in told]

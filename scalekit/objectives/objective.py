@@ -11,9 +11,10 @@ from typing import Any, Protocol, final
 from torch import Tensor, nn
 
 from scalekit.errors import ConfigError, InputsError, NoLossError, shown
-from scalekit.objectives.counts import Entries, ItemCount, Samples
+from scalekit.objectives.counts import IGNORED, Entries, ItemCount, Samples
 
 _CLASSES = (nn.CrossEntropyLoss, nn.NLLLoss)
+_OF_TORCH = nn.modules.loss._Loss
 _BY_ENTRY = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCELoss, nn.BCEWithLogitsLoss)
 TARGETS = ("labels", "label", "target", "targets", "y")
 
@@ -41,6 +42,8 @@ class Objective(ABC):
     """
 
     count: ItemCount
+    function: Any = None
+    """The user's own, where it is one; a `torch.nn` loss may hold tensors, which go where the model does."""
 
     def items(self, batch: Any, samples: int) -> float:
         """The items of a collated micro-batch of `samples` rows, counted before the model sees it."""
@@ -148,7 +151,7 @@ class FunctionLoss(Objective):
     """
 
     def __init__(self, function: LossFunction, count: ItemCount | None = None, shifted: bool = False) -> None:
-        self._function, self._shifted = function, shifted
+        self.function, self._shifted = function, shifted
         self.count = count or (Targets(function, shifted) if isinstance(function, _CLASSES) else Samples())
 
     def check(self, batch: Any, samples: int) -> None:
@@ -163,41 +166,53 @@ class FunctionLoss(Objective):
 
     def outcome(self, model: nn.Module, batch: Any) -> Outcome:
         inputs, target = split(batch)
+        if getattr(getattr(model, "config", None), "is_encoder_decoder", False) and isinstance(batch, Mapping):
+            inputs = batch  # of its labels it makes what its decoder reads
         samples = len(target)
-        output, target = self._compared(called(model, inputs), target)
-        if isinstance(self._function, _BY_ENTRY) and output.shape != target.shape:
+        output, target = self._beside(called(model, inputs), target)
+        compared = output, target
+        if isinstance(self.function, _CLASSES) and _are_tokens(output, target):
+            compared = output.flatten(0, 1), target.flatten()
+        if isinstance(self.function, _BY_ENTRY) and output.shape != target.shape:
             raise InputsError(
-                f"{type(self._function).__name__} compares entry by entry, and the model gives {tuple(output.shape)} for "
+                f"{type(self.function).__name__} compares entry by entry, and the model gives {tuple(output.shape)} for "
                 f"targets of {tuple(target.shape)}: give both one shape, as with .unsqueeze(-1) for the targets"
             )
         rule = "must be a function of the model's output and the target that gives a tensor"
         try:
-            loss = self._function(output, target)
+            loss = self.function(*compared)
         except TypeError as error:
-            raise NoLossError(f"loss={shown(self._function)} {rule}: {error}") from error
+            raise NoLossError(f"loss={shown(self.function)} {rule}: {error}") from error
         if not isinstance(loss, Tensor):
-            raise ConfigError(f"loss={shown(self._function)} {rule}, and gave {shown(loss)}")
-        if loss.ndim > 1 and not isinstance(self._function, _CLASSES):
+            raise ConfigError(f"loss={shown(self.function)} {rule}, and gave {shown(loss)}")
+        if loss.ndim > 1 and not isinstance(self.function, _CLASSES):
             raise NoLossError(f"the loss function must return a scalar or one value a sample, not {tuple(loss.shape)}")
-        if loss.ndim or getattr(self._function, "reduction", "mean") == "sum":
+        if loss.ndim or getattr(self.function, "reduction", "mean") == "sum":
             loss = loss.sum() / self.items(batch, samples)
+        ignored = getattr(self.function, "ignore_index", IGNORED)
+        if ignored != IGNORED and isinstance(target, Tensor) and not target.is_floating_point():
+            target = target.masked_fill(target == ignored, IGNORED)
         return Outcome(loss, output, target)
 
-    def _compared(self, output: Any, target: Any) -> tuple[Any, Any]:
-        """What a loss of torch's compares: logits, of tokens in rows [tokens, classes]."""
+    def _beside(self, output: Any, target: Any) -> tuple[Any, Any]:
+        """What stands beside a target: a Hugging Face model's logits, of tokens those that predict it."""
         logits = getattr(output, "logits", None)
-        if not is_torch_loss(self._function) or not isinstance(logits, Tensor):
+        if not is_torch_loss(self.function) or not isinstance(logits, Tensor):
             return output, target
         if self._shifted:
-            logits, target = logits[:, :-1], target[:, 1:]
-        if logits.ndim == 3 and logits.shape[:2] == target.shape:
-            return logits.flatten(0, 1), target.flatten()
+            return logits[:, :-1], target[:, 1:]
         return (logits[..., 0] if logits.shape == (*target.shape, 1) else logits), target
+
+
+def _are_tokens(output: Any, target: Any) -> bool:
+    """Whether there are classes of each token, which torch's losses take in rows alone."""
+    is_pair = isinstance(output, Tensor) and isinstance(target, Tensor)
+    return is_pair and output.ndim == 3 and output.shape[:2] == target.shape
 
 
 def is_torch_loss(loss: Any) -> bool:
     """Whether a loss is one of `torch.nn`, which compares tensors."""
-    return isinstance(loss, nn.Module) and type(loss).__module__ == nn.CrossEntropyLoss.__module__
+    return isinstance(loss, _OF_TORCH)
 
 
 def _innermost(model: Any) -> Any:

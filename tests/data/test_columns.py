@@ -11,6 +11,9 @@ import transformers
 from PIL import Image
 
 import scalekit
+from scalekit.data.encoders.causal import Causal
+from scalekit.data.encoders.limit import Limit
+from scalekit.data.ready import Targets, main_input
 from scalekit.data.sources import read
 from scalekit.data.way import Way
 from scalekit.errors import ColumnError
@@ -74,6 +77,8 @@ def test_what_a_model_does_not_take_is_not_given_to_it(tmp_path: Path) -> None:
         ),
         (parity.llama, {"messages": TURNS, "image": PICTURE}, "in 'image', and llama takes none"),
         (parity.llama, {"messages": SEEN}, "in 'messages', and llama takes none"),
+        (parity.llama, {"conversations": SEEN}, "in 'messages', and llama takes none"),
+        (parity.llama, {"prompt": SEEN, "completion": TURNS[1:]}, "in 'messages', and llama takes none"),
         (parity.llama, {"prompt": "a", "completion": "b", "image": PICTURE}, "in 'image', and llama takes none"),
         (
             parity.llama,
@@ -150,3 +155,38 @@ def test_two_systems_are_one_too_many() -> None:
     row = {"system": "a", "messages": [{"role": "system", "content": "b"}, *TURNS]}
     with pytest.raises(scalekit.errors.RowError, match="a system's turn, and another one in the column 'system'"):
         scalekit.fit(lambda: parity.llama(True), [row] * 2, processor=make_tokenizer(), max_steps=1)
+
+
+@pytest.mark.parametrize("column", ["system", "tools"])
+@pytest.mark.parametrize("row", [{"text": "abc"}, {"prompt": "a", "completion": "b"}])
+def test_what_belongs_to_a_conversation_is_not_dropped_beside_a_text(row: dict[str, Any], column: str) -> None:
+    with pytest.raises(scalekit.errors.RowError, match=f"'{column}' stands beside a text, which has no place for it"):
+        scalekit.fit(lambda: parity.llama(True), [{**row, column: "x"}] * 2, processor=make_tokenizer(), max_steps=1)
+
+
+def test_a_system_beside_a_prompt_of_turns_is_its_first_turn() -> None:
+    row = {"system": "be kind", "prompt": TURNS[:1], "completion": TURNS[1:]}
+    encoded = Causal(make_tokenizer(), "completions", Limit()).encode([row])[0]
+    assert make_tokenizer().decode(encoded["input_ids"]) == "<s>be kind#<u>a#<a>b#"
+    assert [label for label in encoded["labels"] if label != -100] == encoded["input_ids"][-2:]
+    with pytest.raises(scalekit.errors.RowError, match=r"'system' is .*should be text"):
+        Causal(make_tokenizer(), "completions", Limit()).encode([{**row, "system": ["be kind"]}])
+
+
+class Delegates(transformers.LlamaForCausalLM):
+    """A model whose forward pass names nothing."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return super().forward(*args, **kwargs)
+
+
+def test_a_forward_pass_that_names_nothing_is_given_all() -> None:
+    model = Delegates(parity.llama(True).config)
+    assert remarks(model, [{"input_ids": [1, 2], "labels": [1, 2]}]) == ""
+
+
+def test_a_named_task_does_not_change_what_is_read() -> None:
+    vit, gpt2 = transformers.ViTConfig(), transformers.GPT2Config(architectures=["GPT2LMHeadModel"])
+    assert main_input(vit, "image-classification") == "pixel_values"
+    for task in (None, "causal-lm"):
+        assert Targets.of(["input_ids", "length"], gpt2, task, False).unread(["input_ids", "length"]) == ["length"]

@@ -46,12 +46,32 @@ def labels(values: list[Any], head: Head | None = None, **features: Any) -> Labe
         ([[2], [0, 1], []], SeveralClasses, [[0, 0, 1], [1, 1, 0], [0, 0, 0]]),
         ([[1, 0, 1], [0, 0, 0]], SeveralClasses, [[1, 0, 1], [0, 0, 0]]),
         (SHARES, SeveralClasses, SHARES),
+        ([None, [0.5, 2.0], [3.0, 0.0]], Numbers, [None, [0.5, 2.0], [3.0, 0.0]]),
     ],
 )
 def test_values_say_what_labels_are(values: list[Any], kind: type, encoded: list[Any]) -> None:
     found = labels(values)
     assert isinstance(found, kind)
-    assert [found.encode(value) for value in values] == encoded
+    assert [None if value is None else found.encode(value) for value in values] == encoded
+
+
+def test_a_row_cut_short_does_not_change_what_the_others_are() -> None:
+    found = labels([[0, 1, 0], [1, 0, 0], [1, 1, 0], [1, 0]])
+    assert found.encode([0, 1, 0]) == [0.0, 1.0, 0.0]
+    with pytest.raises(RowError, match="for each of 3 classes"):
+        found.encode([1, 0])
+
+
+def test_a_streams_first_rows_tell() -> None:
+    stream = datasets.Dataset.from_dict({"label": [[1.5, 2.0], [0.0, 1.0]]}).to_iterable_dataset()
+    assert isinstance(labels_of([stream], "label", Head()), Numbers)
+
+
+def test_parts_with_labels_of_two_names_are_refused(folder: str) -> None:
+    held_out = datasets.Dataset.from_dict({"text": TEXTS, "labels": [0, 1] * 4})
+    rows = datasets.Dataset.from_dict({"text": TEXTS, "label": [0, 1] * 4})
+    with pytest.raises(ColumnError, match="has the columns text, labels, and other rows text, label: name them alike"):
+        scalekit.fit(folder, rows, validation=held_out, max_steps=1)
 
 
 @pytest.mark.parametrize(

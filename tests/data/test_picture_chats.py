@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,27 @@ def test_a_part_may_hold_its_picture(part: Any, tmp_path: Path, monkeypatch: pyt
     assert kept.encode([{"messages": turns([part, said("a")], "b")}]) == [{}]
     turned, found = gathered(turns([part, said("a")], "b"), [], "<image>")
     assert (turned[0]["content"][0], len(found)) == (IMAGE, 1)
+
+
+def test_parts_may_number_the_pictures_beside() -> None:
+    content = [{**IMAGE, "index": 1}, said("a"), {**IMAGE, "index": 0}]
+    _, found = gathered(turns(content, "b"), ["first", "second"], "<image>")
+    assert found == ["second", "first"]
+    with pytest.raises(RowError, match=r"its parts name the pictures \[1, 1\]"):
+        gathered(turns([{**IMAGE, "index": 1}, {**IMAGE, "index": 1}], "b"), ["first", "second"], "<image>")
+
+
+def test_an_answer_may_speak_of_a_mark() -> None:
+    turned, _ = gathered(turns("What tag shows it?", "Use <image> here"), ["first"], "<image>")
+    assert [part["type"] for part in turned[0]["content"]] == ["image", "text"]
+    assert turned[1]["content"] == [said("Use <image> here")]
+
+
+def test_all_rows_have_a_picture_where_ranks_run_together() -> None:
+    kept = replace(encoder(llava), needs_pictures=True)
+    assert kept.encode([ROWS["in text"][0]]) == [{}]
+    with pytest.raises(RowError, match=r"it has no picture: .* meet under strategy='ddp' alone"):
+        kept.encode([ROWS["without a picture"][0]])
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import nn
 
 import scalekit
 from scalekit.data.permutation import shuffled
-from scalekit.errors import BatchSizeError, ConfigError
+from scalekit.errors import BatchSizeError, ConfigError, InputsError
 from scalekit.planning.tasks import candidates
 from tests.distributed.processes import ProcessesError, torchrun
 from tests.distributed.workers import coupled
@@ -21,15 +22,15 @@ STRATEGIES = ("ddp", "fsdp2", "zero2", "zero3")
 
 
 @cache
-def reference() -> tuple[list[float], list[float]]:
+def reference(number: int) -> tuple[list[float], list[float]]:
     """Losses and gradient norms of a plain loop over whole batches."""
     torch.manual_seed(coupled.SEED)
-    model, rows = coupled.Towers(), coupled.rows()
+    model, rows = coupled.Towers(), coupled.rows(number)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0, eps=1e-6)
     losses, norms, epoch = [], [], 0
     while len(losses) < coupled.STEPS:
-        order = shuffled(np.arange(coupled.ROWS), coupled.ROWS, coupled.SEED, epoch)
-        for start in range(0, coupled.ROWS, coupled.GLOBAL_BATCH):
+        order = shuffled(np.arange(number), number, coupled.SEED, epoch)
+        for start in range(0, number, coupled.GLOBAL_BATCH):
             batch = [rows[i] for i in order[start : start + coupled.GLOBAL_BATCH]]
             loss = coupled.contrast(
                 model(*(torch.tensor([row[name] for row in batch]) for name in ("left", "right"))), None
@@ -51,28 +52,40 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> scalekit.Run:
-    return coupled.train(tmp_path_factory.mktemp("alone"), "single")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[int, scalekit.Run]:
+    folder = tmp_path_factory.mktemp("alone")
+    return {number: coupled.train(folder, "single", number) for number in coupled.SIZES}
 
 
-def check(history: list[dict[str, Any]]) -> None:
-    losses, norms = reference()
+def check(history: list[dict[str, Any]], number: int) -> None:
+    losses, norms = reference(number)
     assert [record["loss"] for record in history] == pytest.approx(losses, rel=1e-5)
     assert [record["grad_norm"] for record in history] == pytest.approx(norms, rel=1e-5)
 
 
+@pytest.mark.parametrize("number", coupled.SIZES)
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_ranks_do_what_one_process_does(folder: Path, alone: scalekit.Run, strategy: str) -> None:
-    found = json.loads((folder / f"{strategy}.json").read_text())
-    check(found["history"])
-    assert max(reference()[1]) > 0.3
-    for one, two in zip(found["evaluations"], alone.evaluations, strict=True):
+def test_ranks_do_what_one_process_does(
+    folder: Path, alone: dict[int, scalekit.Run], strategy: str, number: int
+) -> None:
+    found = json.loads((folder / f"{strategy}-{number}.json").read_text())
+    check(found["history"], number)
+    assert max(reference(number)[1]) > 0.3
+    for one, two in zip(found["evaluations"], alone[number].evaluations, strict=True):
         assert one["loss"] == pytest.approx(two["loss"], rel=1e-5)
 
 
-def test_one_process_is_a_plain_loop(alone: scalekit.Run) -> None:
-    check(alone.history)
-    assert "loss over samples, which it couples over the whole batch" in (alone.folder / "log.txt").read_text()
+def test_one_process_is_a_plain_loop(alone: dict[int, scalekit.Run]) -> None:
+    for number, run in alone.items():
+        check(run.history, number)
+        assert "loss over samples, which it couples over the whole batch" in (run.folder / "log.txt").read_text()
+
+
+class Hidden(coupled.Towers):
+    """Its output is an object of its own."""
+
+    def forward(self, left: torch.Tensor, right: torch.Tensor) -> Any:
+        return SimpleNamespace(**super().forward(left, right))
 
 
 @pytest.mark.parametrize(
@@ -81,13 +94,22 @@ def test_one_process_is_a_plain_loop(alone: scalekit.Run) -> None:
         ({"micro_batch_size": 4}, BatchSizeError, "global_batch_size / ranks = 8"),
         ({"loss": None}, ConfigError, "is for a `loss=` of your own"),
         ({"item_count": len}, ConfigError, "without `item_count=`"),
+        ({"metrics": {"f1": {"class": "F1Score", "task": "binary"}}, "validation": 0.5}, ConfigError, "or `metrics=`"),
+        ({"loss": lambda output, target: output, "model": Hidden}, InputsError, "give tensors, in mappings"),
         ({"loss": lambda output, target: output["left"]}, ConfigError, "must give one number"),
     ],
 )
 def test_what_cannot_be_is_refused(settings: dict[str, Any], error: type, said: str, tmp_path: Path) -> None:
-    usual = {"loss": coupled.contrast, "loss_couples": "batch", "max_steps": 1, "global_batch_size": 8}
+    usual = {
+        "model": coupled.Towers,
+        "data": coupled.rows(),
+        "loss": coupled.contrast,
+        "loss_couples": "batch",
+        "max_steps": 1,
+        "global_batch_size": 8,
+    }
     with pytest.raises(error, match=said):
-        scalekit.fit(coupled.Towers, coupled.rows(), output_dir=str(tmp_path / "run"), **{**usual, **settings})
+        scalekit.fit(output_dir=str(tmp_path / "run"), **{**usual, **settings})
 
 
 def test_a_single_number_is_no_parameter_for_fsdp2(tmp_path: Path) -> None:

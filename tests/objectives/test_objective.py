@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from scalekit.errors import ModelError, NoLossError
+from scalekit.module import ScaleModule
 from scalekit.objectives.counts import Counted
 from scalekit.objectives.objective import FunctionLoss, ModelLoss
 from tests.distributed import parity_cases as parity
@@ -74,3 +75,37 @@ def test_models_without_a_loss() -> None:
         ModelLoss.of(model).mean_loss(model, torch.ones(4, 3))
     with pytest.raises(ModelError, match="needs a target"):
         FunctionLoss(nn.MSELoss()).mean_loss(model, {"a": torch.ones(4, 3)})
+
+
+def test_a_loss_of_torch_is_a_part_of_its_module() -> None:
+    """With its tensors, which go where the model does."""
+    weights = torch.ones(3)
+    for loss in (nn.CrossEntropyLoss(weights), FunctionLoss(nn.CrossEntropyLoss(weights), shifted=True)):
+        module = ScaleModule(nn.Linear(2, 3), loss).double()
+        assert [buffer.dtype for buffer in module.buffers()] == [torch.float64]
+
+
+class Smooth(nn.CrossEntropyLoss):
+    """A user's own."""
+
+
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(ignore_index=0), Smooth(ignore_index=0)])
+def test_tokens_stand_beside_what_predicts_them(loss: nn.Module) -> None:
+    """So that scores are those of the model's own loss."""
+    from tests.distributed.parity_cases import llama
+
+    model, labels = llama(True), torch.tensor([[1, 2, 0, 3]])
+    found = FunctionLoss(loss, shifted=True).outcome(model, {"input_ids": labels, "labels": labels})
+    assert found.outputs.shape == (1, 3, 64)
+    assert found.targets.tolist() == [[2, -100, 3]]
+    expected = nn.functional.cross_entropy(model(labels).logits[0, :-1], labels[0, 1:], ignore_index=0)
+    assert float(found.loss) == pytest.approx(float(expected))
+
+
+def test_an_encoder_and_decoder_keeps_its_labels() -> None:
+    from tests.distributed.parity_cases import t5
+
+    batch = {"input_ids": torch.tensor([[1, 2, 3]]), "labels": torch.tensor([[4, 5]])}
+    model = t5()
+    found = FunctionLoss(nn.CrossEntropyLoss()).mean_loss(model, batch)
+    assert float(found) == pytest.approx(float(model(**batch).loss), rel=1e-6)

@@ -8,13 +8,16 @@ from typing import Any
 
 from scalekit.data.encoders.encoder import Encoder
 from scalekit.data.encoders.labelled import Head, classes_of, labels_of
+from scalekit.data.encoders.labels import Classes
 from scalekit.data.encoders.limit import Limit
 from scalekit.data.tasks import read
+from scalekit.errors import ColumnError
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a job and its model say of their rows; see `scalekit.fit`. `longest` is the longest row, where it is known."""
+    """What a job and its model say of their rows; see `scalekit.fit`. `longest` is the longest row, where it is known;
+    `run_together` says whether all ranks must run the same parts of a model."""
 
     processor: Callable[[], Any]
     config: Any
@@ -24,6 +27,8 @@ class Wanted:
     sampling_rate: int | None
     head: Head
     columns: Sequence[str] = ()
+    run_together: bool = False
+    has_loss: bool = False
     longest: int | None = None
 
 
@@ -53,7 +58,9 @@ def encoder(task: str, wanted: Wanted, parts: Sequence[Any]) -> Encoder:
             else spans.Spans(tokenizer, limit, wanted.longest or limit.cut_at or 0)
         )
     if task == "image-text-to-text":
-        return image_texts.ImageTexts(wanted.processor(), wanted.config, wanted.transform, limit, wanted.loss_on)
+        return image_texts.ImageTexts(
+            wanted.processor(), wanted.config, wanted.transform, limit, wanted.loss_on, wanted.run_together
+        )
     column = read(wanted.columns, task)[-1]
     if task == "token-classification":
         return classes.TokenClasses(wanted.processor(), classes_of(list(parts), column, wanted.head), limit, column)
@@ -66,4 +73,9 @@ def encoder(task: str, wanted: Wanted, parts: Sequence[Any]) -> Encoder:
     cast_to = ((getattr(part, "features", None) or {}).get("audio") for part in parts)
     rates = (getattr(feature, "sampling_rate", None) for feature in cast_to)
     rate = wanted.sampling_rate or next((each for each in rates if each), None)
+    if labels.problem != Classes.problem and wanted.config is not None and not wanted.has_loss:
+        raise ColumnError(
+            f"the column {column!r} holds labels for {labels.problem}, and models of sounds learn classes by themselves: give "
+            "`loss=`, such as nn.MSELoss()"
+        )
     return sounds.Sounds(wanted.processor(), wanted.transform, rate, labels, column)

@@ -69,7 +69,8 @@ class Chat:
         if column != "prompt":
             return cls._of(column, _after_system(row.get("system"), row[column]), tools)
         if isinstance(row.get("prompt"), list):
-            return cls._of("prompt", [*row["prompt"], *row["completion"]], tools, asks=len(row["prompt"]))
+            prompt = _after_system(row.get("system"), row["prompt"])
+            return cls._of("prompt", [*prompt, *row["completion"]], tools, asks=len(prompt))
         return None
 
     @classmethod
@@ -114,11 +115,26 @@ class Chat:
 
 def _after_system(system: Any, messages: Any) -> Any:
     """A conversation that begins with what stands beside it as its system's turn."""
-    if not isinstance(messages, list) or not isinstance(system, str) or not system.strip():
+    if system is not None and not isinstance(system, str):
+        raise RowError(f"'system' is {shown(system)}, and should be text")
+    if not isinstance(messages, list) or not system or not system.strip():
         return messages
     if any(isinstance(each, dict) and "system" in (each.get("role"), each.get("from")) for each in messages):
         raise RowError("it has a system's turn, and another one in the column 'system': take one out")
     return [{"role": "system", "content": system}, *messages]
+
+
+def refuse_beside_text(row: Row) -> None:
+    """Refuses what belongs to a conversation beside a row that is none.
+
+    Raises:
+        RowError: it has a system's text, or tools.
+    """
+    for column in ("system", "tools"):
+        if row.get(column):
+            raise RowError(
+                f"{column!r} stands beside a text, which has no place for it: give 'messages', or leave it out"
+            )
 
 
 def _turn(where: str, message: dict[str, Any]) -> dict[str, Any]:
@@ -203,6 +219,7 @@ class Causal(Encoder):
         ]
 
     def _written(self, row: Row) -> _Text:
+        refuse_beside_text(row)
         everywhere = self.loss_on == "all"
         if "prompt" in row:
             prompt, text = "" if row["prompt"] is None else row["prompt"], row["completion"]

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, final
 import torch
 
 from scalekit.data import chat, pictures
-from scalekit.data.encoders.causal import Chat, tokenizer_identity
+from scalekit.data.encoders.causal import Chat, refuse_beside_text, tokenizer_identity
 from scalekit.data.encoders.encoder import Encoder, Row, text_of
 from scalekit.data.encoders.expansion import places
 from scalekit.data.encoders.images import opened
@@ -53,6 +53,7 @@ class ImageTexts(Encoder):
         transform: of each image; its random draws depend on (seed, epoch, row) alone.
         limit: the longest row.
         loss_on: ``"all"`` tokens, or ``"completions"``.
+        needs_pictures: whether each row must have one, as where all ranks must run all parts of the model.
 
     Raises:
         ConfigError: a processor for one of the two alone.
@@ -63,6 +64,7 @@ class ImageTexts(Encoder):
     transform: Callable[[Any], Any] | None
     limit: Limit
     loss_on: str = "all"
+    needs_pictures: bool = False
     draws: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -73,11 +75,23 @@ class ImageTexts(Encoder):
             )
 
     def identity(self) -> tuple[Any, ...]:
-        return "image texts", repr(self.processor), tokenizer_identity(self._tokenizer), self.loss_on, self.limit
+        return (
+            "image texts",
+            repr(self.processor),
+            tokenizer_identity(self._tokenizer),
+            self.loss_on,
+            self.needs_pictures,
+            self.limit,
+        )
 
     def encode(self, rows: list[Row]) -> list[Row]:
         for row in rows:
-            labels = self.collate([{"row": self._written(row, None)}])["labels"][0]
+            written = self._written(row, None)
+            if self.needs_pictures and not written.images:
+                raise RowError(
+                    "it has no picture: ranks that see one and ranks that do not meet under strategy='ddp' alone"
+                )
+            labels = self.collate([{"row": written}])["labels"][0]
             most = self.limit.cut_at
             if most is not None and len(labels) > most:
                 raise RowError(f"it has {len(labels)} tokens with its image's, more than sequence_length={most}")
@@ -115,6 +129,7 @@ class ImageTexts(Encoder):
 
     def _asked(self, row: Row) -> Chat | None:
         """A text and its completion, as a conversation."""
+        refuse_beside_text(row)
         if "prompt" not in row:
             return None
         turns = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,8 @@ from scalekit.data.encoders.labels import Classes, Labels, Numbers, SeveralClass
 from scalekit.errors import ColumnError
 
 _MOST_CLASSES = 100_000
+_LOOKED_AT = 64
+"""Rows of a stream."""
 
 _ONE, _SEVERAL, _NUMBERS = Classes.problem, SeveralClasses.problem, Numbers.problem
 
@@ -103,9 +106,8 @@ def _kinds(parts: list[Any], column: str, feature: Any) -> tuple[str, ...]:
     if kind.startswith("float"):
         if not is_list:
             return (_NUMBERS,)
-        shares = all(
-            0 <= value <= 1 for part in _tables(parts) for value in _distinct(part, column) if value is not None
-        )
+        values = (each for part in parts for value in _some(part, column) if value is not None for each in value)
+        shares = all(each is None or 0 <= each <= 1 for each in values)
         return (_SEVERAL, _NUMBERS) if shares else (_NUMBERS,)
     if is_list:
         return (_SEVERAL, _NUMBERS) if "int" in kind else (_SEVERAL,)
@@ -124,11 +126,12 @@ def _is_listed(parts: list[Any], column: str, feature: Any) -> bool:
     if str(getattr(inner, "dtype", "")).startswith("float"):
         return False
     lists = [value for part in _tables(parts) for value in _distinct_lists(part, column)]
-    has_others = any(each not in (0, 1) for value in lists for each in value)
-    if has_others or len({len(value) for value in lists}) > 1:
+    if any(each not in (0, 1) for value in lists for each in value):
         return True
     if any(len(set(value)) < len(value) for value in lists):
-        return False
+        return False  # no row is of a class twice
+    if len({len(value) for value in lists}) > 1:
+        return True
     raise ColumnError(
         f"the lists in {column!r} may be of class numbers, or of 0 and 1 for each class: write the classes' names, or 0.0 and "
         "1.0 for each class"
@@ -141,8 +144,8 @@ def _by_output(parts: list[Any], column: str, head: Head, kind: type[Numbers | S
     Raises:
         ColumnError: the model has not as many.
     """
-    first = _first(parts, column)
-    count = len(first) if isinstance(first, (list, tuple)) else 1
+    widths = Counter(len(value) for part in parts for value in _some(part, column) if isinstance(value, (list, tuple)))
+    count = widths.most_common(1)[0][0] if widths else 1
     if not head.is_built or not head.names:
         kept = len(head.names) == count
         return kind(head.names if kept else tuple(f"LABEL_{number}" for number in range(count)))
@@ -204,11 +207,14 @@ def _feature(parts: list[Any], column: str) -> Any:
     from datasets import Dataset
 
     found = next((each for part in parts if (each := (part.features or {}).get(column)) is not None), None)
-    return found or Dataset.from_list([{column: _first(parts, column)}]).features[column]
+    return found or Dataset.from_list([{column: value} for value in _some(parts[0], column)]).features[column]
 
 
-def _first(parts: list[Any], column: str) -> Any:
-    return next((row[column] for part in parts for row in part.select_columns([column]).take(1)), None)
+def _some(part: Any, column: str) -> list[Any]:
+    """A column's values; of a stream those of its first rows."""
+    if hasattr(part, "data"):
+        return list(part.with_format("arrow")[:][column].to_pylist())
+    return [row[column] for row in part.select_columns([column]).take(_LOOKED_AT)]
 
 
 def _depth(feature: Any) -> int:

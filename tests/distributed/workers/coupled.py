@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,16 @@ from torch import nn
 
 import scalekit
 
-ROWS, GLOBAL_BATCH, STEPS, SEED = 21, 8, 6, 5
-"""An epoch ends with a batch of 5 rows, which two ranks cannot share evenly."""
+GLOBAL_BATCH, STEPS, SEED = 8, 6, 5
+SIZES = (21, 20)
+"""An epoch ends with a batch of 5 rows, which two ranks cannot share evenly, or of 4, of which one has none."""
 
 
-def rows() -> list[dict[str, Any]]:
+def rows(number: int = SIZES[0]) -> list[dict[str, Any]]:
     generator = torch.Generator().manual_seed(1)
     return [
         {"left": torch.randn(6, generator=generator).tolist(), "right": torch.randn(4, generator=generator).tolist()}
-        for _ in range(ROWS)
+        for _ in range(number)
     ]
 
 
@@ -42,10 +44,10 @@ def contrast(output: dict[str, torch.Tensor], target: None) -> torch.Tensor:
     return (nn.functional.cross_entropy(logits, own) + nn.functional.cross_entropy(logits.T, own)) / 2
 
 
-def train(folder: Path, strategy: str) -> scalekit.Run:
+def train(folder: Path, strategy: str, number: int) -> scalekit.Run:
     return scalekit.fit(
         Towers,
-        rows(),
+        rows(number),
         loss=contrast,
         loss_couples="batch",
         validation=rows()[:11],
@@ -58,14 +60,14 @@ def train(folder: Path, strategy: str) -> scalekit.Run:
         schedule="constant",
         gradient_clip=0.3,
         seed=SEED,
-        output_dir=str(folder / strategy),
+        output_dir=str(folder / f"{strategy}-{number}"),
     )
 
 
 if __name__ == "__main__":
     folder, *strategies = sys.argv[1:]
-    for strategy in strategies:
-        run = train(Path(folder), strategy)
+    for strategy, number in product(strategies, SIZES):
+        run = train(Path(folder), strategy, number)
         if os.environ["RANK"] == "0":
             found = {"history": run.history, "evaluations": run.evaluations}
-            (Path(folder) / f"{strategy}.json").write_text(json.dumps(found))
+            (Path(folder) / f"{strategy}-{number}.json").write_text(json.dumps(found))
