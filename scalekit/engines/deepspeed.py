@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.precision import DeepSpeedPrecision
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -88,6 +89,12 @@ class DeepSpeedEngine(Engine, DeepSpeedStrategy):
         deepspeed.init_distributed(self._process_group_backend, verbose=False)
 
     def setup(self, trainer: Any) -> None:
+        if is_overridden("configure_gradient_clipping", self._module):
+            raise ConfigError(
+                f"{type(self._module).__name__}.configure_gradient_clipping has no effect under {self.spec.name}: "
+                "DeepSpeed clips inside its step, by the norm over all ranks. Take that method out and give `gradient_clip`, "
+                "or take ddp or fsdp2"
+            )
         self._init_config_if_needed()
         self.precision_plugin.convert_module(self._module)
         if self._stage == 3:

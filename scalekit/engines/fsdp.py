@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from itertools import compress
 from math import prod
 from typing import Any
@@ -13,6 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torchmetrics import Metric
 
 from scalekit import weights
 from scalekit.checkpoint.parts import Part
@@ -88,7 +91,8 @@ class FSDPEngine(Engine, _StepsThroughRoot):
         mesh = self.device_mesh["data_parallel"]
         for part in (*weights.blocks(module), module):
             fully_shard(part, mesh=mesh, mp_policy=self._policy())
-        module.to_empty(device=self.root_device)
+        with _metrics_kept(module, self.root_device):
+            module.to_empty(device=self.root_device)
         for owner, name, others in ties:
             for other, other_name in others:
                 setattr(other, other_name, getattr(owner, name))
@@ -113,6 +117,19 @@ class FSDPEngine(Engine, _StepsThroughRoot):
             target.to_local().copy_(part.to_local())
         else:
             target.copy_(whole)
+
+
+@contextmanager
+def _metrics_kept(module: nn.Module, device: torch.device) -> Generator[None, None, None]:
+    """Leaves what metrics have counted, and begin from, as it was: all of their tensors are moved with the parameters."""
+    metrics = [part for part in module.modules() if isinstance(part, Metric)]
+    kept = [(copy.deepcopy(metric._defaults), copy.deepcopy(metric.metric_state)) for metric in metrics]
+    yield
+    for metric, (defaults, states) in zip(metrics, kept, strict=True):
+        metric._defaults = defaults
+        for name, state in states.items():
+            setattr(metric, name, state)
+        metric.to(device)
 
 
 def _unique(module: nn.Module) -> list[Tensor]:
