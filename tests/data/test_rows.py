@@ -79,7 +79,7 @@ def test_sounds_keep_the_rate_that_they_were_cast_to() -> None:
 def prepare_encoder(rows: Any) -> Sounds:
     from scalekit.data import encoders
 
-    wanted = encoders.Wanted(lambda: None, None, "all", None, None, None, Head())
+    wanted = encoders.Wanted(lambda: None, None, "all", None, None, None, Head(), columns=["audio", "label"])
     found = encoders.encoder("audio-classification", wanted, [rows])
     assert isinstance(found, Sounds)
     assert found.labels == Classes(("0",))
