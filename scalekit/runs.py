@@ -152,6 +152,23 @@ def write_skipped(path: Path, skipped: Sequence[Any]) -> None:
         write_at_once(path / "skipped_rows.jsonl", "".join(lines))
 
 
+_ENDED = "ended.json"
+
+
+def write_end(path: Path, job: Job, step: int) -> None:
+    """Notes that a callback has ended a job before its last step, so that it does not go on when it is started again."""
+    write_at_once(path / _ENDED, json.dumps({"step": step, "job": job.resolved()}, indent=2) + "\n", on_disk=True)
+
+
+def has_ended(folder: RunFolder, job: Job) -> bool:
+    """Whether a callback has ended this job, just as it is, at the step that it resumes from."""
+    try:
+        found = json.loads((folder.path / _ENDED).read_text())
+    except (OSError, ValueError):
+        return False
+    return bool(folder.step) and found == {"step": folder.step, "job": job.resolved()}
+
+
 def _find(job: Job, name: str, held_until_end: ExitStack) -> tuple[RunFolder, list[Path]]:
     """The run's folder, and the checkpoints that the job may resume from, the one to take first."""
     path = Path(job.output_dir) if job.output_dir else _own_folder(job, Path("runs"), name)

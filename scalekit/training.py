@@ -283,6 +283,7 @@ def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack
     )
     engine = engines.engine(decision.strategy, decision.precision, device, world)
     order = order_of(rows, decision.micro_batch_size, world)
+    has_ended = runs.has_ended(folder, job)
     total_steps = steps_of(rows, order)
     module = _module(job, model, rows, total_steps, recompute=decision.activation_checkpointing)
     plan = _plan(
@@ -301,6 +302,8 @@ def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack
     for each in plan.details():
         detail(*each)
     log("run", f"{folder.path}" + (f", resumed at step {folder.step}" if folder.step else ""))
+    if has_ended:
+        log("ended", f"by a callback at step {folder.step}: nothing is left to do (without ended.json it goes on)")
 
     if world.rank == 0:
         with attempt("writing data.json", "It tells of the data, and is not read"):
@@ -341,7 +344,7 @@ def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack
         plugins=[TorchElasticEnvironment() if world.launched else LightningEnvironment()],
         accumulate_grad_batches=order.accumulation,
         gradient_clip_val=_gradient_clip(job),
-        max_steps=total_steps,
+        max_steps=folder.step if has_ended else total_steps,
         max_epochs=-1,
         num_sanity_val_steps=-1 if folder.step == 0 else 0,
         val_check_interval=1,
@@ -385,6 +388,8 @@ def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack
     if isinstance(training, StreamLoader):
         log("stream", training.describe())
     trainer.fit(module, training, validation_loader(*batching), ckpt_path=folder.checkpoint)
+    if trainer.global_step < total_steps and world.rank == 0:
+        runs.write_end(folder.path, job, trainer.global_step)
     if isinstance(training, StreamLoader) and job.on_bad_row == "skip":
         _write_skipped(folder.path, rows, training, world)
     compared = compare(plan, metrics.history[folder.step :], trainer, folder.path)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 from torch import nn
 
@@ -75,3 +76,20 @@ def test_a_refused_job_leaves_no_folder(settings: dict[str, Any]) -> None:
     with pytest.raises(errors.ScaleKitError):
         fit(**settings)
     assert list(Path().iterdir()) == []
+
+
+class StopsAt(pl.Callback):
+    """As Lightning's EarlyStopping does, which asks at the end of an epoch."""
+
+    def on_train_batch_end(self, trainer: Any, *args: Any, **kwargs: Any) -> None:
+        trainer.should_stop = trainer.should_stop or trainer.global_step >= 2
+
+
+def test_what_a_callback_has_ended_stays_ended() -> None:
+    """Started again by the same command it adds nothing; as another job, or without its note, it goes on."""
+    for _ in range(3):
+        run = fit(max_steps=4, callbacks=[StopsAt()], output_dir="run")
+        assert len(run.history) == 2
+    assert "by a callback at step 2: nothing is left to do" in Path("run/log.txt").read_text()
+    assert len(fit(max_steps=4, output_dir="run").history) == 4
+    assert len(fit(max_steps=4, output_dir="run").history) == 4
