@@ -8,6 +8,8 @@ from typing import Any
 
 import lightning.pytorch as pl
 import pytest
+import torch
+from safetensors.torch import load_file
 from torch import nn
 
 import scalekit
@@ -93,3 +95,16 @@ def test_what_a_callback_has_ended_stays_ended() -> None:
     assert "by a callback at step 2: nothing is left to do" in Path("run/log.txt").read_text()
     assert len(fit(max_steps=4, output_dir="run").history) == 4
     assert len(fit(max_steps=4, output_dir="run").history) == 4
+
+
+class PutsIn(pl.Callback):
+    """As a callback that averages weights does at the end."""
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        with torch.no_grad():
+            pl_module.model.weight.fill_(7.0)
+
+
+def test_what_callbacks_put_in_at_the_end_is_saved() -> None:
+    run = fit(callbacks=[PutsIn()], output_dir="run")
+    assert float(load_file(run.checkpoint / "model" / "model.safetensors")["weight"]) == 7.0

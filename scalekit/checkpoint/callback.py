@@ -86,14 +86,14 @@ class Checkpoints(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         engine: Any = trainer.strategy
-        if trainer.global_step != self._saved_step:  # something has ended the job before its last step
+        if trainer.global_step != self._saved_step:  # after all other callbacks, which may have put an average in
             self._save(trainer)
         engine.finish_saving()
 
     def _close_step(self, trainer: Trainer) -> None:
-        """Saves where it is due; and stops, where the job is not at its end anyway."""
+        """Saves where it is due; and stops, where the job is not at its end anyway, where other callbacks may change weights."""
         step = trainer.global_step
-        if self._is_stopping or is_due(step, self._every, self._total):
+        if step != self._total and (self._is_stopping or is_due(step, self._every, self._total)):
             self._save(trainer)
         engine: Any = trainer.strategy
         if self._is_stopping and step != self._total:
