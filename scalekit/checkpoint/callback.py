@@ -91,7 +91,7 @@ class Checkpoints(Callback):
         engine.finish_saving()
 
     def _close_step(self, trainer: Trainer) -> None:
-        """Saves where it is due; and stops, where the job is not at its end anyway, where other callbacks may change weights."""
+        """Saves where it is due; and stops. At the job's end `on_train_end` saves, since other callbacks may change weights."""
         step = trainer.global_step
         if step != self._total and (self._is_stopping or is_due(step, self._every, self._total)):
             self._save(trainer)
