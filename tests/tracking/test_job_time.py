@@ -54,7 +54,7 @@ def test_a_job_says_when_it_ends_and_corrects_that_once(tmp_path: Path, capsys: 
     scalekit.fit(nn.Linear(1, 1), rows, max_steps=10, output_dir=str(tmp_path / "run"), **settings)
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("time")]
     assert len(said) == 2
-    assert re.fullmatch(r"time +10 steps, \d+ s, done .*at \d\d:\d\d \(an epoch is 1 steps\)", said[0])
+    assert re.fullmatch(r"time +10 steps, \d+ s, done .*at \d\d:\d\d \(an epoch is 1 step\)", said[0])
     assert re.fullmatch(
         r"time +[\d.]+ s a step where .+ s were predicted: 6 steps, \d+ s, done .*at \d\d:\d\d", said[1]
     )

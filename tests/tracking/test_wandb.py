@@ -132,7 +132,9 @@ def test_a_server_that_takes_no_run(server: Callable[[], Iterator[int]], tmp_pat
     assert Path(place).parent == tmp_path / "run" / "wandb"
     assert next(Path(place).glob("run-*.wandb")).stat().st_size > 0
     (seconds,) = re.findall(r"^it took (\S+)$", done.stdout, re.MULTILINE)
-    assert float(seconds) < SECONDS + 5  # which the job itself takes, on a loaded machine
+    assert (
+        float(seconds) < 4 * SECONDS
+    )  # of which the job itself takes some on a loaded machine; W&B alone waits for 90
 
 
 def test_disabled_leaves_nothing(tmp_path: Path) -> None:
