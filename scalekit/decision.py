@@ -52,6 +52,7 @@ class Decision:
         peak_bytes: predicted for a rank, of states alone where the model cannot be traced; 0 where nothing was predicted.
         wants_probe: whether it is to be tried out before it is relied on.
         parameters: elements of all, and of those that are trained; None where nothing could be predicted.
+        uses_all: whether every trained parameter is known to have a gradient in each step.
     """
 
     strategy: Strategy
@@ -63,6 +64,7 @@ class Decision:
     peak_bytes: int
     wants_probe: bool
     parameters: tuple[int, int] | None = None
+    uses_all: bool = False
 
 
 def decide(
@@ -118,6 +120,7 @@ def decide(
         wants_probe="strategy" not in before
         and (job.memory_check == "probe" or (job.memory_check == "refuse" and is_thin)),
         parameters=(task.profile.elements, task.profile.trained_elements),
+        uses_all=task.profile.uses_all,
     )
 
 

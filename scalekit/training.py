@@ -32,6 +32,7 @@ from scalekit.data.preparation import cores
 from scalekit.data.rows import Rows
 from scalekit.data.stream import StreamLoader
 from scalekit.decision import Decision, decide
+from scalekit.engines.ddp import DDPEngine
 from scalekit.engines.engine import Engine
 from scalekit.errors import BatchSizeError, ConfigError, DataError, shown
 from scalekit.hardware import slow_precision_warning
@@ -282,6 +283,8 @@ def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack
         world,
     )
     engine = engines.engine(decision.strategy, decision.precision, device, world)
+    if isinstance(engine, DDPEngine):
+        engine.finds_unused = not decision.uses_all
     order = order_of(rows, decision.micro_batch_size, world)
     has_ended = runs.has_ended(folder, job)
     total_steps = steps_of(rows, order)

@@ -16,16 +16,11 @@ class DDPEngine(Engine, DDPStrategy):
 
     def __init__(self, spec: Strategy, precision: str, device: str) -> None:
         # Initial weights are sent by `setup`, buffers that no state dict names among them; `Buffers` keeps the latter the same.
-        # A model may leave parameters out, in some steps or on some ranks: looking for them costs a walk over the graph.
         super().__init__(
-            spec,
-            precision,
-            device,
-            init_sync=False,
-            broadcast_buffers=False,
-            gradient_as_bucket_view=True,
-            find_unused_parameters=True,
+            spec, precision, device, init_sync=False, broadcast_buffers=False, gradient_as_bucket_view=True
         )
+        self.finds_unused = False
+        """Whether each backward pass looks for parameters that the forward pass has left out, by a walk over the graph."""
 
     def setup(self, trainer: Any) -> None:
         self.precision_plugin.convert_module(self._module)
@@ -34,4 +29,5 @@ class DDPEngine(Engine, DDPStrategy):
             self.restore_weights()
         self.model_to_device()
         weights.broadcast(self._module, self.root_device)
+        self._ddp_kwargs["find_unused_parameters"] = self.finds_unused
         super().setup(trainer)

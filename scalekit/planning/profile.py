@@ -27,7 +27,7 @@ from scalekit.errors import ConfigError, InputsError, ModelError, NoLossError
 from scalekit.planning import cache
 from scalekit.planning import trace as tracing
 from scalekit.planning.repeat import UnevenError, lengthen, shorten
-from scalekit.planning.trace import LIMIT_SECONDS, Parameter, Trace, UntracedError
+from scalekit.planning.trace import LIMIT_SECONDS, Event, Parameter, Trace, UntracedError
 from scalekit.recompute import can_recompute, recompute_blocks
 
 TRACED_SIZES = (2, 4)
@@ -109,6 +109,15 @@ class Profile:
     def elements(self) -> int:
         """Elements of all parameters."""
         return sum(p.elements for p in self.parameters)
+
+    @property
+    def uses_all(self) -> bool:
+        """Whether every trained parameter is known to have a gradient in each step."""
+        trace = next(iter(self._traces.values()), None)
+        if trace is None:
+            return False
+        met = {trace.parameters[place].name for place in trace.subjects[trace.kinds == Event.GRADIENT]}
+        return all(parameter.name in met for parameter in self.parameters if parameter.trained)
 
     @property
     def traces_recomputed(self) -> bool:
