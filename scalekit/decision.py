@@ -137,8 +137,11 @@ def _before(job: Job, world: World, device: str, plan: Mapping[str, Any]) -> dic
 
 
 def _task(job: Job, model: Model, example: Any, precision: str, hardware: Hardware) -> Task:
+    loss = job.loss
+    if loss is not None and job.loss_couples is not None:
+        loss = CoupledLoss(loss)
     task = planned(
-        subject(model, example, samples=2, loss=CoupledLoss(job.loss) if job.loss and job.loss_couples else job.loss),
+        subject(model, example, samples=2, loss=loss),
         hardware,
         global_batch_size=job.global_batch_size,
         strategy=job.strategy,

@@ -24,6 +24,8 @@ from scalekit.lock import claim, holder, is_held_by, join
 from scalekit.planning.plan import Plan
 from scalekit.world import World, first, gather
 
+_ENDED = "ended.json"
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -150,9 +152,6 @@ def write_skipped(path: Path, skipped: Sequence[Any]) -> None:
     if skipped:
         lines = (json.dumps({"where": row.where, "why": row.why}) + "\n" for row in skipped)
         write_at_once(path / "skipped_rows.jsonl", "".join(lines))
-
-
-_ENDED = "ended.json"
 
 
 def write_end(path: Path, job: Job, step: int) -> None:

@@ -32,7 +32,6 @@ from scalekit.data.preparation import cores
 from scalekit.data.rows import Rows
 from scalekit.data.stream import StreamLoader
 from scalekit.decision import Decision, decide
-from scalekit.engines.ddp import DDPEngine
 from scalekit.engines.engine import Engine
 from scalekit.errors import BatchSizeError, ConfigError, DataError, shown
 from scalekit.hardware import slow_precision_warning
@@ -283,8 +282,7 @@ def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack
         world,
     )
     engine = engines.engine(decision.strategy, decision.precision, device, world)
-    if isinstance(engine, DDPEngine):
-        engine.finds_unused = not decision.uses_all
+    engine.finds_unused = not decision.uses_all
     order = order_of(rows, decision.micro_batch_size, world)
     has_ended = runs.has_ended(folder, job)
     total_steps = steps_of(rows, order)
@@ -306,7 +304,7 @@ def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack
         detail(*each)
     log("run", f"{folder.path}" + (f", resumed at step {folder.step}" if folder.step else ""))
     if has_ended:
-        log("ended", f"by a callback at step {folder.step}: nothing is left to do (without ended.json it goes on)")
+        log("ended", f"by a callback at step {folder.step}: nothing is left to do; delete ended.json to go on")
 
     if world.rank == 0:
         with attempt("writing data.json", "It tells of the data, and is not read"):
@@ -320,21 +318,13 @@ def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack
     run_id = engine.job_state["wandb_run_id"] = (folder.state or {}).get("wandb_run_id") or uuid.uuid4().hex[:8]
     loggers = loggers_of(job, plan, folder.path, run_id, world)
     if isinstance(module, ScaleModule):
-        if job.loss_couples is not None and world.size > 1:
-            objective: Any = module.objective
-            objective.own_rows = lambda: engine.own_rows
+        if job.loss_couples is not None and world.size > 1 and isinstance(coupled := module.objective, CoupledLoss):
+            coupled.own_rows = lambda: engine.own_rows
         engine.scores = Scores(job.metrics, job.task or rows.way.task, _learned(job, rows))
     metrics = Metrics(folder.path, folder.step, plan.flops_share, order.global_batch_size)
     job_time = JobTime.predicted(plan, folder.step, job.evaluate_every)
-    log(
-        "time",
-        str(job_time)
-        + (
-            f" (an epoch is {plan.steps_per_epoch:,} step{'s' * (plan.steps_per_epoch != 1)})"
-            if plan.steps_per_epoch
-            else ""
-        ),
-    )
+    epoch = plan.steps_per_epoch
+    log("time", str(job_time) + (f" (an epoch is {epoch:,} step{'s' * (epoch != 1)})" if epoch else ""))
     progress = Progress(metrics, total_steps, folder.step, plan.loss)
     evaluation = Evaluation(total_steps, job.evaluate_every, folder.step)
     splits = order.micro_batch_size < order.global_batch_size
@@ -505,8 +495,9 @@ def _check_batch(job: Job, rows: Rows) -> None:
             if rows.way.source.collate is not None:  # the user's own, which may need other rows than these
                 return
             raise DataError(f"rows such as {shown(each)} cannot be made a batch: {error}") from error
-        if job.loss is not None and job.loss_couples is None:
-            FunctionLoss(job.loss, None if job.item_count is None else Counted(job.item_count)).check(batch, samples=2)
+        objective = _objective(job)
+        if isinstance(objective, FunctionLoss):
+            objective.check(batch, samples=2)
 
 
 def _write_skipped(folder: Path, rows: Rows, training: StreamLoader, world: World) -> None:
@@ -542,16 +533,17 @@ def _module(job: Job, model: models.Model | None, rows: Rows, total_steps: int, 
     # A schedule that cannot be is refused before the run has a folder.
     build_schedule(job.schedule, job.warmup_steps, total_steps)
     built = source if isinstance(source, nn.Module) else seeded
-    return ScaleModule(built, _loss(job, rows), settings, total_steps, job.item_count, rows.way.processor, recompute)
+    loss = _objective(job, rows.way.is_shifted)
+    return ScaleModule(built, loss, settings, total_steps, job.item_count, rows.way.processor, recompute)
 
 
-def _loss(job: Job, rows: Rows) -> LossFunction | Objective | None:
-    """The job's, as its rows need it."""
-    if job.loss is None or (job.loss_couples is None and not rows.way.is_shifted):
-        return job.loss
+def _objective(job: Job, shifted: bool = False) -> Objective | None:
+    """What the job's loss makes of a model's outputs; None where it is the model's own. See `FunctionLoss` for `shifted`."""
+    if job.loss is None:
+        return None
     if job.loss_couples is not None:
         return CoupledLoss(job.loss)
-    return FunctionLoss(job.loss, None if job.item_count is None else Counted(job.item_count), shifted=True)
+    return FunctionLoss(job.loss, None if job.item_count is None else Counted(job.item_count), shifted)
 
 
 def _plan(

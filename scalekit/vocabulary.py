@@ -43,13 +43,16 @@ def with_embedding(model: Model, rows: int) -> Model:
     embeddings for pretrained language models").
     """
     source = model.source
+    if isinstance(source, nn.Module):
+        _resize(source, rows)
+        return model
 
     def resized() -> nn.Module:
-        built = source if isinstance(source, nn.Module) else source()
+        built = source()
         _resize(built, rows)
         return built
 
-    return replace(model, source=resized() if isinstance(source, nn.Module) else resized)
+    return replace(model, source=resized)
 
 
 def _resize(model: Any, rows: int) -> None:

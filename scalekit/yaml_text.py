@@ -9,6 +9,8 @@ import yaml
 
 from scalekit.errors import ConfigError
 
+_MERGE = "tag:yaml.org,2002:merge"
+
 
 def parse_yaml(text: str, name: str) -> Any:
     """What a text says in YAML.
@@ -36,6 +38,3 @@ class _Loader(yaml.SafeLoader):
         if twice is not None:
             raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} stands twice", node.start_mark)
         return super().construct_mapping(node, deep)
-
-
-_MERGE = "tag:yaml.org,2002:merge"

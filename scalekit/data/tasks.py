@@ -34,7 +34,6 @@ CONVERSATIONS = frozenset({"messages", "conversations", "prompt", "completion"})
 """The columns that may hold turns."""
 
 _SHOWN = {"image": "pictures", "images": "pictures", "audio": "sounds", "audios": "sounds"}
-_WRITTEN = (("messages",), ("conversations",), ("prompt", "completion"), ("text",))
 
 _MODALITIES = ("image-classification", "audio-classification")
 _TELLING = (*_MODALITIES, "token-classification", "question-answering", "sequence-classification")
@@ -55,7 +54,7 @@ def look(row: Mapping[str, Any], config: Any) -> str | None:
     for task in _TELLING if config is not None else _MODALITIES:
         if _has(row, task):
             return task
-    if config is None or not any(set(each) <= set(row) for each in _WRITTEN):
+    if config is None or not _has(row, "causal-lm"):  # which is written in every way that a text may be
         return None
     beside = _beside(row)
     if beside is not None:
@@ -99,10 +98,11 @@ def read(columns: Sequence[str], task: str) -> tuple[str, ...]:
 
 def unread(columns: Sequence[str], task: str) -> list[str]:
     """The columns that a task leaves alone."""
-    return [column for column in columns if column not in read(columns, task) and column not in _BESIDE.get(task, ())]
+    known = {*read(columns, task), *_BESIDE.get(task, ())}
+    return [column for column in columns if column not in known]
 
 
-def has_picture_parts(row: Mapping[str, Any]) -> bool:
+def _has_picture_parts(row: Mapping[str, Any]) -> bool:
     """Whether a conversation has a picture among the parts of what is said."""
     turns = [turn for name in CONVERSATIONS if isinstance(row.get(name), list) for turn in row[name]]
     contents = [turn.get("content") for turn in turns if isinstance(turn, Mapping)]
@@ -112,7 +112,7 @@ def has_picture_parts(row: Mapping[str, Any]) -> bool:
 
 def _beside(row: Mapping[str, Any]) -> str | None:
     """The column with what is shown or heard beside a text."""
-    return next((name for name in _SHOWN if name in row), "messages" if has_picture_parts(row) else None)
+    return next((name for name in _SHOWN if name in row), "messages" if _has_picture_parts(row) else None)
 
 
 def _seen_with_text(column: str, config: Any) -> str:
@@ -125,7 +125,7 @@ def _seen_with_text(column: str, config: Any) -> str:
         if shown == "pictures"
         else "no task takes them"
     )
-    raise ColumnError(f"the rows have {shown} beside their text, in {column!r}, and {taken}, or leave the column out")
+    raise ColumnError(f"the rows have {shown} beside their text, in {column!r}, and {taken}, or leave them out")
 
 
 def _sees(kind: str, config: Any) -> bool:

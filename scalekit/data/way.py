@@ -122,16 +122,20 @@ class Way:
         """That the rows' look has decided their task, and what is learned of labels that are no single class."""
         if self.task is None:
             return self._unread_remark(self.targets.unread(self.columns) if self.is_ready else ())
-        unread = (
-            *self._unread_remark([*tasks.unread(self.columns, self.task), *self._unread_keys]),
+        unread = tasks.unread(self.columns, self.task)
+        return (
+            *self._task_remark(unread),
+            *self._unread_remark([*unread, *self._unread_keys]),
             *self._turns_remark,
         )
+
+    def _task_remark(self, unread: Sequence[str]) -> tuple[str, ...]:
+        """Nothing where the job says it all by itself."""
         kind = "" if self.labels is None or isinstance(self.labels, Classes) else f" ({self.labels.problem})"
-        if self.job.task is not None and not kind:
-            return unread
-        read = [column for column in self.columns if column not in tasks.unread(self.columns, self.task)]
-        by = "" if self.job.task is not None else f", by the columns {', '.join(read)}"
-        return (line("task", f"{self.task}{kind}{by}"), *unread)
+        if self.job.task is not None:
+            return (line("task", f"{self.task}{kind}"),) if kind else ()
+        read = [column for column in self.columns if column not in unread]
+        return (line("task", f"{self.task}{kind}, by the columns {', '.join(read)}"),)
 
     @property
     def _unread_keys(self) -> list[str]:

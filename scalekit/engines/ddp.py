@@ -19,8 +19,6 @@ class DDPEngine(Engine, DDPStrategy):
         super().__init__(
             spec, precision, device, init_sync=False, broadcast_buffers=False, gradient_as_bucket_view=True
         )
-        self.finds_unused = False
-        """Whether each backward pass looks for parameters that the forward pass has left out, by a walk over the graph."""
 
     def setup(self, trainer: Any) -> None:
         self.precision_plugin.convert_module(self._module)

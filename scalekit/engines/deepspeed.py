@@ -65,6 +65,8 @@ class DeepSpeedEngine(Engine, DeepSpeedStrategy):
         self.precision_plugin = DeepSpeedPlugin(precision)  # type: ignore[arg-type]
         self._device = device
         self._built_optimizers: Any = None
+        self._met: set[int] | None = None  # parameters that had a gradient, in the first step alone
+        self._hooks: list[Any] = []
 
     # -- Lightning's hooks ------------------------------------------------------------------------------------------
 
@@ -249,7 +251,7 @@ class DeepSpeedEngine(Engine, DeepSpeedStrategy):
 
     def on_train_start(self) -> None:
         super().on_train_start()
-        self._met: set[int] | None = set()
+        self._met = set()
         trained = [parameter for parameter in self._module.parameters() if parameter.requires_grad]
         self._hooks = [parameter.register_hook(_Notes(self._met, id(parameter))) for parameter in trained]  # type: ignore[no-untyped-call]
 

@@ -72,6 +72,7 @@ class Engine(Checkpointed):
         self.scores: Scores | None = None  # of a `ScaleModule`
         self._ledger: Ledger | None = None
         self._micro: MicroBatch | None = None
+        self.finds_unused = False  # whether ddp looks for parameters that a step has left out, by a walk over the graph
         self.own_rows = 0  # of the micro-batch under way, that count
         self._micro_batches = 0  # of the step under way, that this rank has begun
         self._step_began = 0.0

@@ -12,7 +12,7 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from scalekit.errors import ConfigError, InputsError, shown
 from scalekit.objectives.counts import Samples
@@ -40,19 +40,15 @@ class CoupledLoss(Objective):
         inputs, target = split(batch) if has_target(batch) else (batch, None)
         output = called(model, inputs)
         tree_map(_check, output)
-        if self.own_rows is None:
-            return self._outcome(output, target)
-        gather = _Gather(self.own_rows())
-        return self._outcome(tree_map(gather, output), tree_map(gather, target))
-
-    def describe(self) -> str:
-        return "samples, which it couples over the whole batch"
-
-    def _outcome(self, output: Any, target: Any) -> Outcome:
+        if self.own_rows is not None:
+            output, target = _gathered((output, target), self.own_rows())
         loss = self.function(output, target)
         if not isinstance(loss, Tensor) or loss.ndim:
             raise ConfigError("a loss that couples samples must give one number, a tensor of shape []")
         return Outcome(loss)
+
+    def describe(self) -> str:
+        return "samples, which it couples over the whole batch"
 
 
 def _check(value: Any) -> None:
@@ -66,50 +62,51 @@ def _check(value: Any) -> None:
         raise InputsError(f"loss_couples: the model gives {shown(value)}: give tensors, in mappings, tuples or lists")
 
 
-class _Gather:
-    """Puts the ranks' rows together, in the order of ranks, those of this rank with their gradient.
+def _gathered(values: Any, rows: int) -> Any:
+    """The same, with the tensors of all ranks' rows, in the order of ranks, those of this rank with their gradient.
+
+    Args:
+        values: whose tensors have a row for each sample; single numbers stay.
+        rows: of this rank that count; those behind them are not given away.
+
+    Raises:
+        InputsError: on every rank, where samples differ in shape, or there is no row for each.
+    """
+    leaves, form = tree_flatten(values)
+    places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.ndim]
+    shapes = [tuple(leaves[place].shape) for place in places]
+    told: list[tuple[int, list[tuple[int, ...]]]] = [(0, [])] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(told, (rows, shapes))
+    counts = [count for count, _ in told]
+    for each in zip(*(known for _, known in told), strict=True):
+        if len({shape[1:] for shape in each}) > 1 or any(
+            count > shape[0] for count, shape in zip(counts, each, strict=True)
+        ):
+            raise InputsError(
+                f"loss_couples: for {counts} samples on each rank the model gives tensors of the shapes {list(each)}: give one "
+                "row a sample, of one shape on all ranks, such as an embedding, or a single number of shape []"
+            )
+    for place in places:
+        leaves[place] = _of_all(leaves[place], counts)
+    return tree_unflatten(leaves, form)
+
+
+def _of_all(value: Tensor, counts: list[int]) -> Tensor:
+    """A tensor's rows of all ranks.
 
     Ranks' losses are weighted by their rows and added up, as all losses are; so a gradient through a rank's own rows is first
     divided by its weight.
-
-    Args:
-        rows: of this rank that count; those behind them are not given away.
     """
-
-    def __init__(self, rows: int) -> None:
-        self._rows = rows
-        self._world_size, self._rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
-
-    def __call__(self, value: Any) -> Any:
-        if not isinstance(value, Tensor) or value.ndim == 0:
-            return value
-        counts = self._counted(value)
-        sent = value.new_zeros((max(counts), *value.shape[1:]))
-        sent[: self._rows] = value.detach()[: self._rows]
-        sent = sent.byte() if value.dtype == torch.bool else sent
-        parts = [torch.empty_like(sent) for _ in counts]
-        torch.distributed.all_gather(parts, sent)
-        whole = [part[:count].to(value.dtype) for part, count in zip(parts, counts, strict=True)]
-        own = value[: self._rows]
-        if own.requires_grad:
-            # Without rows too: each parameter then has a gradient, be it of nothing, and the ranks meet.
-            own = own.detach() + (own - own.detach()) * (sum(counts) / max(self._rows, 1))
-        whole[self._rank] = own
-        return torch.cat(whole)
-
-    def _counted(self, value: Tensor) -> list[int]:
-        """How many rows each rank has.
-
-        Raises:
-            InputsError: on every rank, where samples differ in shape, or there is no row for each.
-        """
-        told: list[tuple[int, int, tuple[int, ...]]] = [(0, 0, ())] * self._world_size
-        torch.distributed.all_gather_object(told, (self._rows, len(value), tuple(value.shape[1:])))
-        shapes = sorted({shape for _, _, shape in told})
-        if len(shapes) > 1 or any(rows > length for rows, length, _ in told):
-            raise InputsError(
-                f"loss_couples: of {self._rows} samples the model gives a tensor of shape {tuple(value.shape)} here, and "
-                f"samples have the shapes {shapes[:2]}: give one row a sample, of one shape on all ranks, such as an "
-                "embedding, or a single number of shape []"
-            )
-        return [rows for rows, _, _ in told]
+    rank = torch.distributed.get_rank()
+    own = value[: counts[rank]]
+    sent = value.new_zeros((max(counts), *value.shape[1:]))
+    sent[: counts[rank]] = own.detach()
+    sent = sent.byte() if value.dtype == torch.bool else sent
+    parts = [torch.empty_like(sent) for _ in counts]
+    torch.distributed.all_gather(parts, sent)
+    whole = [part[:count].to(value.dtype) for part, count in zip(parts, counts, strict=True)]
+    if own.requires_grad:
+        # Without rows too: each parameter then has a gradient, be it of nothing, and the ranks meet.
+        own = own.detach() + (own - own.detach()) * (sum(counts) / max(counts[rank], 1))
+    whole[rank] = own
+    return torch.cat(whole)

@@ -170,29 +170,38 @@ class FunctionLoss(Objective):
             inputs = batch  # of its labels it makes what its decoder reads
         samples = len(target)
         output, target = self._beside(called(model, inputs), target)
-        compared = output, target
-        if isinstance(self.function, _CLASSES) and _are_tokens(output, target):
-            compared = output.flatten(0, 1), target.flatten()
-        if isinstance(self.function, _BY_ENTRY) and output.shape != target.shape:
-            raise InputsError(
-                f"{type(self.function).__name__} compares entry by entry, and the model gives {tuple(output.shape)} for "
-                f"targets of {tuple(target.shape)}: give both one shape, as with .unsqueeze(-1) for the targets"
-            )
-        rule = "must be a function of the model's output and the target that gives a tensor"
-        try:
-            loss = self.function(*compared)
-        except TypeError as error:
-            raise NoLossError(f"loss={shown(self.function)} {rule}: {error}") from error
-        if not isinstance(loss, Tensor):
-            raise ConfigError(f"loss={shown(self.function)} {rule}, and gave {shown(loss)}")
-        if loss.ndim > 1 and not isinstance(self.function, _CLASSES):
-            raise NoLossError(f"the loss function must return a scalar or one value a sample, not {tuple(loss.shape)}")
+        loss = self._compared(output, target)
         if loss.ndim or getattr(self.function, "reduction", "mean") == "sum":
             loss = loss.sum() / self.items(batch, samples)
         ignored = getattr(self.function, "ignore_index", IGNORED)
         if ignored != IGNORED and isinstance(target, Tensor) and not target.is_floating_point():
             target = target.masked_fill(target == ignored, IGNORED)
         return Outcome(loss, output, target)
+
+    def _compared(self, output: Any, target: Any) -> Tensor:
+        """What the function gives: a scalar, or a value for each sample or class.
+
+        Raises:
+            InputsError: output and target are of two shapes, which torch would broadcast.
+            NoLossError: it is no function of the two, or gives something else.
+        """
+        if isinstance(self.function, _BY_ENTRY) and output.shape != target.shape:
+            raise InputsError(
+                f"{type(self.function).__name__} compares entry by entry, and the model gives {tuple(output.shape)} for "
+                f"targets of {tuple(target.shape)}: give both one shape, as with .unsqueeze(-1) for the targets"
+            )
+        if isinstance(self.function, _CLASSES) and _are_tokens(output, target):
+            output, target = output.flatten(0, 1), target.flatten()
+        rule = "must be a function of the model's output and the target that gives a tensor"
+        try:
+            loss = self.function(output, target)
+        except TypeError as error:
+            raise NoLossError(f"loss={shown(self.function)} {rule}: {error}") from error
+        if not isinstance(loss, Tensor):
+            raise ConfigError(f"loss={shown(self.function)} {rule}, and gave {shown(loss)}")
+        if loss.ndim > 1 and not isinstance(self.function, _CLASSES):
+            raise NoLossError(f"the loss function must return a scalar or one value a sample, not {tuple(loss.shape)}")
+        return loss
 
     def _beside(self, output: Any, target: Any) -> tuple[Any, Any]:
         """What stands beside a target: a Hugging Face model's logits, of tokens those that predict it."""

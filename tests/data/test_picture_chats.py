@@ -140,7 +140,7 @@ def test_an_answer_may_speak_of_a_mark() -> None:
 def test_all_rows_have_a_picture_where_ranks_run_together() -> None:
     kept = replace(encoder(llava), needs_pictures=True)
     assert kept.encode([ROWS["in text"][0]]) == [{}]
-    with pytest.raises(RowError, match=r"it has no picture: .* meet under strategy='ddp' alone"):
+    with pytest.raises(RowError, match=r"it has no picture, .* train beside others under strategy='ddp' alone"):
         kept.encode([ROWS["without a picture"][0]])
 
 
@@ -172,8 +172,18 @@ def test_a_template_of_plain_texts_is_written_in_texts() -> None:
     assert kept.encode([ROWS["in text"][0]]) == [{}]
     kept = encoder(llava)
     kept.processor.chat_template = "{% for m in messages %}<{{ m['role'][0] }}>#{% endfor %}"
-    with pytest.raises((RowError, DataError)):
+    with pytest.raises(DataError, match="the chat template leaves no telling what the assistant generates"):
         kept.encode([ROWS["in text"][0]])
+
+
+def test_all_of_a_conversation_is_learned_whose_answers_a_template_does_not_show() -> None:
+    kept = encoder(llava, "all")
+    parts = "{% for p in m['content'] %}{% if p['type'] == 'image' %}<image>{% else %}{{ p['text'] }}{% endif %}{% endfor %}"
+    kept.processor.chat_template = "{% for m in messages %}<{{ m['role'][0] }}>" + parts + "#{% endfor %}"
+    kept.processor.chat_template += "{% if add_generation_prompt %}<x>{% endif %}"
+    assert learned(kept, kept.collate([kept.draw(ROWS["in parts"][0])])) == ["<u>a?#<a>yes#"]
+    with pytest.raises(DataError, match="leaves no telling what the assistant generates"):
+        replace(kept, loss_on="completions").encode([ROWS["in parts"][0]])
 
 
 def chats(number: int) -> list[dict[str, Any]]:

@@ -26,11 +26,18 @@ if "IMPORTED" in os.environ:
 
 rows = [{"x": torch.full((2,), float(i)), "y": torch.ones(1)} for i in range(12)]
 logger, folder = sys.argv[1] if sys.argv[1] != "none" else None, sys.argv[2]
-began = time.monotonic()
-scalekit.fit(
-    nn.Linear(2, 1), rows, loss=nn.MSELoss(), max_steps=3, global_batch_size=4, logger=logger, output_dir=folder,
-)
-print("it took", time.monotonic() - began)
+
+
+def fit(logger, folder):
+    began = time.monotonic()
+    scalekit.fit(
+        nn.Linear(2, 1), rows, loss=nn.MSELoss(), max_steps=3, global_batch_size=4, logger=logger, output_dir=folder,
+    )
+    return time.monotonic() - began
+
+
+fit(None, folder + "-before")  # what a process does once is not the server's
+print("it took", fit(logger, folder))
 print("wandb is imported:", "wandb" in sys.modules)
 children = open(f"/proc/self/task/{os.getpid()}/children").read().split()
 names = [open(f"/proc/{child}/comm").read().strip() for child in children]
@@ -132,9 +139,7 @@ def test_a_server_that_takes_no_run(server: Callable[[], Iterator[int]], tmp_pat
     assert Path(place).parent == tmp_path / "run" / "wandb"
     assert next(Path(place).glob("run-*.wandb")).stat().st_size > 0
     (seconds,) = re.findall(r"^it took (\S+)$", done.stdout, re.MULTILINE)
-    assert (
-        float(seconds) < 4 * SECONDS
-    )  # of which the job itself takes some on a loaded machine; W&B alone waits for 90
+    assert float(seconds) < SECONDS + 5  # which the job itself takes, on a loaded machine
 
 
 def test_disabled_leaves_nothing(tmp_path: Path) -> None:

@@ -52,11 +52,9 @@ def encoder(task: str, wanted: Wanted, parts: Sequence[Any]) -> Encoder:
             return causal.Causal(tokenizer, wanted.loss_on, limit)
         if task == "masked-lm":
             return masked.Masked(tokenizer, limit)
-        return (
-            seq2seq.Seq2Seq(tokenizer, limit)
-            if task == "seq2seq-lm"
-            else spans.Spans(tokenizer, limit, wanted.longest or limit.cut_at or 0)
-        )
+        if task == "seq2seq-lm":
+            return seq2seq.Seq2Seq(tokenizer, limit)
+        return spans.Spans(tokenizer, limit, wanted.longest or limit.cut_at or 0)
     if task == "image-text-to-text":
         return image_texts.ImageTexts(
             wanted.processor(), wanted.config, wanted.transform, limit, wanted.loss_on, wanted.run_together
@@ -75,7 +73,7 @@ def encoder(task: str, wanted: Wanted, parts: Sequence[Any]) -> Encoder:
     rate = wanted.sampling_rate or next((each for each in rates if each), None)
     if labels.problem != Classes.problem and wanted.config is not None and not wanted.has_loss:
         raise ColumnError(
-            f"the column {column!r} holds labels for {labels.problem}, and models of sounds learn classes by themselves: give "
-            "`loss=`, such as nn.MSELoss()"
+            f"the column {column!r} holds labels for {labels.problem}, and models of sounds learn one class a row where there "
+            "is no `loss=`: give one, such as nn.MSELoss()"
         )
     return sounds.Sounds(wanted.processor(), wanted.transform, rate, labels, column)

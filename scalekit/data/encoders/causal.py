@@ -97,20 +97,26 @@ class Chat:
         if loss_on == "all" and self.weights is not None and not all(self.weights):
             raise RowError("it has turns of weight 0, and loss_on='all' learns them: give loss_on='completions'")
 
-    def learned(self, rendered: chat.Rendered, asked: int) -> list[chat.Span]:
-        """The spans with loss: the assistant's turns behind those that only ask, but for those without weight.
+    def written(self, tokenizer: Any, loss_on: str) -> tuple[str, list[chat.Span] | None]:
+        """As a tokenizer's template writes it, with the spans with loss (characters; None: everywhere).
+
+        These are the assistant's turns behind those that only ask, but for those without weight.
 
         Raises:
-            DataError: the chat template tags other spans than turns.
+            DataError: the template cannot write it, or does not show what the assistant generates.
         """
+        if loss_on == "all":
+            return chat.texts(tokenizer, [self.turns], self.tools)[0], None
+        rendered = chat.render(tokenizer, self.turns, self.tools)
+        asked = len(chat.render(tokenizer, self.turns[: self.asks], self.tools).spans) if self.asks else 0
         if self.weights is None:
-            return rendered.spans[asked:]
+            return rendered.text, rendered.spans[asked:]
         if len(self.weights) != len(rendered.spans):
             raise DataError(
                 "turns have weights, and the chat template tags other parts of a conversation than its turns"
             )
         pairs = zip(rendered.spans, self.weights, strict=True)
-        return [span for number, (span, weight) in enumerate(pairs) if weight and number >= asked]
+        return rendered.text, [span for number, (span, weight) in enumerate(pairs) if weight and number >= asked]
 
 
 def _after_system(system: Any, messages: Any) -> Any:
@@ -215,7 +221,8 @@ class Causal(Encoder):
         if self.loss_on == "all" and len(turns) == len(rows):
             return [_Text(text, None, special=False) for text in chat.texts(self.tokenizer, turns)]
         return [
-            self._written(row) if found is None else self._said(found) for row, found in zip(rows, chats, strict=True)
+            self._written(row) if found is None else _Text(*found.written(self.tokenizer, self.loss_on), special=False)
+            for row, found in zip(rows, chats, strict=True)
         ]
 
     def _written(self, row: Row) -> _Text:
@@ -228,14 +235,6 @@ class Causal(Encoder):
                     raise RowError(f"{column!r} is {shown(value)}: 'prompt' and 'completion' should both be text")
             return _Text(prompt + text, None if everywhere else [(len(prompt), len(prompt + text))], special=True)
         return _Text(text_of(row, "text"), None if everywhere else [], special=True)
-
-    def _said(self, found: Chat) -> _Text:
-        """A conversation; loss on the assistant's turns that do not only ask."""
-        if self.loss_on == "all":
-            return _Text(chat.texts(self.tokenizer, [found.turns], found.tools)[0], None, special=False)
-        rendered = chat.render(self.tokenizer, found.turns, found.tools)
-        asked = chat.render(self.tokenizer, found.turns[: found.asks], found.tools).spans if found.asks else []
-        return _Text(rendered.text, found.learned(rendered, len(asked)), special=False)
 
     def _labelled(self, text: _Text, ids: list[int], offsets: Any, end: int | None) -> Row:
         labels = list(ids)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, final
 
@@ -89,7 +89,7 @@ class ImageTexts(Encoder):
             written = self._written(row, None)
             if self.needs_pictures and not written.images:
                 raise RowError(
-                    "it has no picture: ranks that see one and ranks that do not meet under strategy='ddp' alone"
+                    "it has no picture, and on several processes such rows train beside others under strategy='ddp' alone"
                 )
             labels = self.collate([{"row": written}])["labels"][0]
             most = self.limit.cut_at
@@ -143,15 +143,13 @@ class ImageTexts(Encoder):
         turns, images = pictures.gathered(found.turns, beside, self._place_token(""))
         for each in (turns, pictures.in_text(turns)):
             try:
-                rendered = chat.render(self._tokenizer, each, found.tools)
-                asked = chat.render(self._tokenizer, each[: found.asks], found.tools).spans if found.asks else []
+                text, spans = replace(found, turns=each).written(self._tokenizer, self.loss_on)
             except RowError:
                 if each is not turns:
                     raise
                 continue
-            if self._is_whole(rendered.text, turns, len(images)):
-                spans = None if self.loss_on == "all" else found.learned(rendered, len(asked))
-                return rendered.text, spans, images
+            if self._is_whole(text, turns, len(images)):
+                return text, spans, images
         raise RowError("the chat template does not write all that the conversation says and shows")
 
     def _is_whole(self, text: str, turns: Sequence[chat.Message], images: int) -> bool:

@@ -106,8 +106,7 @@ def _kinds(parts: list[Any], column: str, feature: Any) -> tuple[str, ...]:
     if kind.startswith("float"):
         if not is_list:
             return (_NUMBERS,)
-        values = (each for part in parts for value in _some(part, column) if value is not None for each in value)
-        shares = all(each is None or 0 <= each <= 1 for each in values)
+        shares = all(0 <= value <= 1 for part in parts for value in _distinct(part, column) if value is not None)
         return (_SEVERAL, _NUMBERS) if shares else (_NUMBERS,)
     if is_list:
         return (_SEVERAL, _NUMBERS) if "int" in kind else (_SEVERAL,)
@@ -125,9 +124,10 @@ def _is_listed(parts: list[Any], column: str, feature: Any) -> bool:
         return True
     if str(getattr(inner, "dtype", "")).startswith("float"):
         return False
-    lists = [value for part in _tables(parts) for value in _distinct_lists(part, column)]
-    if any(each not in (0, 1) for value in lists for each in value):
+    tables = [part for part in parts if hasattr(part, "data")]
+    if any(value not in (0, 1) for part in tables for value in _distinct(part, column)):
         return True
+    lists = [value for part in tables for value in _values(part, column).to_pylist() if value is not None]
     if any(len(set(value)) < len(value) for value in lists):
         return False  # no row is of a class twice
     if len({len(value) for value in lists}) > 1:
@@ -144,7 +144,7 @@ def _by_output(parts: list[Any], column: str, head: Head, kind: type[Numbers | S
     Raises:
         ColumnError: the model has not as many.
     """
-    widths = Counter(len(value) for part in parts for value in _some(part, column) if isinstance(value, (list, tuple)))
+    widths = Counter(width for part in parts for width in _widths(part, column))
     count = widths.most_common(1)[0][0] if widths else 1
     if not head.is_built or not head.names:
         kept = len(head.names) == count
@@ -182,24 +182,33 @@ def _numbered(named: tuple[str, ...], head: Head) -> Classes:
     return Classes(named)
 
 
-def _tables(parts: list[Any]) -> list[Any]:
-    """The parts that can be looked through; a stream's rows are checked as they come."""
-    return [part for part in parts if hasattr(part, "data")]
+def _values(part: Any, column: str) -> Any:
+    """A column, as Arrow has it; of a stream its first rows, for later ones are checked as they come."""
+    from datasets import Dataset
+
+    if not hasattr(part, "data"):
+        part = Dataset.from_list(list(part.select_columns([column]).take(_LOOKED_AT)))
+    return part.select_columns([column]).with_format("arrow")[:][column]
 
 
 def _distinct(part: Any, column: str) -> list[Any]:
+    """What a column holds, also within lists, each once."""
     import pyarrow.compute as pc
 
-    values = part.with_format("arrow")[:][column]
+    values = _values(part, column)
     while "list" in str(values.type):
         values = pc.list_flatten(values)
     found: list[Any] = pc.unique(values).to_pylist()
     return found
 
 
-def _distinct_lists(part: Any, column: str) -> list[tuple[Any, ...]]:
-    column_of = part.with_format("arrow").select_columns([column]).iter(batch_size=10_000)
-    return list({tuple(value) for table in column_of for value in table[column].to_pylist() if value is not None})
+def _widths(part: Any, column: str) -> list[int]:
+    """How many entries each list has; none of a column without lists."""
+    import pyarrow.compute as pc
+
+    values = _values(part, column)
+    found: list[int] = pc.drop_null(pc.list_value_length(values)).to_pylist() if "list" in str(values.type) else []
+    return found
 
 
 def _feature(parts: list[Any], column: str) -> Any:
@@ -207,14 +216,7 @@ def _feature(parts: list[Any], column: str) -> Any:
     from datasets import Dataset
 
     found = next((each for part in parts if (each := (part.features or {}).get(column)) is not None), None)
-    return found or Dataset.from_list([{column: value} for value in _some(parts[0], column)]).features[column]
-
-
-def _some(part: Any, column: str) -> list[Any]:
-    """A column's values; of a stream those of its first rows."""
-    if hasattr(part, "data"):
-        return list(part.with_format("arrow")[:][column].to_pylist())
-    return [row[column] for row in part.select_columns([column]).take(_LOOKED_AT)]
+    return found or Dataset.from_dict({column: _values(parts[0], column).to_pylist()}).features[column]
 
 
 def _depth(feature: Any) -> int:
