@@ -1,6 +1,5 @@
 """Data and models as people bring them: the loss is that of bare transformers, in any micro-batches, on any ranks."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,7 @@ import scalekit
 from scalekit.errors import ScaleKitError
 from tests.corpus import labelled, texts, weights
 from tests.corpus.case import Case
-from tests.distributed.processes import torchrun
+from tests.distributed import processes
 
 CASES = {**texts.CASES, **labelled.CASES, **weights.CASES}
 USABLE = [name for name, case in CASES.items() if not case.refused]
@@ -56,9 +55,7 @@ def on_two_ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
         (folder / str(number)).mkdir()
         case.given(folder / str(number))
         case.data(folder / str(number))
-    torchrun("corpus", folder, "ddp", int(request.param != "whole"))
-    found: dict[str, float | str] = json.loads((folder / "found.json").read_text())
-    return found
+    return processes.found("corpus", folder, "ddp", int(request.param != "whole"))
 
 
 @pytest.mark.parametrize("name", USABLE)

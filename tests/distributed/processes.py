@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -9,6 +10,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from scalekit.distributed.fork_server import ADDRESS, ForkedProcess, ForkServer
 from scalekit.distributed.program import Program
@@ -64,6 +66,13 @@ def torchrun(worker: str, *arguments: object, nproc: int = 2, timeout_seconds: f
     """Runs `workers/WORKER.py` on `nproc` processes and returns what it printed."""
     command = [sys.executable, "-m", "scalekit", "launch", f"--nproc={nproc}", "--"]
     return run([*command, str(WORKERS / f"{worker}.py"), *map(str, arguments)], timeout_seconds)
+
+
+def found(worker: str, folder: Path, *arguments: object) -> dict[str, Any]:
+    """What a worker has written to ``found.json`` in its folder, the first of its arguments."""
+    torchrun(worker, folder, *arguments)
+    read: dict[str, Any] = json.loads((folder / "found.json").read_text())
+    return read
 
 
 def run(command: list[str], timeout_seconds: float = 600, expect_failure: bool = False, **environment: str) -> str:

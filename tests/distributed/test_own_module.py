@@ -1,6 +1,5 @@
 """A LightningModule of a user's own: its metrics and its schedule are under every strategy what they are on one process."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import torch
 
 import scalekit
 from scalekit.errors import ConfigError
-from tests.distributed.processes import torchrun
+from tests.distributed import processes
 from tests.distributed.workers import own_module
 
 STRATEGIES = ("ddp", "fsdp2", "zero2", "zero3")
@@ -19,10 +18,7 @@ RATES = [0.1, 0.1, 0.05, 0.05, 0.025, 0.025, 0.0125, 0.0125]
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("own")
-    torchrun("own_module", folder, *STRATEGIES)
-    read: dict[str, Any] = json.loads((folder / "found.json").read_text())
-    return read
+    return processes.found("own_module", tmp_path_factory.mktemp("own"), *STRATEGIES)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -1,11 +1,10 @@
 """Parameters that a model leaves out, in every step or for some rows, do not end a job, and are not trained."""
 
-import json
 from typing import Any
 
 import pytest
 
-from tests.distributed.processes import torchrun
+from tests.distributed import processes
 from tests.distributed.workers import unused
 
 STRATEGIES = ("ddp", "zero2", "fsdp2", "zero3")
@@ -14,10 +13,7 @@ CELLS = [(strategy, branches) for strategy in STRATEGIES for branches in (False,
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("unused")
-    torchrun("unused", folder, *STRATEGIES)
-    read: dict[str, Any] = json.loads((folder / "found.json").read_text())
-    return read
+    return processes.found("unused", tmp_path_factory.mktemp("unused"), *STRATEGIES)
 
 
 @pytest.fixture(scope="module")
