@@ -142,7 +142,9 @@ class Job:
     keep_last: Annotated[Annotated[Count, Unit("checkpoints")] | None, MayChange] = None
     keep_every: Annotated[_Steps | None, MayChange] = None
     keep_best: Annotated[Annotated[Text, Says("the name of a metric")] | None, MayChange] = None
-    evaluate_every: Annotated[_Steps | None, MayChange] = None
+    evaluate_every: Annotated[
+        _Steps | Annotated[float, Above(0), Below(1), Unit("of an epoch")] | Literal["epoch"] | None, MayChange
+    ] = "epoch"
     resume: Annotated[
         Literal["auto", "never"] | Annotated[Place, Is("the folder of a checkpoint", os.path.isdir)], MayChange
     ] = "auto"

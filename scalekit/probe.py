@@ -287,7 +287,8 @@ class _Measure(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step >= STEPS:
+        engine: Any = trainer.strategy
+        if engine.step >= STEPS:
             peak, context = hardware.taken_bytes(trainer.strategy.root_device, self._used_bytes)
             _say(self._result, Outcome(peak, context))
             trainer.strategy.barrier()  # a rank that ends early would look to the others like one that failed

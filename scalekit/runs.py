@@ -213,7 +213,8 @@ def _own_folder(job: Job, parent: Path, name: str) -> Path:
 
 def _resumed(folder: RunFolder, checkpoint: Path) -> RunFolder:
     found = state(checkpoint)
-    step, kept = int(found["global_step"]), found["scalekit"]
+    kept = found["scalekit"]
+    step = int(kept.get("step", found["global_step"]))
     return replace(folder, checkpoint=checkpoint, step=step, state=kept, plan=_planned(folder.path))
 
 

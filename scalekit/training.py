@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -40,7 +41,7 @@ from scalekit.job import Job
 from scalekit.leaks import LeakCheck
 from scalekit.lock import end_with_parent
 from scalekit.log import JobLog, detail, duration, job_log, log, say, warn
-from scalekit.loop import leave_signals
+from scalekit.loops import replace_loops
 from scalekit.module import OptimizerSettings, ScaleModule
 from scalekit.objectives.counts import Counted
 from scalekit.objectives.coupled import CoupledLoss
@@ -56,7 +57,7 @@ from scalekit.strategies import Strategy
 from scalekit.tracking import byproducts
 from scalekit.tracking.byproducts import attempt
 from scalekit.tracking.comparison import compare
-from scalekit.tracking.evaluation import Evaluation
+from scalekit.tracking.evaluation import Evaluation, EvaluationSteps
 from scalekit.tracking.job_time import JobClock, JobTime
 from scalekit.tracking.loggers import check_loggers, finish, loggers_of
 from scalekit.tracking.metrics import Metrics, data_warning
@@ -142,7 +143,7 @@ def fit(
     keep_last: int | None = None,
     keep_every: int | None = None,
     keep_best: str | None = None,
-    evaluate_every: int | None = None,
+    evaluate_every: int | float | str | None = "epoch",
     resume: str = "auto",
     watchdog_seconds: float | str | None = "auto",
     trust_remote_code: bool = False,
@@ -164,7 +165,7 @@ def fit(
         loss_couples: ``"batch"`` for a `loss` that couples the samples of a batch, as contrastive ones do: it is given what the
             model makes of all samples of the global batch, over all ranks, each of which runs its share at once.
         validation: rows held out, the name of their split, or the share of `data` to hold out; they are evaluated before the
-            first step and after the last.
+            first step, as `evaluate_every` says, and after the last.
         processor: a tokenizer, image processor or feature extractor, or the name of one; the model's own by default.
         new_tokens: texts that become tokens, such as ``["<think>", "</think>"]``: the tokenizer is given them, and the model's
             embedding a row for each token that it lacks, the mean of all others.
@@ -213,7 +214,8 @@ def fit(
         keep_last: how many of the newest checkpoints are kept; all by default.
         keep_every: checkpoints whose step is a multiple of this are kept too.
         keep_best: and the one with the best value of this metric of the rows held out, such as ``"loss"``.
-        evaluate_every: optimizer steps between two evaluations.
+        evaluate_every: ``"epoch"``; a share of an epoch, such as 0.25; optimizer steps between two evaluations; or None, for
+            the first and the last alone. A stream has no epochs.
         resume: ``"auto"`` goes on with what `output_dir` holds, ``"never"`` refuses to, a checkpoint's folder is gone on with.
         watchdog_seconds: how long a rank may take over a micro-batch until it is told where every rank is; ``"auto"`` is 20
             steps, and at least a minute; None is for ever.
@@ -311,6 +313,7 @@ def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack
             runs.write_data(folder.path, rows.summary())
             runs.write_skipped(folder.path, rows.skipped)
 
+    engine.step = folder.step
     engine.initial_weights = folder.checkpoint
     engine.saves_in_background = True
     engine.average_decay = job.average_decay
@@ -319,14 +322,15 @@ def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack
     loggers = loggers_of(job, plan, folder.path, run_id, world)
     if isinstance(module, ScaleModule):
         if job.loss_couples is not None and world.size > 1 and isinstance(coupled := module.objective, CoupledLoss):
-            coupled.own_rows = lambda: engine.own_rows
+            coupled.own_rows, engine.couples = lambda: engine.own_rows, True
         engine.scores = Scores(job.metrics, job.task or rows.way.task, _learned(job, rows))
     metrics = Metrics(folder.path, folder.step, plan.flops_share, order.global_batch_size)
-    job_time = JobTime.predicted(plan, folder.step, job.evaluate_every)
+    evaluations = EvaluationSteps.of(job.evaluate_every, total_steps, plan.steps_per_epoch)
+    job_time = JobTime.predicted(plan, folder.step, evaluations)
     epoch = plan.steps_per_epoch
     log("time", str(job_time) + (f" (an epoch is {epoch:,} step{'s' * (epoch != 1)})" if epoch else ""))
     progress = Progress(metrics, total_steps, folder.step, plan.loss)
-    evaluation = Evaluation(total_steps, job.evaluate_every, folder.step)
+    is_manual = not module.automatic_optimization
     splits = order.micro_batch_size < order.global_batch_size
     pl.seed_everything(job.seed, verbose=False)
     trainer = pl.Trainer(
@@ -337,16 +341,15 @@ def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack
         plugins=[TorchElasticEnvironment() if world.launched else LightningEnvironment()],
         accumulate_grad_batches=order.accumulation,
         gradient_clip_val=_gradient_clip(job),
-        max_steps=folder.step if has_ended else total_steps,
-        max_epochs=-1,
+        max_steps=-1 if is_manual else total_steps,
+        max_epochs=-1 if job.max_epochs is None else math.ceil(job.max_epochs),
         num_sanity_val_steps=-1 if folder.step == 0 else 0,
-        val_check_interval=1,
-        check_val_every_n_epoch=None,
+        **_as_lightning_evaluates(job),
         logger=loggers or False,
         callbacks=[
             *job.callbacks,
             metrics,
-            evaluation,
+            Evaluation(evaluations, folder.step),
             *([Samples(job.generate, rows.way.processor, folder.path, world, folder.step)] if job.generate else []),
             *([LeakCheck(rows.way.is_flat)] if rows.packed else []),
             *(
@@ -355,7 +358,7 @@ def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack
                 else []
             ),
             progress,
-            JobClock(job_time, metrics, job.evaluate_every),
+            JobClock(job_time, metrics, evaluations),
             *([_watchdog(job, world, metrics)] if job.watchdog_seconds is not None else []),
             Checkpoints(
                 folder.checkpoints,
@@ -364,7 +367,7 @@ def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack
                 folder.step,
                 rotation,
                 metrics,
-                lambda step: rows.validation is not None and evaluation.due(step),
+                lambda step: rows.validation is not None and evaluations.due(step),
                 request,
             ),
         ],
@@ -374,15 +377,15 @@ def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack
         use_distributed_sampler=False,
         default_root_dir=folder.path,
     )
-    leave_signals(trainer)
+    replace_loops(trainer, engine, folder.step if has_ended else total_steps)
     batching = (rows, order, world, _count(module), device == "cuda")
     training = training_loader(*batching, folder.state or {})
     engine.turns_done = training.turns_done
     if isinstance(training, StreamLoader):
         log("stream", training.describe())
     trainer.fit(module, training, validation_loader(*batching), ckpt_path=folder.checkpoint)
-    if trainer.global_step < total_steps and world.rank == 0:
-        runs.write_end(folder.path, job, trainer.global_step)
+    if engine.step < total_steps and world.rank == 0:
+        runs.write_end(folder.path, job, engine.step)
     if isinstance(training, StreamLoader) and job.on_bad_row == "skip":
         _write_skipped(folder.path, rows, training, world)
     compared = compare(plan, metrics.history[folder.step :], trainer, folder.path)
@@ -411,9 +414,11 @@ def prepare(job: Job) -> Rows:
 def _result(metrics: Metrics, checkpoint: Path | None, seconds: float) -> str:
     """What came of a job, in a line."""
     parts = []
-    if metrics.evaluations:
-        losses = [f"{each['loss']:.4g}" for each in (metrics.evaluations[0], metrics.evaluations[-1])]
-        parts.append(f"validation loss {' -> '.join(dict.fromkeys(losses))}")
+    first, last = (metrics.evaluations or [{}])[0], (metrics.evaluations or [{}])[-1]
+    told = next((name for name in sorted(last, key=lambda name: name != "loss") if name not in ("step", "items")), None)
+    if told is not None:
+        values = [f"{each[told]:.4g}" for each in (first, last) if told in each]
+        parts.append(f"validation {told.replace('_', ' ')} {' -> '.join(dict.fromkeys(values))}")
     parts.append(f"took {duration(seconds)}")
     if checkpoint is not None:
         parts.append(f"the model is {checkpoint / 'model'}")
@@ -432,6 +437,13 @@ def _learned(job: Job, rows: Rows) -> str | None:
     if job.loss is not None:
         return None
     return Classes.problem if rows.way.labels is None else rows.way.labels.problem
+
+
+def _as_lightning_evaluates(job: Job) -> dict[str, Any]:
+    """What callbacks of Lightning's find in their trainer about evaluations; when there is one, `Evaluation` says."""
+    if isinstance(job.evaluate_every, int):
+        return {"val_check_interval": job.evaluate_every, "check_val_every_n_epoch": None}
+    return {"val_check_interval": job.evaluate_every if isinstance(job.evaluate_every, float) else 1.0}
 
 
 def _gradient_clip(job: Job) -> float | None:

@@ -67,7 +67,7 @@ class Checkpoints(Callback):
         engine: Any = trainer.strategy
         for outcome in engine.saver.outcomes():
             self._hear(outcome, trainer)
-        step = trainer.global_step
+        step = engine.step
         if step == self._seen_step:
             return
         if not self._is_rehearsed:
@@ -86,16 +86,16 @@ class Checkpoints(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         engine: Any = trainer.strategy
-        if trainer.global_step != self._saved_step:  # after all other callbacks, which may have put an average in
+        if engine.step != self._saved_step:  # after all other callbacks, which may have put an average in
             self._save(trainer)
         engine.finish_saving()
 
     def _close_step(self, trainer: Trainer) -> None:
         """Saves where it is due; and stops. At the job's end `on_train_end` saves, since other callbacks may change weights."""
-        step = trainer.global_step
+        engine: Any = trainer.strategy
+        step = engine.step
         if step != self._total and (self._is_stopping or is_due(step, self._every, self._total)):
             self._save(trainer)
-        engine: Any = trainer.strategy
         if self._is_stopping and step != self._total:
             engine.finish_saving()
             self._stop(trainer, f"after step {step}, which is saved: started again, the job resumes there")
@@ -107,7 +107,7 @@ class Checkpoints(Callback):
         engine: Any = trainer.strategy
         for outcome in engine.saver.outcomes(wait=True):
             self._hear(outcome, trainer)
-        step, newest = trainer.global_step, self._newest
+        step, newest = engine.step, self._newest
         if step != self._saved_step and engine.recall():
             self._save(trainer)
             newest = step
@@ -125,7 +125,7 @@ class Checkpoints(Callback):
         engine.settle()
         for outcome in engine.saver.outcomes(wait=True):
             self._hear(outcome, trainer)
-        step = self._saved_step = trainer.global_step
+        step = self._saved_step = engine.step
         unwanted = self._unwanted(step) if trainer.is_global_zero else []
         trainer.save_checkpoint(self._folder / checkpoint_name(step), storage_options={"unwanted": unwanted})
         self._metrics.restart_clock()

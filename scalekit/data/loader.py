@@ -97,8 +97,12 @@ class Loader:
             yield batch
             started = time.perf_counter()
 
-    def consume(self) -> MicroBatch:
+    def next_known(self) -> MicroBatch:
         """What is known of the batch that is run next."""
+        return self._pending[0]
+
+    def consume(self) -> MicroBatch:
+        """The same, once a batch: the next one comes after it."""
         micro = self._pending.popleft()
         if micro.last and self._advances:
             self.position += micro.samples
@@ -111,6 +115,7 @@ class Loader:
                 items=own,
                 local_items=sum(items),
                 samples=turn.samples,
+                is_whole=turn.samples == self.order.global_batch_size,
                 rows=turn.rows,
                 seed=self.order.seed,
                 step=turn.step,

@@ -17,7 +17,7 @@ class Turn:
     """One micro-batch of one rank.
 
     Attributes:
-        rows: indices into the data; for a filler, the row that stands in.
+        rows: indices into the data; for a filler, rows that stand in.
         step: the optimizer step, from 1, over all epochs.
         index: the micro-batch's place in its global batch, over all ranks.
         samples: the rows of the global batch, over all ranks.
@@ -100,7 +100,7 @@ class Order:
             rows = batch[index * self.micro_batch_size : (index + 1) * self.micro_batch_size]
             filler = len(rows) == 0
             yield Turn(
-                rows=tuple(int(row) for row in (batch[:1] if filler else rows)),
+                rows=tuple(int(row) for row in (batch[: self.micro_batch_size] if filler else rows)),
                 step=step,
                 index=index,
                 samples=len(batch),

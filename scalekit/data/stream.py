@@ -157,8 +157,12 @@ class StreamLoader:
 
     # -- consuming --------------------------------------------------------------------------------------------------
 
-    def consume(self) -> MicroBatch:
+    def next_known(self) -> MicroBatch:
         """What is known of the batch that is run next."""
+        return self._pending[0][0]
+
+    def consume(self) -> MicroBatch:
+        """The same, once a batch: the next one comes after it."""
         micro, state = self._pending.popleft()
         if micro.last:
             self._state = state
@@ -285,6 +289,7 @@ class StreamLoader:
                 items=own,
                 local_items=sum(items),
                 samples=samples,
+                is_whole=samples == self.order.global_batch_size,
                 rows=self._row_numbers(turn, state),
                 seed=self.order.seed,
                 step=state.step,

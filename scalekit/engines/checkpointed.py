@@ -60,6 +60,7 @@ class Checkpointed(LightningStrategy):
         self.saves_in_background = False
         self.turns_done: int | None = None  # micro-batches of this epoch before the job was resumed
         self.job_state: dict[str, Any] = {}
+        self.step = 0  # global batches that are done
         self._resumed_from = Path()
         self._whole_step: WholeStep | None = None
         self._is_recalled = False
@@ -183,7 +184,7 @@ class Checkpointed(LightningStrategy):
             settings.append(setting)
         checkpoint = {name: value for name, value in checkpoint.items() if name != "state_dict"}
         checkpoint["optimizer_states"] = settings
-        checkpoint["scalekit"] = {**self.job_state, "position": self.position, **self._stream_state()}
+        checkpoint["scalekit"] = {**self.job_state, "step": self.step, "position": self.position, **self._stream_state()}
         files = {**documents.written(checkpoint, "state"), **(self._files_beside if self._rank == 0 else {})}
         if self.average is not None:
             beside = [(name, content) for name, content in files.items() if name.startswith("model/")]
@@ -306,7 +307,10 @@ class Checkpointed(LightningStrategy):
     # -- all ranks --------------------------------------------------------------------------------------------------
 
     def _sum(self, tensor: Tensor) -> Tensor:
-        return self.reduce(tensor.clone(), reduce_op="sum") if self._world_size > 1 else tensor
+        if self._world_size > 1:
+            tensor = tensor.clone()
+            torch.distributed.all_reduce(tensor)  # Lightning's own has a barrier beside it
+        return tensor
 
     def _gather(self, value: Any) -> list[Any]:
         if self._world_size == 1:

@@ -27,7 +27,8 @@ from scalekit.engines.buffers import Buffers
 from scalekit.engines.checkpointed import Checkpointed
 from scalekit.engines.meetings import Meetings
 from scalekit.engines.precision import plugin
-from scalekit.errors import NonFiniteError
+from scalekit.engines.standing_in import as_it_was, without_rows
+from scalekit.errors import ConfigError, ModelError, NonFiniteError
 from scalekit.objectives.normalization import Ledger, MicroBatch, StepLoss
 from scalekit.scores import Scores
 
@@ -72,6 +73,14 @@ class Engine(Checkpointed):
         self.scores: Scores | None = None  # of a `ScaleModule`
         self._ledger: Ledger | None = None
         self._micro: MicroBatch | None = None
+        self.couples = False  # whether a `ScaleModule`'s loss takes outputs of all ranks
+        self.stands_in = False  # whether a step runs rows that count nothing
+        self.rows_of_pass: int | None = None  # that this rank has run, of the training or evaluation under way
+        self.micro_batch = 0  # the one under way, by its place in the global batch
+        self._stand_in: Any = None
+        self._is_skipped = False  # the batch under way, by a `training_step` that returned None
+        self._backwards = 0
+        self._learning_rate: float | None = None  # of the first optimizer that a module has stepped by itself
         self.finds_unused = False  # whether ddp looks for parameters that a step has left out, by a walk over the graph
         self.own_rows = 0  # of the micro-batch under way, that count
         self._micro_batches = 0  # of the step under way, that this rank has begun
@@ -108,25 +117,91 @@ class Engine(Checkpointed):
 
     # -- one global batch -------------------------------------------------------------------------------------------
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        self._micro = micro = self._consume(self._module.trainer.train_dataloader)
+    @property
+    def is_manual(self) -> bool:
+        """Whether the LightningModule runs backward passes and optimizers by itself."""
+        return not self._module.automatic_optimization
+
+    @property
+    def needs_rows(self) -> bool:
+        """Whether a rank without rows has to run some all the same, for the others' collectives or its own optimizers."""
+        return self.spec.engine != "ddp" or self.couples or self.is_manual
+
+    def batch_to_device(self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0) -> Any:
+        """Moves a batch. Of rows that stand in for none, no hook sees anything: they are kept for the step alone."""
+        moved = super().batch_to_device(batch, device, dataloader_idx)
+        if self.has_rows(self._loader):
+            return moved
+        self._stand_in = moved
+        return without_rows(moved)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_start(batch, batch_idx)
+        self._micro = micro = self._consume(self._loader)
+        self._is_skipped = False
         if micro is None:
-            return super().training_step(*args, **kwargs)
+            return
         self.own_rows = len(micro.rows) if micro.items else 0
+        self.micro_batch = micro.index
+        self.rows_of_pass = (self.rows_of_pass or 0) + self.own_rows
         if micro.first:
             self._micro_batches, self._step_began = 0, time.monotonic()
         self._micro_batches += 1
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the rows of a micro-batch; more than once where an optimizer evaluates its closure several times."""
+        micro = self._micro
+        if micro is None:
+            return super().training_step(*args, **kwargs)
         seed_micro_batch(micro, self.root_device)
-        output = super().training_step(*args, **kwargs)
-        if output is None or not self._module.automatic_optimization:
+        if micro.items:
+            output = super().training_step(*args, **kwargs)
+        elif self.needs_rows:
+            with self._standing_in():
+                output = super().training_step(self._stand_in, *args[1:], **kwargs)
+        else:
+            output = torch.zeros((), device=self.root_device, requires_grad=True)
+        if self.is_manual:
+            self._close_manual_step(output, micro)
             return output
+        self._is_skipped = output is None
+        if self._is_skipped:
+            self._check_may_skip()
+            return None
         if self._ledger is None:
             accumulation = self._module.trainer.accumulate_grad_batches
             self._ledger = Ledger(self._world_size, accumulation, self._sum, self.root_device, self._adds_up)
         return self._ledger.weigh(output, micro)
 
+    @contextmanager
+    def _standing_in(self) -> Generator[None, None, None]:
+        """Runs rows that count nothing: what a step does to a module beside its gradients is undone, and nothing is logged."""
+        self.stands_in = True
+        try:
+            with as_it_was(self._module):
+                yield
+        finally:
+            self.stands_in = False
+            self._stand_in = None
+
+    def _check_may_skip(self) -> None:
+        """Whether a `training_step` may leave out its batch.
+
+        Raises:
+            ModelError: the batch is a part of a global batch, whose loss would be divided by rows that it does not have.
+        """
+        if self._world_size * self._module.trainer.accumulate_grad_batches > 1:
+            raise ModelError(
+                f"{type(self._module).__name__}.training_step returned None for a part of a global batch, which leaves its rows "
+                "out after they were counted. Return a loss, such as 0 times the model's outputs, or train on one process with "
+                "micro_batch_size=global_batch_size"
+            )
+
     def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
         learning_rate = float(optimizer.param_groups[0]["lr"])
+        if self.is_manual:
+            self._learning_rate = learning_rate if self._learning_rate is None else self._learning_rate
+            return super().optimizer_step(optimizer, closure, model, **kwargs)
         loss: StepLoss | None = None
 
         def closure_then_loss() -> Any:
@@ -136,27 +211,68 @@ class Engine(Checkpointed):
             return result
 
         result = super().optimizer_step(optimizer, closure_then_loss, model, **kwargs)
+        self._end_step(None if loss is None else loss.loss, 0 if loss is None else loss.items, learning_rate)
+        # Lightning would keep them through the next forward pass, beside its activations.
+        optimizer.zero_grad()
+        return result
+
+    def _end_step(self, loss: float | None, items: float, learning_rate: float) -> None:
         norm = self.precision_plugin.gradient_norm  # type: ignore[attr-defined]
-        self.last_step = StepRecord(
-            loss=None if loss is None else loss.loss,
-            items=0 if loss is None else loss.items,
-            learning_rate=learning_rate,
-            gradient_norm=None if norm is None else float(norm),
-        )
+        self.last_step = StepRecord(loss, items, learning_rate, None if norm is None else float(norm))
+        self.step += 1
         self._check_norm()
         if self._buffers is not None:
             self._buffers.after_step()
         if self.average is not None:
             self.average.update(self._trained_parts())
-        if self._module.automatic_optimization:
-            # Lightning would keep them through the next forward pass, beside its activations.
-            optimizer.zero_grad()
-        return result
+
+    # -- manual optimization ----------------------------------------------------------------------------------------
+
+    def backward(self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any) -> Tensor:
+        """Lightning's own. A module's own backward passes are weighed by the rows that this rank has of the global batch."""
+        micro = self._micro
+        if micro is not None and self.is_manual:
+            self._backwards += 1
+            share = micro.items * self._world_size / micro.samples
+            closure_loss = closure_loss if share == 1 else closure_loss * share
+        found: Tensor = super().backward(closure_loss, optimizer, *args, **kwargs)
+        return found
+
+    def _close_manual_step(self, output: Any, micro: MicroBatch) -> None:
+        """Ends a global batch of a module that has optimized by itself."""
+        if self._world_size > 1 and not self._backwards:
+            raise ModelError(
+                f"{type(self._module).__name__} ran no self.manual_backward(loss) in its step, so that gradients are not those of "
+                "all ranks: call it in the place of loss.backward()"
+            )
+        loss = output.get("loss") if isinstance(output, Mapping) else output
+        is_told = isinstance(loss, Tensor) and loss.numel() == 1
+        items = micro.items if is_told else 0.0
+        told = [float(self.is_asked_to_stop()), items, float(loss) * items if isinstance(loss, Tensor) and items else 0.0]
+        votes, items, total = self._sum(torch.tensor(told, dtype=torch.float64, device=self.root_device)).tolist()
+        self.is_stopping = votes > 0
+        rate = self.optimizers[0].param_groups[0]["lr"] if self._learning_rate is None else self._learning_rate
+        self._end_step(total / items if items else None, micro.samples, rate)
+        self._backwards, self._learning_rate = 0, None
 
     def on_train_start(self) -> None:
         super().on_train_start()
+        self._check_closures()
         if self._world_size > 1:
             self._buffers = Buffers(self._module, self.root_device, self._gather)
+
+    def _check_closures(self) -> None:
+        """Whether optimizers may evaluate their closure several times, as LBFGS does.
+
+        Raises:
+            ConfigError: the closure is a part of the global batch alone, or its number of evaluations could differ by rank.
+        """
+        parts = self._world_size * self._module.trainer.accumulate_grad_batches
+        if parts > 1 and any(isinstance(self.inner_optimizer(each), torch.optim.LBFGS) for each in self.optimizers):
+            raise ConfigError(
+                f"LBFGS evaluates the loss several times a step, and the global batch is in {parts} parts: train on one process "
+                "with micro_batch_size=global_batch_size, or take another optimizer"
+            )
 
     @property
     def is_shared(self) -> bool:
@@ -178,12 +294,17 @@ class Engine(Checkpointed):
         self.settle()
 
     def validation_step(self, *args: Any, **kwargs: Any) -> Any:
-        micro = self._consume(self._module.trainer.val_dataloaders)
+        micro = self._consume(self._loader)
         counts = micro is None or micro.items > 0
         self.own_rows = len(micro.rows) if micro is not None and counts else 0
-        if not counts and self.scores is None and not self.is_shared:
+        self.rows_of_pass = (self.rows_of_pass or 0) + self.own_rows
+        if counts:
+            output = super().validation_step(*args, **kwargs)
+        elif self.scores is None and not self.is_shared:
             return None  # rows that another rank counts are nothing for a user's own metrics
-        output = super().validation_step(*args, **kwargs)
+        else:
+            with self._standing_in():
+                output = super().validation_step(self._stand_in, *args[1:], **kwargs)
         loss = output.get("loss") if isinstance(output, Mapping) else output
         if micro is not None and isinstance(loss, Tensor):
             if counts:
@@ -219,9 +340,52 @@ class Engine(Checkpointed):
     def _evaluated(self) -> Tensor:
         return torch.zeros(2, dtype=torch.float64, device=self.root_device)
 
+    @property
+    def _loader(self) -> Any:
+        """That of the loop under way."""
+        trainer = self._module.trainer
+        return trainer.train_dataloader if trainer.training else trainer.val_dataloaders
+
+    def has_rows(self, loader: Any) -> bool:
+        """Whether the batch that is run next has rows that count, and none that stand in."""
+        return not hasattr(loader, "next_known") or loader.next_known().items > 0
+
     def _consume(self, loader: Any) -> MicroBatch | None:
         """What is known of the batch that is run next; None for a loader that is not ScaleKit's."""
         return loader.consume() if hasattr(loader, "consume") else None
+
+    # -- what is logged ---------------------------------------------------------------------------------------------
+
+    @property
+    def knows_rows(self) -> bool:
+        """Whether it is known which rows a batch has: the loader is ScaleKit's."""
+        return hasattr(self._loader, "next_known")
+
+    @property
+    def ranks(self) -> int:
+        """How many there are."""
+        return self._world_size
+
+    def agree(self, fingerprint: int, has_any: bool) -> tuple[bool, bool]:
+        """Whether a number is the same on all ranks, and whether any of them has something."""
+        told = torch.tensor([fingerprint, -fingerprint, int(has_any)], dtype=torch.int64, device=self.root_device)
+        torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
+        largest, smallest, any_ = told.tolist()
+        return largest == -smallest, bool(any_)
+
+    def gather(self, value: Any) -> list[Any]:
+        """Everybody's value, on every rank."""
+        return self._gather(value)
+
+    def gather_tensor(self, tensor: Tensor) -> Tensor:
+        """Everybody's tensor, on every rank, shape [ranks, *tensor.shape]."""
+        parts = [torch.empty_like(tensor) for _ in range(self._world_size)]
+        torch.distributed.all_gather(parts, tensor)
+        return torch.stack(parts)
+
+    def attribute(self, name: str) -> Any:
+        """A part of the LightningModule, by its dotted name."""
+        return self._module.get_submodule(name)
 
     @cached_property
     def _meetings(self) -> Meetings:
@@ -245,7 +409,7 @@ class Engine(Checkpointed):
         Raises:
             NonFiniteError: on every rank, with the rows that did it.
         """
-        if self._ledger is None or self._micro is None:
+        if self._ledger is None or self._micro is None or self._is_skipped:
             vote = torch.full((), float(self.is_asked_to_stop()), device=self.root_device)
             self.is_stopping = self._sum(vote).item() > 0
             return None

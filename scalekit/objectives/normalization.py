@@ -27,6 +27,7 @@ class MicroBatch:
         items: what its loss is a mean over; 0 for a filler, which a rank runs when the others still have rows.
         local_items: the items of this rank's whole part of the global batch.
         samples: the rows of the global batch, over all ranks.
+        is_whole: whether these are as many as in others, so that no rank is without rows.
         rows: the indices of its rows in the data.
         seed: the job's.
         step: the optimizer step it belongs to, from 1.
@@ -37,6 +38,7 @@ class MicroBatch:
     items: float
     local_items: float
     samples: int
+    is_whole: bool
     rows: tuple[int, ...]
     seed: int
     step: int

@@ -39,7 +39,8 @@ def compare(plan: Plan, history: list[Record], trainer: Trainer, folder: Path) -
             write_plan(folder, {**plan.as_dict(), "measured": measured})
         numbers = {f"measured/{name}": value for name, value in measured.items() if value is not None}
         numbers |= {f"predicted/{name}": plan.predicted[name] for name in measured}
-        tell(trainer, "log_metrics", numbers, step=trainer.global_step)
+        engine: Any = trainer.strategy
+        tell(trainer, "log_metrics", numbers, step=engine.step)
     expected = plan.predicted["step_seconds"], plan.predicted["peak_bytes"]
     parts = [f"{measured['step_seconds']:.3g} s a step, predicted {expected[0]:.3g}"]
     if peak is not None:

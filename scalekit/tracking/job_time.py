@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from scalekit.log import duration, log
 from scalekit.planning.plan import Plan
 from scalekit.planning.time import save_seconds
+from scalekit.tracking.evaluation import EvaluationSteps
 from scalekit.tracking.metrics import Metrics
 
 _MEASURED_STEPS = 3
@@ -40,16 +41,16 @@ class JobTime:
     end_seconds: float = 0.0
 
     @classmethod
-    def predicted(cls, plan: Plan, resumed_step: int, evaluate_every: int | None) -> JobTime:
+    def predicted(cls, plan: Plan, resumed_step: int, evaluations: EvaluationSteps) -> JobTime:
         """Of a job that begins after a step.
 
         Args:
             plan: how it runs.
             resumed_step: the step that it resumes from; 0 for a new one.
-            evaluate_every: optimizer steps between two evaluations; None for the first and the last alone.
+            evaluations: when the job evaluates, beside once before its first step.
         """
         rows = plan.validation_samples or 0
-        due = evaluations(resumed_step, plan.total_steps, evaluate_every) + (resumed_step == 0) if rows else 0
+        due = evaluations.after(resumed_step) + (resumed_step == 0) if rows else 0
         found, share = plan.predicted, plan.micro_batch_size * plan.world_size
         state = 4.0 * ((plan.parameters or 0) + 2 * (plan.trained_parameters or 0))
         return cls(
@@ -82,11 +83,11 @@ class JobClock(Callback):
     Args:
         expected: of the whole job, as it was predicted.
         metrics: where the time of each step is found.
-        evaluate_every: as for `JobTime.predicted`.
+        steps: as for `JobTime.predicted`.
     """
 
-    def __init__(self, expected: JobTime, metrics: Metrics, evaluate_every: int | None) -> None:
-        self._expected, self._metrics, self._every = expected, metrics, evaluate_every
+    def __init__(self, expected: JobTime, metrics: Metrics, steps: EvaluationSteps) -> None:
+        self._expected, self._metrics, self._steps = expected, metrics, steps
         self._evaluation_began = time.monotonic()
         self._evaluations: list[float] = []
         self._is_corrected = False
@@ -100,28 +101,22 @@ class JobClock(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        done = len(self._metrics.history) - (trainer.max_steps - self._expected.steps)
-        if self._is_corrected or done <= _MEASURED_STEPS or trainer.global_step >= trainer.max_steps:
+        total = self._steps.total
+        done = len(self._metrics.history) - (total - self._expected.steps)
+        if self._is_corrected or done <= _MEASURED_STEPS or len(self._metrics.history) >= total:
             return
         self._is_corrected = True
-        before = self._left(trainer)
+        before = self._left()
         latest = [record["step_seconds"] for record in self._metrics.history[-_MEASURED_STEPS:]]
         after = corrected(before, latest, self._evaluations)
         if is_other(before, after):
             was = "" if before.step_seconds is None else f" where {before.step_seconds:.3g} s were predicted"
             log("time", f"{after.step_seconds:.3g} s a step{was}: {after}")
 
-    def _left(self, trainer: Trainer) -> JobTime:
-        step, total = trainer.global_step, trainer.max_steps
-        due = evaluations(step, total, self._every) if self._expected.evaluations else 0
-        return replace(self._expected, steps=total - step, evaluations=due)
-
-
-def evaluations(done: int, total: int, every: int | None) -> int:
-    """How many evaluations follow a step: one every so many steps, and one after the last."""
-    if every is None:
-        return int(done < total)
-    return total // every - done // every + (total % every != 0 and done < total)
+    def _left(self) -> JobTime:
+        step = len(self._metrics.history)
+        due = self._steps.after(step) if self._expected.evaluations else 0
+        return replace(self._expected, steps=self._steps.total - step, evaluations=due)
 
 
 def corrected(left: JobTime, step_seconds: Sequence[float], evaluation_seconds: Sequence[float]) -> JobTime:

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from scalekit.engines.engine import Engine
 from scalekit.files import write_at_once
 from scalekit.hardware import most_resident_bytes
 from scalekit.log import line, warn
@@ -58,22 +57,30 @@ class Metrics(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        step = trainer.global_step
+        engine: Any = trainer.strategy
+        step = engine.step
         if step == self._written_step:
             return
         self._written_step = step
         record = self._record(trainer, step)
         self.history.append(record)
-        self._publish(trainer, self._steps, record, prefix="")
+        self._publish(trainer, self._steps, record, {name: value for name, value in record.items() if name != "step"})
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        engine = trainer.strategy
-        result = engine.close_evaluation() if isinstance(engine, Engine) else None
-        if result is not None:
-            record = {"step": trainer.global_step, **result}
+        engine: Any = trainer.strategy
+        result, logged = engine.close_evaluation() or {}, self._logged(trainer)
+        if result or logged:
+            record = {"step": engine.step, **logged, **result}
             self.evaluations.append(record)
-            self._publish(trainer, self._evaluations, record, prefix="evaluation/")
+            # What a module logs, Lightning tells the loggers by itself.
+            self._publish(trainer, self._evaluations, record, {f"evaluation/{name}": result[name] for name in result})
         self._started = time.perf_counter()
+
+    @staticmethod
+    def _logged(trainer: Trainer) -> dict[str, float]:
+        """What the module has logged of the validation set."""
+        results = trainer.fit_loop.epoch_loop.val_loop._results
+        return {name: float(value) for name, value in results.metrics(on_step=False)["callback"].items()}
 
     def usual_step_seconds(self) -> float | None:
         """The median of the latest steps; None before the second of them, since the first takes longer."""
@@ -111,12 +118,11 @@ class Metrics(Callback):
             return None
         return self._flops_share * samples / self._global_batch_size / seconds
 
-    def _publish(self, trainer: Trainer, path: Path, record: Record, prefix: str) -> None:
-        if not trainer.is_global_zero:
-            return
-        self._append(path, record)
-        numbers = {prefix + name: value for name, value in record.items() if name != "step" and value is not None}
-        tell(trainer, "log_metrics", numbers, step=record["step"])
+    def _publish(self, trainer: Trainer, path: Path, record: Record, numbers: Record) -> None:
+        if trainer.is_global_zero:
+            self._append(path, record)
+            known = {name: value for name, value in numbers.items() if value is not None}
+            tell(trainer, "log_metrics", known, step=record["step"])
 
     def _append(self, path: Path, record: Record | None) -> None:
         """A line more, or the file as a whole: so what could not be written, as on a full disk, is as soon as it can be."""

@@ -96,13 +96,9 @@ class Progress(Callback):
 
 
 def found(record: Record) -> str:
-    """An evaluation in words: the loss on the validation set, and its scores."""
-    scores = "  ".join(
-        f"{name.replace('_', ' ')} {_number(value)}"
-        for name, value in record.items()
-        if name not in ("step", "items", "loss")
-    )
-    return f"validation loss {_number(record['loss'])}" + (f"  {scores}" if scores else "")
+    """An evaluation in words: the loss on the validation set, its scores, and what the module logs of it."""
+    others = sorted((name for name in record if name not in ("step", "items")), key=lambda name: name != "loss")
+    return "validation " + "  ".join(f"{name.replace('_', ' ')} {_number(record[name])}" for name in others)
 
 
 def _unit(items: str) -> str:

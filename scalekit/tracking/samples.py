@@ -103,11 +103,12 @@ class Samples(Callback):
         return False
 
     def _publish(self, trainer: Trainer, rows: list[list[str]]) -> None:
+        engine: Any = trainer.strategy
         with self._path.open("a") as file:
             for prompt, answer in rows:
-                record = {"step": trainer.global_step, "prompt": prompt, "completion": answer}
+                record = {"step": engine.step, "prompt": prompt, "completion": answer}
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        tell(trainer, "log_table", "samples", columns=["prompt", "completion"], data=rows, step=trainer.global_step)
+        tell(trainer, "log_table", "samples", columns=["prompt", "completion"], data=rows, step=engine.step)
 
     def _answer(self, prompt: Any, engine: Engine) -> str:
         model: Any = engine.lightning_module.model  # type: ignore[union-attr]

@@ -86,7 +86,8 @@ class Watchdog(Callback):
         self._ended.set()
 
     def _move(self, trainer: Trainer) -> None:
-        self._step, self._moved, self._has_reported = trainer.global_step + 1, time.monotonic(), False
+        engine: Any = trainer.strategy
+        self._step, self._moved, self._has_reported = engine.step + 1, time.monotonic(), False
 
     def _watch(self) -> None:
         """Tells of this rank; and where it has not moved for too long, of all, when each has had time to tell."""

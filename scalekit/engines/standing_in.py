@@ -1,0 +1,82 @@
+"""What a rank does that has no rows left where others have some, under an engine that needs all ranks for a step."""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_PLAIN = (list, dict, set, deque)
+_OF_TORCH = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+
+
+def without_rows(batch: Any) -> Any:
+    """A batch as it came, with no row in it; what is no tensor, list or mapping stays as it is."""
+    if isinstance(batch, Tensor):
+        return batch[:0] if batch.ndim else batch
+    if isinstance(batch, Mapping):
+        emptied = copy.copy(batch)
+        for name, value in batch.items():
+            emptied[name] = without_rows(value)  # type: ignore[index]
+        return emptied
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*map(without_rows, batch))
+    if isinstance(batch, (list, tuple)):
+        holds_tensors = any(isinstance(each, (Tensor, Mapping, list, tuple)) for each in batch)
+        return type(batch)(map(without_rows, batch)) if holds_tensors else type(batch)()
+    return batch
+
+
+@contextmanager
+def as_it_was(module: nn.Module) -> Generator[None, None, None]:
+    """Leaves a module as it was but for gradients, whatever is done with it: buffers, metrics, lists, counts.
+
+    A metric of torchmetrics is a module that keeps its states as attributes. What lists hold is not copied.
+    """
+    buffers = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
+    kept = [(part, _Attributes(part)) for part in module.modules()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+            for part, attributes in kept:
+                attributes.restore(part)
+
+
+class _Attributes:
+    """The attributes of a module, as they are now."""
+
+    def __init__(self, part: nn.Module) -> None:
+        found = {name: value for name, value in vars(part).items() if name not in _OF_TORCH}
+        self._values = found
+        self._contents = {name: copy.copy(value) for name, value in found.items() if type(value) in _PLAIN}
+        self._tensors = {
+            name: value.detach().clone() for name, value in found.items() if type(value) is Tensor
+        }
+
+    def restore(self, part: nn.Module) -> None:
+        """Puts them back, in the same objects."""
+        now = vars(part)
+        for name in [name for name in now if name not in _OF_TORCH and name not in self._values]:
+            del now[name]
+        for name, value in self._values.items():
+            now[name] = value
+            if name in self._tensors:
+                value.copy_(self._tensors[name])
+            elif name in self._contents:
+                _refill(value, self._contents[name])
+
+
+def _refill(container: Any, contents: Any) -> None:
+    container.clear()
+    if isinstance(container, (list, deque)):
+        container.extend(contents)
+    else:
+        container.update(contents)

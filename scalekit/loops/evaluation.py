@@ -1,0 +1,63 @@
+"""Lightning's loop over the rows of the validation set."""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
+from lightning.pytorch.trainer import call
+from lightning.pytorch.trainer.states import RunningStage, TrainerFn
+
+from scalekit.engines.engine import Engine
+from scalekit.loops.results import Results
+
+
+@final
+class EvaluationLoop(_EvaluationLoop):
+    """Lightning's own, in which ranks reduce what was logged when all have run their rows.
+
+    Args:
+        trainer: whose loop it is.
+        engine: its strategy.
+    """
+
+    _results: Results
+
+    def __init__(self, trainer: Trainer, engine: Engine) -> None:
+        super().__init__(trainer, TrainerFn.FITTING, RunningStage.VALIDATING, verbose=False, inference_mode=False)
+        self._engine, self._results = engine, Results(engine, training=False)
+
+    def run(self) -> list[Any]:
+        before, self._engine.rows_of_pass = self._engine.rows_of_pass, None
+        try:
+            found: list[Any] = super().run()
+        finally:
+            self._engine.rows_of_pass = before
+        return found
+
+    def _evaluation_step(self, batch: Any, batch_idx: int, dataloader_idx: int, dataloader_iter: Any) -> None:
+        """Lightning's own; where this rank has no rows left, what the others' collectives need, of which no hook hears."""
+        trainer = self.trainer
+        if self._engine.has_rows(trainer.val_dataloaders):
+            super()._evaluation_step(batch, batch_idx, dataloader_idx, dataloader_iter)
+            return
+        batch = trainer.precision_plugin.convert_input(batch)
+        batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=dataloader_idx)
+        batch = call._call_strategy_hook(trainer, "batch_to_device", batch, dataloader_idx=dataloader_idx)
+        arguments = self._build_step_args_from_hook_kwargs(self._build_kwargs(batch, batch_idx, None), "validation_step")
+        for count in (self.batch_progress.increment_ready, self.batch_progress.increment_started):
+            count()
+        call._call_strategy_hook(trainer, "validation_step", *arguments)
+        for count in (self.batch_progress.increment_processed, self.batch_progress.increment_completed):
+            count()
+        self._has_run = self._has_run or not trainer.sanity_checking
+
+    def _store_dataloader_outputs(self) -> None:
+        self._results.close_pass()
+        super()._store_dataloader_outputs()
+
+    def _on_evaluation_epoch_end(self) -> None:
+        super()._on_evaluation_epoch_end()
+        self._results.close_pass()  # of what the hooks have logged
+        self.trainer._logger_connector.on_epoch_end()

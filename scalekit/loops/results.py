@@ -1,0 +1,187 @@
+"""What a module logs: reduced over the rows of all ranks, when all ranks are there.
+
+`self.log` is never a collective by itself, since a rank without rows logs nothing, and what hooks log may depend on the rank.
+Values are kept by each rank, with the rows that they come from. They are reduced where every rank comes by: when an optimizer
+step is done, and when a pass over the rows is.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any, final
+
+import torch
+from lightning.pytorch.trainer.connectors.logger_connector.result import (
+    _Metadata,
+    _ResultCollection,
+    _ResultMetric,
+    _Sync,
+)
+from torch import Tensor
+
+from scalekit.engines.engine import Engine
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What ranks tell each other of a value that is logged: enough to have it without having logged it.
+
+    Attributes:
+        meta: Lightning's description of it.
+        is_tensor: whether it is a number, and no metric.
+    """
+
+    meta: _Metadata
+    is_tensor: bool
+
+
+@final
+class Results(_ResultCollection):
+    """Lightning's collection of logged values, which are means over rows, sums, least or largest ones.
+
+    Args:
+        engine: the trainer's strategy.
+        training: whether it is of training, and not of an evaluation.
+    """
+
+    def __init__(self, engine: Engine, training: bool) -> None:
+        super().__init__(training)
+        self._engine = engine
+        self._step: dict[str, dict[int, _Share]] = {}  # by the key, and the micro-batch
+        self._open: set[str] = set()  # keys that have been logged since the pass was closed
+
+    def log(self, fx: str, name: str, value: Any, *args: Any, **options: Any) -> None:
+        """See Lightning's `LightningModule.log`; ``sync_dist`` makes no difference: what ranks have is always reduced."""
+        if not self._engine.stands_in:
+            super().log(fx, name, value, *args, **{**options, "sync_dist": False})
+
+    def update_metrics(self, key: str, value: Any, batch_size: int) -> None:
+        """Counts a value, once for each row; of no row, as what a rank without any has of a mean, nothing."""
+        metric = self[key]
+        self._open.add(key)
+        if metric.is_tensor and metric.meta.is_mean_reduction and not batch_size:
+            metric.has_reset = False
+            return
+        super().update_metrics(key, value, batch_size)
+        if self.training and metric.meta.on_step and metric.is_tensor:
+            share = _Share.of(value.detach().to(torch.float64), batch_size, metric.meta)
+            self._step.setdefault(key, {})[self._engine.micro_batch] = share
+
+    def close_step(self) -> None:
+        """Has values that are logged by the step be those of the whole global batch; every rank calls it after one."""
+        logged, self._step = self._step, {}
+        keys = self._agree(logged)
+        mine = [_joined(list(logged.get(key, {}).values()), self[key]) for key in keys]
+        for key, number in zip(keys, self._over_ranks(keys, mine), strict=True):
+            self[key]._forward_cache = number
+            self[key].has_reset = False
+
+    def close_pass(self) -> None:
+        """Reduces what was logged since it was called last; every rank calls it when all have run their rows."""
+        logged = [key for key in sorted(self._open) if self[key].meta.on_epoch]
+        self._open.clear()
+        keys = self._agree(logged)
+        numbers = [key for key in keys if self[key].is_tensor]
+        mine = [_of_pass(self[key], key in logged) for key in numbers]
+        for key, number in zip(numbers, self._over_ranks(numbers, mine), strict=True):
+            self[key]._computed = number
+        for key in keys:
+            self[key].has_reset = False
+            if not self[key].is_tensor:
+                self[key].compute()  # by torchmetrics' own collectives
+
+    def _extract_batch_size(self, value: _ResultMetric, batch_size: int | None, meta: _Metadata) -> int:
+        """The rows that a value comes from: known, and not guessed from the shape of a batch."""
+        if batch_size is not None or not self._engine.knows_rows:
+            found: int = super()._extract_batch_size(value, batch_size, meta)
+            return found
+        if self.batch is not None:
+            return self._engine.own_rows
+        rows = self._engine.rows_of_pass
+        return 1 if rows is None else rows
+
+    # -- all ranks ---------------------------------------------------------------------------------------------------
+
+    def _agree(self, logged: Iterable[str]) -> list[str]:
+        """What any rank has logged, in one order on all of them; a rank that lacks a value is given a place for it."""
+        keys = sorted(logged)
+        if self._engine.ranks == 1:
+            return keys
+        same, any_ = self._engine.agree(zlib.crc32("\n".join(keys).encode()), bool(keys))
+        if same or not any_:
+            return keys
+        parts = self._engine.gather({key: _Known(replace(self[key].meta, _sync=None), self[key].is_tensor) for key in keys})
+        everything = {key: known for part in parts for key, known in part.items()}
+        for key, known in everything.items():
+            if key not in self:
+                self[key] = self._place(known)
+        return sorted(everything)
+
+    def _place(self, known: _Known) -> _ResultMetric:
+        meta = known.meta
+        meta.sync = _Sync(fn=self._engine.reduce)
+        metric = _ResultMetric(meta, known.is_tensor)
+        if not known.is_tensor:
+            metric.value = self._engine.attribute(meta.metric_attribute or "")
+        return metric.to(self._engine.root_device)
+
+    def _over_ranks(self, keys: list[str], mine: list[_Share]) -> list[Tensor]:
+        """The value of each, over all ranks."""
+        if not keys:
+            return []
+        if self._engine.ranks == 1:
+            return [_value([share], self[key]) for key, share in zip(keys, mine, strict=True)]
+        device = self._engine.root_device
+        everybody = self._engine.gather_tensor(torch.stack([share.tensor(device) for share in mine]))
+        return [_value([_Share(*each) for each in everybody[:, i]], self[key]) for i, key in enumerate(keys)]
+
+
+@dataclass(frozen=True)
+class _Share:
+    """What one rank, or one micro-batch, has of a value.
+
+    Attributes:
+        number: of a mean, the sum over rows; else the value.
+        weight: of a mean, its rows; else 1, or 0 where there is no value.
+    """
+
+    number: Tensor
+    weight: Tensor | float
+
+    @classmethod
+    def of(cls, value: Tensor, rows: float, meta: _Metadata) -> _Share:
+        """Of a value that comes from so many rows."""
+        return cls(value * rows, rows) if meta.is_mean_reduction else cls(value, 1.0)
+
+    def tensor(self, device: torch.device) -> Tensor:
+        """Both numbers, shape [2], in float64."""
+        return torch.stack([torch.as_tensor(each, dtype=torch.float64, device=device) for each in (self.number, self.weight)])
+
+
+def _of_pass(metric: _ResultMetric, is_logged: bool) -> _Share:
+    value = metric.value.detach().to(torch.float64)
+    if metric.meta.is_mean_reduction:
+        return _Share(value, metric.cumulated_batch_size.detach())
+    return _Share(value, float(is_logged))
+
+
+def _joined(shares: list[_Share], metric: _ResultMetric) -> _Share:
+    """Several as one."""
+    if not shares:
+        return _Share(torch.zeros((), dtype=torch.float64), 0.0)
+    if metric.meta.is_mean_reduction:
+        return _Share(sum((each.number for each in shares), torch.zeros_like(shares[0].number)), sum(each.weight for each in shares))
+    return _Share(_value(shares, metric).to(torch.float64), 1.0)
+
+
+def _value(shares: list[_Share], metric: _ResultMetric) -> Tensor:
+    """The value over all shares, in the type of what is logged, but of 32 bits at least."""
+    numbers = torch.stack([torch.as_tensor(each.number) for each in shares])
+    weights = torch.stack([torch.as_tensor(each.weight, dtype=torch.float64, device=numbers.device) for each in shares])
+    if metric.meta.is_mean_reduction:
+        found = numbers.sum() / weights.sum()
+    else:
+        found = metric.meta.reduce_fx(numbers[weights > 0])
+    return found.to(metric.value.dtype)

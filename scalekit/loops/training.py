@@ -1,0 +1,82 @@
+"""Lightning's loop over an epoch's batches."""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+
+from scalekit.engines.engine import Engine
+from scalekit.loops.results import Results
+
+
+@final
+class EpochLoop(_TrainingEpochLoop):
+    """Lightning's own, which counts global batches.
+
+    Ranks do not meet before each micro-batch. Lightning has rank 0 tell the others there whether it was sent SIGTERM, for which
+    a GPU has to catch up with its CPU. Here ranks hear of it with the loss of each step.
+
+    Args:
+        trainer: whose loop it is.
+        engine: its strategy.
+        min_steps, max_steps: as Lightning counts them.
+        total_steps: global batches, after which the job is done. Lightning counts what each optimizer does.
+    """
+
+    _counts_steps = False
+    _results: Results
+
+    def __init__(
+        self, trainer: Trainer, engine: Engine, min_steps: int | None, max_steps: int, total_steps: int
+    ) -> None:
+        super().__init__(trainer, min_steps, max_steps)
+        self._engine, self._total_steps = engine, total_steps
+        self._results = Results(engine, training=True)
+
+    def _broadcast_sigterm_tensor(self) -> None:
+        """Nothing."""
+
+    @property
+    def _is_training_done(self) -> bool:
+        return self._engine.step >= self._total_steps or super()._is_training_done
+
+    @property
+    def batch_idx(self) -> int:
+        """The place of a micro-batch in its epoch; while schedules are asked, that of its optimizer step.
+
+        A schedule's ``frequency`` is one of optimizer steps. Lightning counts micro-batches for it, so that it would depend on
+        accumulation.
+        """
+        place: int = super().batch_idx
+        return place // self.trainer.accumulate_grad_batches if self._counts_steps else place
+
+    def run(self, data_fetcher: Any) -> None:
+        self._engine.rows_of_pass = None
+        super().run(data_fetcher)
+        self._results.close_pass()
+
+    def on_advance_end(self, data_fetcher: Any) -> None:
+        """Reduces what `on_train_batch_end` has logged, which schedules by the step may look at."""
+        self._close_step()
+        super().on_advance_end(data_fetcher)
+
+    def update_lr_schedulers(self, interval: str, update_plateau_schedulers: bool) -> None:
+        """Reduces what a step has logged first: here for the callbacks that come next, and for schedules by the epoch."""
+        if interval == "epoch" and update_plateau_schedulers:
+            self._results.close_pass()
+        elif not update_plateau_schedulers:
+            self._close_step()
+        super().update_lr_schedulers(interval, update_plateau_schedulers)
+
+    def _close_step(self) -> None:
+        if not self._should_accumulate():
+            self._results.close_step()
+
+    def _update_learning_rates(self, interval: str, update_plateau_schedulers: bool) -> None:
+        self._counts_steps = True
+        try:
+            super()._update_learning_rates(interval, update_plateau_schedulers)
+        finally:
+            self._counts_steps = False

@@ -1,0 +1,411 @@
+"""The cases of the contract with Lightning, by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import (
+    EarlyStopping,
+    GradientAccumulationScheduler,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    RichProgressBar,
+    StochasticWeightAveraging,
+    TQDMProgressBar,
+)
+from lightning.pytorch.callbacks.finetuning import BaseFinetuning
+from torch import Tensor, nn
+from torchmetrics import MeanAbsoluteError, MeanMetric
+
+from tests.contract.case import HELD_OUT, ROWS, Case, loader
+
+
+class Plain(pl.LightningModule):
+    """Two layers by SGD with momentum, and its loss logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.body, self.head = nn.Linear(4, 6), nn.Linear(6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.head(torch.tanh(self.body(x)))
+        return found
+
+    def loss(self, batch: Any) -> Tensor:
+        return nn.functional.mse_loss(self(batch[0]), batch[1])
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = self.loss(batch)
+        self.log("train_loss", loss, on_epoch=True)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        self.log("val_loss", self.loss(batch))
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
+
+
+class Logs(Plain):
+    """By every kind of reduction, from every kind of hook, whole numbers too."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        errors = (self(batch[0]) - batch[1]).abs()
+        self.log("largest", errors.max(), on_step=False, on_epoch=True, reduce_fx="max")
+        self.log("smallest", errors.min(), on_step=False, on_epoch=True, reduce_fx="min")
+        self.log("seen", float(len(errors)), on_step=False, on_epoch=True, reduce_fx="sum", sync_dist=True)
+        self.log_dict({"both": errors.mean(), "other": 2 * errors.mean()}, on_step=True, on_epoch=True)
+        return self.loss(batch)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if len(batch[0]):
+            self.log("after", batch[1].mean(), on_step=False, on_epoch=True)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        self.log("val_loss", self.loss(batch), sync_dist=True)
+        self.log("hits", (self(batch[0]) > batch[1]).float().mean(), batch_size=len(batch[0]))
+
+    def on_validation_epoch_end(self) -> None:
+        self.log("constant", 3.0, sync_dist=True)
+
+
+class Metrics(Plain):
+    """torchmetrics' metrics, logged as objects and by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.train_error, self.val_error, self.by_hand = MeanAbsoluteError(), MeanAbsoluteError(), MeanMetric()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        self.train_error(self(batch[0]), batch[1])
+        self.log("train_error", self.train_error, on_step=False, on_epoch=True)
+        return self.loss(batch)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        outputs = self(batch[0])
+        self.val_error(outputs, batch[1])
+        self.by_hand.update(outputs.mean(), weight=len(outputs))
+        self.log("val_error", self.val_error)
+
+    def on_validation_epoch_end(self) -> None:
+        self.log("by_hand", self.by_hand.compute())
+        self.by_hand.reset()
+
+
+class Collects(Plain):
+    """Keeps what it has seen in lists and counts of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[float] = []
+        self.rows = 0
+        self.register_buffer("total", torch.zeros(()))
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        if not self.trainer.sanity_checking:
+            self.seen += self(batch[0]).flatten().tolist()
+            self.rows += len(batch[0])
+
+    def on_validation_epoch_end(self) -> None:
+        if not self.trainer.sanity_checking and self.seen:
+            self.log("mean_of_list", sum(self.seen) / len(self.seen))
+        self.seen.clear()
+
+
+def everybody(value: float) -> float:
+    """The sum over all ranks."""
+    if not torch.distributed.is_initialized():
+        return value
+    found = torch.tensor(float(value))
+    torch.distributed.all_reduce(found)
+    return float(found)
+
+
+class PlateauByEpoch(Plain):
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.3)
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=0, threshold=0.5)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "val_loss"}}
+
+
+class PlateauByStep(Plain):
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.7, patience=0, threshold=0.1)
+        block = {"scheduler": plateau, "monitor": "train_loss", "interval": "step", "frequency": 1}
+        return {"optimizer": optimizer, "lr_scheduler": block}
+
+
+class Frequency(Plain):
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+        schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "frequency": 2}}
+
+
+class TrainersNumbers(Plain):
+    """Reads the length of the job from its trainer."""
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+        epochs, steps = self.trainer.max_epochs or 0, self.trainer.estimated_stepping_batches
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs)
+        self.read = [epochs, int(steps)]
+        return [optimizer], [schedule]
+
+
+class TwoOptimizers(Plain):
+    """Manual optimization, with an optimizer for each layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        for optimizer in self.optimizers():
+            optimizer.zero_grad()
+            self.manual_backward(self.loss(batch))
+            optimizer.step()
+        self.log("train_loss", self.loss(batch), on_epoch=True)
+
+    def configure_optimizers(self) -> Any:
+        return [torch.optim.SGD(part.parameters(), lr=0.05, momentum=0.9) for part in (self.body, self.head)]
+
+
+class ManualClips(TwoOptimizers):
+    """Manual optimization with one optimizer, clipped by value."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(self.loss(batch))
+        self.clip_gradients(optimizer, gradient_clip_val=0.05, gradient_clip_algorithm="value")
+        optimizer.step()
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.05)
+
+
+class Gan(pl.LightningModule):
+    """A generator and a discriminator, as Lightning's own example has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.automatic_optimization = False
+        self.generator = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 4))
+        self.discriminator = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        real, noise = batch[0], batch[1].expand(-1, 4)
+        first, second = self.optimizers()
+        score = nn.functional.binary_cross_entropy_with_logits
+        self.toggle_optimizer(first)
+        fooled = self.discriminator(self.generator(noise))
+        loss = score(fooled, torch.ones_like(fooled))
+        self.log("g_loss", loss, on_epoch=True)
+        self.manual_backward(loss)
+        first.step()
+        first.zero_grad()
+        self.untoggle_optimizer(first)
+        self.toggle_optimizer(second)
+        true, false = self.discriminator(real), self.discriminator(self.generator(noise).detach())
+        loss = (score(true, torch.ones_like(true)) + score(false, torch.zeros_like(false))) / 2
+        self.log("d_loss", loss, on_epoch=True)
+        self.manual_backward(loss)
+        second.step()
+        second.zero_grad()
+        self.untoggle_optimizer(second)
+
+    def configure_optimizers(self) -> Any:
+        made = [torch.optim.Adam(part.parameters(), lr=0.01) for part in (self.generator, self.discriminator)]
+        return made, []
+
+
+class Norms(Plain):
+    """With a batch norm, for which a single row is too few."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.norm(x) if self.training and len(x) > 1 else x)
+
+
+class Unused(Plain):
+    def __init__(self) -> None:
+        super().__init__()
+        self.spare = nn.Linear(3, 3)
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.AdamW(self.parameters(), lr=0.01, weight_decay=0.1)
+
+
+class Thaws(BaseFinetuning):
+    """The body is frozen for an epoch."""
+
+    def freeze_before_training(self, pl_module: Any) -> None:
+        self.freeze(pl_module.body)
+
+    def finetune_function(self, pl_module: Any, epoch: int, optimizer: Any) -> None:
+        if epoch == 1:
+            self.unfreeze_and_add_param_group(pl_module.body, optimizer, lr=0.05)
+
+
+class Finetuned(Plain):
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD([each for each in self.parameters() if each.requires_grad], lr=0.05, momentum=0.9)
+
+
+class SkipsSteps(Plain):
+    """Leaves a batch out by returning nothing."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return None if batch_idx == 1 else super().training_step(batch, batch_idx)
+
+
+class Double(Plain):
+    def __init__(self) -> None:
+        super().__init__()
+        self.double()
+
+    def loss(self, batch: Any) -> Tensor:
+        return nn.functional.mse_loss(self(batch[0].double()), batch[1].double())
+
+
+class Clips(Plain):
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        self.clip_gradients(optimizer, gradient_clip_val=0.05, gradient_clip_algorithm="value")
+
+
+class Lbfgs(Plain):
+    def configure_optimizers(self) -> Any:
+        return torch.optim.LBFGS(self.parameters(), lr=0.05, max_iter=3)
+
+
+class Returns(Plain):
+    """A mapping with more than the loss, and what hooks are given of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read: list[float] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return {"loss": self.loss(batch), "rows": len(batch[0])}
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.read.append(float(outputs.get("rows", 0)))
+
+
+class OddHyperparameters(Plain):
+    """What configuration frameworks hand over: partial functions, types, sets."""
+
+    def __init__(self, optimizer: Any = None, kind: Any = None, names: Any = None) -> None:
+        super().__init__()
+        self.save_hyperparameters(logger=False)
+
+    def configure_optimizers(self) -> Any:
+        return self.hparams["optimizer"](self.parameters())
+
+
+def odd() -> OddHyperparameters:
+    from functools import partial
+
+    return OddHyperparameters(partial(torch.optim.SGD, lr=0.05), torch.float32, {"a", "b"})
+
+
+class Data(pl.LightningDataModule):
+    """Every hook that a data module has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.called: list[str] = []
+
+    def prepare_data(self) -> None:
+        self.called.append("prepare_data")
+
+    def setup(self, stage: str) -> None:
+        self.called.append(f"setup {stage}")
+
+    def train_dataloader(self) -> Any:
+        return loader(ROWS, 1)
+
+    def val_dataloader(self) -> Any:
+        return loader(HELD_OUT, 2)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return [2 * batch[0], batch[1]]
+
+    def teardown(self, stage: str) -> None:
+        self.called.append(f"teardown {stage}")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"kept": 3}
+
+
+class KnowsItsData(Plain):
+    def on_train_end(self) -> None:
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        self.read = data
+
+
+def data_read(module: Any) -> Any:
+    return module.read.called
+
+
+class TransfersItself(Plain):
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return [3 * batch[0], batch[1]]
+
+
+CASES = {
+    "plain": Case("`training_step`, `validation_step`, `self.log`", Plain),
+    "logs": Case("`self.log` by mean, sum, min, max, from every hook", Logs),
+    "metrics": Case("torchmetrics' metrics as attributes", Metrics),
+    "collects": Case("lists and counts of the module's own", Collects, reads=lambda m: everybody(m.rows)),
+    "plateau by epoch": Case("`ReduceLROnPlateau` on a validation metric", PlateauByEpoch),
+    "plateau by step": Case("`ReduceLROnPlateau` by the step", PlateauByStep),
+    "frequency": Case("`interval: step, frequency: 2`", Frequency),
+    "trainer's numbers": Case("`trainer.max_epochs`, `estimated_stepping_batches`", TrainersNumbers, reads=lambda m: m.read),
+    "two optimizers": Case("manual optimization, two optimizers", TwoOptimizers),
+    "manual clipping": Case("manual optimization, `self.clip_gradients`", ManualClips),
+    "gan": Case("a GAN: two backward passes, `toggle_optimizer`", Gan),
+    "batch norm": Case("a batch norm, and batches of one row", Norms),
+    "unused": Case("parameters that no step uses", Unused),
+    "thaws": Case("`BaseFinetuning`", Finetuned, lambda: [Thaws()]),
+    "skips": Case("`training_step` that returns None", SkipsSteps),
+    "double": Case("a module in float64", Double),
+    "clips": Case("`configure_gradient_clipping`", Clips),
+    "lbfgs": Case("`LBFGS`: closures that run several times", Lbfgs),
+    "returns": Case("`training_step` that returns a mapping", Returns, reads=lambda m: everybody(sum(m.read))),
+    "hyperparameters": Case("`save_hyperparameters` with what no file can hold", odd),
+    "data module": Case("a LightningDataModule's hooks", KnowsItsData, datamodule=Data, reads=data_read),
+    "transfer hooks": Case("a module's own transfer hooks", TransfersItself),
+    "early stopping": Case(
+        "`EarlyStopping` on a validation metric",
+        Plain,
+        lambda: [EarlyStopping("val_loss", patience=1, min_delta=0.5)],
+        epochs=8,
+    ),
+    "early stopping in training": Case(
+        "`EarlyStopping` on a training metric",
+        Plain,
+        lambda: [EarlyStopping("train_loss_epoch", patience=1, min_delta=1.0)],
+        epochs=8,
+    ),
+    "averaging": Case(
+        "`StochasticWeightAveraging`", Plain, lambda: [StochasticWeightAveraging(0.01, swa_epoch_start=1)], epochs=4
+    ),
+    "accumulation": Case(
+        "`GradientAccumulationScheduler`", Plain, lambda: [GradientAccumulationScheduler({1: 2})]
+    ),
+    "progress bars": Case("Lightning's progress bars", Plain, lambda: [TQDMProgressBar()]),
+    "rich progress bar": Case("Lightning's rich progress bar", Plain, lambda: [RichProgressBar()]),
+    "rates": Case("`LearningRateMonitor`", Plain, lambda: [LearningRateMonitor()]),
+}
