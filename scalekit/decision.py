@@ -8,15 +8,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from scalekit import dtypes
-from scalekit.errors import DoesNotFitError, InputsError, ModelError, NoLossError, ScaleKitError
+from scalekit.errors import ConfigError, DoesNotFitError, InputsError, ModelError, NoLossError, ScaleKitError
 from scalekit.hardware import Hardware, detect
 from scalekit.job import Job
+from scalekit.loops import support
 from scalekit.models import Model
 from scalekit.objectives.coupled import CoupledLoss
 from scalekit.planning.choose import Candidate, Forecast, Task, choose
 from scalekit.planning.plan import readable
 from scalekit.planning.subjects import subject
 from scalekit.planning.tasks import task as planned
+from scalekit.settings import is_a
 from scalekit.strategies import Strategy
 from scalekit.world import World
 
@@ -103,7 +105,7 @@ def decide(
         task = replace(task, fill=fill)
         if failed is not None:
             task = replace(task, too_large_bytes=failed.peak_bytes)
-        forecast = choose(task)
+        forecast = _chosen(job, task)
     except Exception as error:  # whatever a user's own model, rows or collator do: it is a prediction that fails here
         return _without_prediction(job, precision, world, error, failed)
     best = forecast.chosen or forecast.candidates[0]
@@ -122,6 +124,16 @@ def decide(
         parameters=(task.profile.elements, task.profile.trained_elements),
         uses_all=task.profile.uses_all,
     )
+
+
+def _chosen(job: Job, task: Task) -> Forecast:
+    """What is best. A module's own step is left whole batches where they fit, since what it makes of parts is not known."""
+    if job.micro_batch_size == "auto" and is_a(job.model, "lightning.pytorch.LightningModule"):
+        ranks = task.hardware.world_size
+        whole = choose(replace(task, micro_batch_size=job.global_batch_size // ranks))
+        if whole.chosen is not None:
+            return whole
+    return choose(task)
 
 
 def _before(job: Job, world: World, device: str, plan: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,12 +163,25 @@ def _task(job: Job, model: Model, example: Any, precision: str, hardware: Hardwa
         optimizer=job.optimizer,
         optimizer_options=job.optimizer_options,
     )
-    return replace(task, strategies=_installed(task.strategies))
+    return replace(task, strategies=_possible(job, _installed(task.strategies)))
 
 
 def _installed(strategies: Sequence[Strategy]) -> list[Strategy]:
     has_deepspeed = importlib.util.find_spec("deepspeed") is not None
     return [s for s in strategies if s.engine != "deepspeed" or has_deepspeed or len(strategies) == 1]
+
+
+def _possible(job: Job, strategies: Sequence[Strategy]) -> list[Strategy]:
+    """Those that can run what the job brings.
+
+    Raises:
+        ConfigError: none can.
+    """
+    whys = [support.refusal(job, each) for each in strategies]
+    possible = [each for each, why in zip(strategies, whys, strict=True) if why is None]
+    if not possible:
+        raise ConfigError(str(whys[0]))
+    return possible
 
 
 def _without_prediction(job: Job, precision: str, world: World, error: Exception, failed: Failed | None) -> Decision:

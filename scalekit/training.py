@@ -16,7 +16,8 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
+from lightning.pytorch.callbacks import ModelSummary, ProgressBar
 from torch import nn
 
 from scalekit import dtypes, engines, models, runs
@@ -41,7 +42,8 @@ from scalekit.job import Job
 from scalekit.leaks import LeakCheck
 from scalekit.lock import end_with_parent
 from scalekit.log import JobLog, detail, duration, job_log, log, say, warn
-from scalekit.loops import replace_loops
+from scalekit.loops import replace_loops, support
+from scalekit.loops.data_module import AttachedData
 from scalekit.module import OptimizerSettings, ScaleModule
 from scalekit.objectives.counts import Counted
 from scalekit.objectives.coupled import CoupledLoss
@@ -241,7 +243,7 @@ def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack
     began = time.monotonic()
     world.check(job.devices, job.num_nodes)
     _check(job, world)
-    if job.loss_couples is not None:
+    if job.loss_couples is not None or _is_manual(job):
         job = replace(job, micro_batch_size=job.global_batch_size // world.size)
     if world.launched:
         end_with_parent()
@@ -250,8 +252,12 @@ def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack
         held_until_end.enter_context(kept_when_freed())
     # What is wrong with a strategy or precision that was named shows before data is read.
     named = dtypes.resolve(job.precision, device) if job.precision != "auto" else "32-true"
+    support.check_anywhere(job)
     if job.strategy != "auto":
-        engines.engine(Strategy.load(job.strategy), named, device, world)
+        named_strategy = Strategy.load(job.strategy)
+        if (why := support.refusal(job, named_strategy)) is not None:
+            raise ConfigError(why)
+        engines.engine(named_strategy, named, device, world)
     # And what would make a job go on for hours. Rank 0 knows alone, so that ranks do not disturb each other's measurement.
     slow = slow_precision_warning(job.precision, device) if world.rank == 0 else None
     if slow is not None:
@@ -330,6 +336,7 @@ def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack
     epoch = plan.steps_per_epoch
     log("time", str(job_time) + (f" (an epoch is {epoch:,} step{'s' * (epoch != 1)})" if epoch else ""))
     progress = Progress(metrics, total_steps, folder.step, plan.loss)
+    has_bar = support.brings(job, ProgressBar)
     is_manual = not module.automatic_optimization
     splits = order.micro_batch_size < order.global_batch_size
     pl.seed_everything(job.seed, verbose=False)
@@ -347,6 +354,7 @@ def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack
         **_as_lightning_evaluates(job),
         logger=loggers or False,
         callbacks=[
+            *([AttachedData(job.data)] if isinstance(job.data, pl.LightningDataModule) else []),
             *job.callbacks,
             metrics,
             Evaluation(evaluations, folder.step),
@@ -357,7 +365,7 @@ def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack
                 if isinstance(module, ScaleModule) and job.loss_couples is None
                 else []
             ),
-            progress,
+            *([] if has_bar else [progress]),
             JobClock(job_time, metrics, evaluations),
             *([_watchdog(job, world, metrics)] if job.watchdog_seconds is not None else []),
             Checkpoints(
@@ -371,9 +379,9 @@ def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack
                 request,
             ),
         ],
-        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in job.callbacks),
-        enable_progress_bar=False,
-        enable_model_summary=False,
+        enable_checkpointing=support.brings(job, LightningCheckpoint),
+        enable_progress_bar=has_bar,
+        enable_model_summary=support.brings(job, ModelSummary),
         use_distributed_sampler=False,
         default_root_dir=folder.path,
     )
@@ -462,10 +470,12 @@ def _check(job: Job, world: World) -> None:
     share = world.size * (1 if isinstance(job.micro_batch_size, str) else job.micro_batch_size)
     if job.global_batch_size % share:
         raise BatchSizeError.unsplittable(job.global_batch_size, share // world.size, world.size)
-    if job.loss_couples is not None and job.micro_batch_size not in ("auto", job.global_batch_size // world.size):
+    is_whole = job.micro_batch_size in ("auto", job.global_batch_size // world.size)
+    if not is_whole and (job.loss_couples is not None or _is_manual(job)):
+        why = "manual optimization" if job.loss_couples is None else f"loss_couples={shown(job.loss_couples)}"
         raise BatchSizeError(
-            f"loss_couples={shown(job.loss_couples)}: a rank must run its share of the batch at once, so leave out "
-            f"micro_batch_size, or make it global_batch_size / ranks = {job.global_batch_size // world.size}"
+            f"{why}: a rank must run its share of the batch at once, so leave out micro_batch_size, or make it "
+            f"global_batch_size / ranks = {job.global_batch_size // world.size}"
         )
     check_loggers(job)
     metrics_of(job.metrics)
@@ -475,6 +485,11 @@ def _check(job: Job, world: World) -> None:
     offloads = job.strategy != "auto" and "optimizer" in Strategy.load(job.strategy).offload
     check_optimizer(job.optimizer, job.learning_rate, job.weight_decay, job.optimizer_options or {}, offloads)
     build_schedule(job.schedule, job.warmup_steps, job.max_steps or job.warmup_steps + 1)
+
+
+def _is_manual(job: Job) -> bool:
+    """Whether the job's module runs backward passes and optimizers by itself, once a batch."""
+    return isinstance(job.model, pl.LightningModule) and not job.model.automatic_optimization
 
 
 def _check_prepared(job: Job, rows: Rows) -> None:

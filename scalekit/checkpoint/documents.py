@@ -38,6 +38,22 @@ def read(folder: Path, name: str) -> Any:
         raise CheckpointError(f"{path} cannot be read: {error!r}") from error
 
 
+def as_text(tree: Any, name: str) -> tuple[Any, list[str]]:
+    """A tree in which everything that `written` refuses stands by its text alone, and where that is."""
+    if tree is None or isinstance(tree, (bool, int, float, str, Path, Tensor)):
+        return tree, []
+    if isinstance(tree, (list, tuple)):
+        parts = [as_text(value, f"{name}[{i}]") for i, value in enumerate(tree)]
+        return type(tree)(value for value, _ in parts) if type(tree) in (list, tuple) else [v for v, _ in parts], [
+            place for _, places in parts for place in places
+        ]
+    if isinstance(tree, dict):
+        found = {key: as_text(value, f"{name}.{key}" if name else str(key)) for key, value in tree.items()}
+        plain = {key if isinstance(key, (bool, int, float, str)) else repr(key): value for key, (value, _) in found.items()}
+        return plain, [place for _, places in found.values() for place in places]
+    return repr(tree), [name]
+
+
 def _encode(node: Any, tensors: dict[str, Tensor], where: str) -> Any:
     if node is None or isinstance(node, (bool, int, float, str)):
         return node

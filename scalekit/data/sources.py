@@ -394,10 +394,11 @@ def _own_order(loader: Any) -> str | None:
 
 def _from_datamodule(module: Any, seed: int) -> _Opened:
     from lightning.pytorch import LightningDataModule
+    from lightning.pytorch.trainer.states import TrainerFn
 
     with files.alone("prepare_data"):
         module.prepare_data()
-    module.setup("fit")
+    module.setup(TrainerFn.FITTING)
     opened = _from_loader(module.train_dataloader(), seed)
     held_out_by = getattr(module, "val_dataloader", None)
     overridden = getattr(held_out_by, "__func__", held_out_by) is not LightningDataModule.val_dataloader

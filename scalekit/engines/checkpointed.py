@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import Strategy as LightningStrategy
 from torch import Tensor, nn
@@ -25,6 +25,10 @@ from scalekit.checkpoint.parts import Part, Slot, owned
 from scalekit.checkpoint.save import Saver
 from scalekit.checkpoint.writer import Outcome
 from scalekit.errors import CheckpointError
+from scalekit.log import log
+
+
+_HYPERPARAMETERS = (LightningModule.CHECKPOINT_HYPER_PARAMS_KEY, LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY)
 
 
 @dataclass(frozen=True)
@@ -155,6 +159,7 @@ class Checkpointed(LightningStrategy):
             storage_options: ``{"unwanted": [...]}``, checkpoints beside it that are deleted once it stands.
         """
         folder = Path(self.broadcast(str(filepath)))
+        folder.parent.mkdir(parents=True, exist_ok=True)
         parts, files = self._contents(checkpoint)
         if self._is_recalled and self._whole_step is not None:
             files = self._whole_step.files
@@ -169,7 +174,12 @@ class Checkpointed(LightningStrategy):
         Raises:
             CheckpointError: on every rank: something cannot be saved.
         """
-        self._contents(self._module.trainer._checkpoint_connector.dump_checkpoint())
+        checkpoint = self._module.trainer._checkpoint_connector.dump_checkpoint()
+        self._contents(checkpoint)
+        _, texts = documents.as_text({name: checkpoint.get(name) for name in _HYPERPARAMETERS}, "")
+        if texts and self._rank == 0:
+            names = ", ".join(text.partition(".")[2] for text in texts)
+            log("saved", f"hyper-parameters that no file holds stand in checkpoints by their text alone: {names}")
 
     def _contents(self, checkpoint: Mapping[str, Any]) -> tuple[dict[str, Sequence[Part]], dict[str, bytes]]:
         """This rank's parts of all tensors, and the files beside them, of which rank 0's count."""
@@ -183,6 +193,7 @@ class Checkpointed(LightningStrategy):
             parts |= {optimizers.stem(number, key): each for key, each in found.items()}
             settings.append(setting)
         checkpoint = {name: value for name, value in checkpoint.items() if name != "state_dict"}
+        checkpoint |= {name: documents.as_text(checkpoint[name], name)[0] for name in _HYPERPARAMETERS if name in checkpoint}
         checkpoint["optimizer_states"] = settings
         checkpoint["scalekit"] = {**self.job_state, "step": self.step, "position": self.position, **self._stream_state()}
         files = {**documents.written(checkpoint, "state"), **(self._files_beside if self._rank == 0 else {})}

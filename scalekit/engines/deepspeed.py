@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.precision import DeepSpeedPrecision
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
-from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -46,8 +46,19 @@ class DeepSpeedPlugin(Plugin, DeepSpeedPrecision):
         self.gradient_norm = model.trainer.model.get_global_grad_norm()
         return result
 
+    is_manual = False  # whether a module clips by itself
+
     def clip_gradients(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: DeepSpeed clips inside its step, by the norm over all ranks."""
+        """Nothing: DeepSpeed clips inside its step, by the norm over all ranks.
+
+        Raises:
+            ConfigError: the module asks for it by itself, which would have no effect.
+        """
+        if self.is_manual:
+            raise ConfigError(
+                "self.clip_gradients has no effect under DeepSpeed, which clips inside its step, by the norm over all ranks: take "
+                "that call out and give `gradient_clip`, or take ddp or fsdp2"
+            )
 
 
 class DeepSpeedEngine(Engine, DeepSpeedStrategy):
@@ -91,17 +102,12 @@ class DeepSpeedEngine(Engine, DeepSpeedStrategy):
         deepspeed.init_distributed(self._process_group_backend, verbose=False)
 
     def setup(self, trainer: Any) -> None:
-        if is_overridden("configure_gradient_clipping", self._module):
-            raise ConfigError(
-                f"{type(self._module).__name__}.configure_gradient_clipping has no effect under {self.spec.name}: "
-                "DeepSpeed clips inside its step, by the norm over all ranks. Take that method out and give `gradient_clip`, "
-                "or take ddp or fsdp2"
-            )
+        self.precision_plugin.is_manual = self.is_manual  # type: ignore[attr-defined]
         self._init_config_if_needed()
         self.precision_plugin.convert_module(self._module)
         if self._stage == 3:
             weights.hold_places(self._module)
-            self._built_optimizers = super()._init_optimizers()
+            self._built_optimizers = self._init_optimizers()
             self._partition(self._module)
         weights.materialise(self._module, self.root_device)
         if self._stage == 3:
@@ -120,7 +126,17 @@ class DeepSpeedEngine(Engine, DeepSpeedStrategy):
 
     def _init_optimizers(self) -> Any:
         """ZeRO-3's own come earlier: a user's groups by shape mean something only while parameters have their shapes."""
-        return self._built_optimizers if self._built_optimizers is not None else super()._init_optimizers()
+        if self._built_optimizers is not None:
+            return self._built_optimizers
+        try:
+            return super()._init_optimizers()
+        except MisconfigurationException as error:
+            if "single optimizer" not in str(error):
+                raise
+            raise ConfigError(
+                f"{self._called}.configure_optimizers gives several optimizers or schedules, and DeepSpeed steps one of each: "
+                "take ddp or fsdp2"
+            ) from error
 
     def _setup_model_and_optimizer(
         self, model: nn.Module, optimizer: Optimizer | None, lr_scheduler: Any = None

@@ -158,7 +158,8 @@ class Engine(Checkpointed):
             output = super().training_step(*args, **kwargs)
         elif self.needs_rows:
             with self._standing_in():
-                output = super().training_step(self._stand_in, *args[1:], **kwargs)
+                found = super().training_step(self._stand_in, *args[1:], **kwargs)
+                output = found["loss"] if isinstance(found, Mapping) and not self.is_manual else found
         else:
             output = torch.zeros((), device=self.root_device, requires_grad=True)
         if self.is_manual:
@@ -184,6 +185,11 @@ class Engine(Checkpointed):
             self.stands_in = False
             self._stand_in = None
 
+    @property
+    def _called(self) -> str:
+        """The name of the module's class, as its user has written it."""
+        return type(self._module).__name__.removeprefix("FSDP")
+
     def _check_may_skip(self) -> None:
         """Whether a `training_step` may leave out its batch.
 
@@ -192,7 +198,7 @@ class Engine(Checkpointed):
         """
         if self._world_size * self._module.trainer.accumulate_grad_batches > 1:
             raise ModelError(
-                f"{type(self._module).__name__}.training_step returned None for a part of a global batch, which leaves its rows "
+                f"{self._called}.training_step returned None for a part of a global batch, which leaves its rows "
                 "out after they were counted. Return a loss, such as 0 times the model's outputs, or train on one process with "
                 "micro_batch_size=global_batch_size"
             )
@@ -242,7 +248,7 @@ class Engine(Checkpointed):
         """Ends a global batch of a module that has optimized by itself."""
         if self._world_size > 1 and not self._backwards:
             raise ModelError(
-                f"{type(self._module).__name__} ran no self.manual_backward(loss) in its step, so that gradients are not those of "
+                f"{self._called} ran no self.manual_backward(loss) in its step, so that gradients are not those of "
                 "all ranks: call it in the place of loss.backward()"
             )
         loss = output.get("loss") if isinstance(output, Mapping) else output

@@ -25,6 +25,7 @@ class Plugin(LightningPrecision):
 
     def convert_module(self, module: nn.Module) -> nn.Module:
         check_norms(module, str(self.precision))
+        check_width(module, str(self.precision))
         return cast_parameters(module, promised(self.precision).parameters)
 
     def convert_input(self, data: Any) -> Any:
@@ -94,6 +95,19 @@ def check_norms(module: nn.Module, precision: str) -> None:
     """
     if precision == "bf16-true" and batch_norms(module):
         raise ConfigError("precision='bf16-true' leaves batch norms too few bits: take 'bf16-mixed'")
+
+
+def check_width(module: nn.Module, precision: str) -> None:
+    """No precision computes in 64 bits: to make such a model's parameters narrower is for its user to say.
+
+    Raises:
+        ConfigError: a parameter has 64 bits.
+    """
+    wide = next((name for name, each in module.named_parameters() if each.dtype in (torch.float64, torch.complex128)), None)
+    if wide is not None:
+        raise ConfigError(
+            f"the parameter {wide!r} has 64 bits, and precision={precision!r} computes in 32 at most: call .float() on the model"
+        )
 
 
 def cast_parameters(module: nn.Module, dtype: torch.dtype) -> nn.Module:

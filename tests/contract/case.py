@@ -10,7 +10,8 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelSummary, ProgressBar
+from lightning.pytorch.loggers import CSVLogger
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader, Dataset
 
@@ -57,6 +58,7 @@ class Case:
         trainer: arguments of Lightning's own Trainer that ScaleKit has as settings, or as the module's own.
         settings: of ScaleKit's job.
         epochs: of the job.
+        logs: whether it has a logger.
         reads: what is compared beside weights and logged values: a function of the module and its callbacks.
     """
 
@@ -68,6 +70,7 @@ class Case:
     trainer: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     epochs: int = EPOCHS
+    logs: bool = False
     reads: Callable[[pl.LightningModule], Any] = lambda module: None
 
 
@@ -102,11 +105,11 @@ def by_lightning(case: Case, folder: Path) -> dict[str, Any]:
         accelerator="cpu",
         devices=1,
         max_epochs=case.epochs,
-        logger=False,
+        logger=CSVLogger(folder) if case.logs else False,
         callbacks=[*callbacks, observer],
-        enable_checkpointing=any(isinstance(each, ModelCheckpoint) for each in callbacks),
-        enable_progress_bar=False,
-        enable_model_summary=False,
+        enable_checkpointing=any(isinstance(each, Checkpoint) for each in callbacks),
+        enable_progress_bar=any(isinstance(each, ProgressBar) for each in callbacks),
+        enable_model_summary=any(isinstance(each, ModelSummary) for each in callbacks),
         default_root_dir=folder,
         **{"num_sanity_val_steps": -1, **case.trainer},
     )
@@ -134,6 +137,7 @@ def by_scalekit(case: Case, folder: Path, strategy: str) -> dict[str, Any]:
             strategy=strategy,
             precision=settings.pop("precision", "32-true"),
             workers=0,
+            logger=CSVLogger(folder) if case.logs else None,
             callbacks=[*case.callbacks(), observer],
             output_dir=str(folder),
             **settings,

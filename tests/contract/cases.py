@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
+    BatchSizeFinder,
+    DeviceStatsMonitor,
     EarlyStopping,
+    EMAWeightAveraging,
     GradientAccumulationScheduler,
+    LambdaCallback,
+    LearningRateFinder,
     LearningRateMonitor,
     ModelCheckpoint,
+    ModelPruning,
+    OnExceptionCheckpoint,
+    RichModelSummary,
     RichProgressBar,
+    SpikeDetection,
     StochasticWeightAveraging,
+    ThroughputMonitor,
+    Timer,
     TQDMProgressBar,
 )
 from lightning.pytorch.callbacks.finetuning import BaseFinetuning
@@ -364,6 +380,22 @@ class TransfersItself(Plain):
         return [3 * batch[0], batch[1]]
 
 
+class Backbone(Finetuned):
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = self.body
+        del self.body
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.head(torch.tanh(self.backbone(x)))
+        return found
+
+
+def checkpoints() -> list[pl.Callback]:
+    folder = Path(tempfile.gettempdir()) / f"scalekit-{os.environ.get('TORCHELASTIC_RUN_ID', os.getpid())}"
+    return [ModelCheckpoint(folder / "is" / "not", monitor="val_loss", save_top_k=1)]
+
+
 CASES = {
     "plain": Case("`training_step`, `validation_step`, `self.log`", Plain),
     "logs": Case("`self.log` by mean, sum, min, max, from every hook", Logs),
@@ -376,7 +408,6 @@ CASES = {
     "two optimizers": Case("manual optimization, two optimizers", TwoOptimizers),
     "manual clipping": Case("manual optimization, `self.clip_gradients`", ManualClips),
     "gan": Case("a GAN: two backward passes, `toggle_optimizer`", Gan),
-    "batch norm": Case("a batch norm, and batches of one row", Norms),
     "unused": Case("parameters that no step uses", Unused),
     "thaws": Case("`BaseFinetuning`", Finetuned, lambda: [Thaws()]),
     "skips": Case("`training_step` that returns None", SkipsSteps),
@@ -407,5 +438,20 @@ CASES = {
     ),
     "progress bars": Case("Lightning's progress bars", Plain, lambda: [TQDMProgressBar()]),
     "rich progress bar": Case("Lightning's rich progress bar", Plain, lambda: [RichProgressBar()]),
-    "rates": Case("`LearningRateMonitor`", Plain, lambda: [LearningRateMonitor()]),
+    "rates": Case("`LearningRateMonitor`", Plain, lambda: [LearningRateMonitor()], logs=True),
+    "devices": Case("`DeviceStatsMonitor`", Plain, lambda: [DeviceStatsMonitor()], logs=True),
+    "average": Case("`EMAWeightAveraging`", Plain, lambda: [EMAWeightAveraging(decay=0.5)]),
+    "pruning": Case("`ModelPruning`", Plain, lambda: [ModelPruning("l1_unstructured", amount=0.3)]),
+    "timer": Case("`Timer`", Plain, lambda: [Timer(timedelta(hours=1))]),
+    "lambda": Case("`LambdaCallback`", Plain, lambda: [LambdaCallback(on_train_start=lambda *_: None)]),
+    "spikes": Case("`SpikeDetection`", Plain, lambda: [SpikeDetection(warmup=2)]),
+    "summary": Case("`ModelSummary`, `RichModelSummary`", Plain, lambda: [RichModelSummary()]),
+    "on exception": Case("`OnExceptionCheckpoint`", Plain, lambda: [OnExceptionCheckpoint("nowhere")]),
+    "checkpoints": Case("`ModelCheckpoint` into a folder that is not there", Plain, checkpoints),
+    "batch sizes": Case("`BatchSizeFinder`", Plain, lambda: [BatchSizeFinder()]),
+    "rate finder": Case("`LearningRateFinder`", Plain, lambda: [LearningRateFinder()]),
+    "thaws a backbone": Case("`BackboneFinetuning`", Backbone, lambda: [BackboneFinetuning(1, verbose=False)], epochs=4),
+    "throughput": Case(
+        "`ThroughputMonitor`", Plain, lambda: [ThroughputMonitor(lambda batch: len(batch[0]))], logs=True
+    ),
 }

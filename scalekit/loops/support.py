@@ -1,0 +1,83 @@
+"""What of Lightning's callbacks and hooks cannot be had, or not under every strategy: refused by name, with the way out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from lightning.pytorch import LightningModule, callbacks
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
+from scalekit.errors import ConfigError
+from scalekit.job import Job
+from scalekit.strategies import Strategy
+
+_ANYWHERE: dict[type[Any], str] = {
+    callbacks.GradientAccumulationScheduler: (
+        "changes how many samples a step has, and here that is global_batch_size throughout: leave it out"
+    ),
+    callbacks.BatchSizeFinder: "tries batches out by training: leave it out, micro_batch_size='auto' is found beforehand",
+    callbacks.LearningRateFinder: (
+        "tries learning rates out by training, and its steps would be the job's: run it with Lightning's own Trainer first"
+    ),
+    callbacks.ModelPruning: (
+        "puts other parameters in the place of the model's, which checkpoints would not open: prune the trained model"
+    ),
+}
+"""Callbacks that no strategy has, and what to do instead."""
+
+_NEEDS_LOGGER = (callbacks.LearningRateMonitor, callbacks.DeviceStatsMonitor, callbacks.ThroughputMonitor)
+
+_WHOLE_WEIGHTS = (callbacks.StochasticWeightAveraging, callbacks.WeightAveraging)
+"""Callbacks that copy the weights, of which a rank must have all."""
+
+
+def check_anywhere(job: Job) -> None:
+    """Whether a job's callbacks can be had at all.
+
+    Raises:
+        ConfigError: one cannot.
+    """
+    for callback in job.callbacks:
+        for kind, why in _ANYWHERE.items():
+            if isinstance(callback, kind):
+                raise ConfigError(f"the callback {type(callback).__name__} {why}")
+        if isinstance(callback, _NEEDS_LOGGER) and not job.logger:
+            raise ConfigError(
+                f"the callback {type(callback).__name__} writes to a logger, and there is none: give `logger`, or leave it out; "
+                "metrics.jsonl has the learning rate, time and memory of each step"
+            )
+
+
+def refusal(job: Job, strategy: Strategy) -> str | None:
+    """Why a strategy cannot run what a job brings; None where it can."""
+    return next(_refusals(job, strategy), None)
+
+
+def _refusals(job: Job, strategy: Strategy) -> Iterator[str]:
+    is_deepspeed = strategy.engine == "deepspeed"
+    for callback in job.callbacks:
+        name = f"the callback {type(callback).__name__}"
+        if isinstance(callback, _WHOLE_WEIGHTS) and strategy.engine not in ("single", "ddp"):
+            yield (
+                f"{name} copies weights, of which {strategy.name} leaves no rank all: take ddp, or `average_decay`, which "
+                "averages under every strategy"
+            )
+        if isinstance(callback, callbacks.BaseFinetuning) and is_deepspeed:
+            yield (
+                f"{name} gives the optimizer more parameters while it trains, which DeepSpeed cannot take: take ddp or fsdp2"
+            )
+    if is_deepspeed and _overrides(job.model, "configure_gradient_clipping"):
+        yield (
+            f"{type(job.model).__name__}.configure_gradient_clipping has no effect under {strategy.name}: DeepSpeed clips inside "
+            "its step, by the norm over all ranks. Take that method out and give `gradient_clip`, or take ddp or fsdp2"
+        )
+
+
+def _overrides(model: Any, method: str) -> bool:
+    return isinstance(model, LightningModule) and is_overridden(method, model)
+
+
+def brings(job: Job, kind: type[Any]) -> bool:
+    """Whether a job has a callback of a kind."""
+    return any(isinstance(each, kind) for each in job.callbacks)
