@@ -49,7 +49,9 @@ def as_text(tree: Any, name: str) -> tuple[Any, list[str]]:
         ]
     if isinstance(tree, dict):
         found = {key: as_text(value, f"{name}.{key}" if name else str(key)) for key, value in tree.items()}
-        plain = {key if isinstance(key, (bool, int, float, str)) else repr(key): value for key, (value, _) in found.items()}
+        plain = {
+            key if isinstance(key, (bool, int, float, str)) else repr(key): value for key, (value, _) in found.items()
+        }
         return plain, [place for _, places in found.values() for place in places]
     return repr(tree), [name]
 

@@ -27,7 +27,6 @@ from scalekit.checkpoint.writer import Outcome
 from scalekit.errors import CheckpointError
 from scalekit.log import log
 
-
 _HYPERPARAMETERS = (LightningModule.CHECKPOINT_HYPER_PARAMS_KEY, LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY)
 
 
@@ -193,9 +192,16 @@ class Checkpointed(LightningStrategy):
             parts |= {optimizers.stem(number, key): each for key, each in found.items()}
             settings.append(setting)
         checkpoint = {name: value for name, value in checkpoint.items() if name != "state_dict"}
-        checkpoint |= {name: documents.as_text(checkpoint[name], name)[0] for name in _HYPERPARAMETERS if name in checkpoint}
+        checkpoint |= {
+            name: documents.as_text(checkpoint[name], name)[0] for name in _HYPERPARAMETERS if name in checkpoint
+        }
         checkpoint["optimizer_states"] = settings
-        checkpoint["scalekit"] = {**self.job_state, "step": self.step, "position": self.position, **self._stream_state()}
+        checkpoint["scalekit"] = {
+            **self.job_state,
+            "step": self.step,
+            "position": self.position,
+            **self._stream_state(),
+        }
         files = {**documents.written(checkpoint, "state"), **(self._files_beside if self._rank == 0 else {})}
         if self.average is not None:
             beside = [(name, content) for name, content in files.items() if name.startswith("model/")]

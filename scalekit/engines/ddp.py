@@ -15,7 +15,6 @@ from scalekit import weights
 from scalekit.engines.engine import Engine
 from scalekit.strategies import Strategy
 
-
 _CHUNK_BYTES = 25 << 20
 """What is reduced at once: as DistributedDataParallel's buckets."""
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.plugins.precision import DeepSpeedPrecision
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -56,8 +56,8 @@ class DeepSpeedPlugin(Plugin, DeepSpeedPrecision):
         """
         if self.is_manual:
             raise ConfigError(
-                "self.clip_gradients has no effect under DeepSpeed, which clips inside its step, by the norm over all ranks: take "
-                "that call out and give `gradient_clip`, or take ddp or fsdp2"
+                "self.clip_gradients has no effect under DeepSpeed, which clips inside its step, by the norm over all ranks: "
+                "take that call out and give `gradient_clip`, or take ddp or fsdp2"
             )
 
 

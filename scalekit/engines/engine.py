@@ -254,7 +254,11 @@ class Engine(Checkpointed):
         loss = output.get("loss") if isinstance(output, Mapping) else output
         is_told = isinstance(loss, Tensor) and loss.numel() == 1
         items = micro.items if is_told else 0.0
-        told = [float(self.is_asked_to_stop()), items, float(loss) * items if isinstance(loss, Tensor) and items else 0.0]
+        told = [
+            float(self.is_asked_to_stop()),
+            items,
+            float(loss) * items if isinstance(loss, Tensor) and items else 0.0,
+        ]
         votes, items, total = self._sum(torch.tensor(told, dtype=torch.float64, device=self.root_device)).tolist()
         self.is_stopping = votes > 0
         rate = self.optimizers[0].param_groups[0]["lr"] if self._learning_rate is None else self._learning_rate
@@ -276,8 +280,8 @@ class Engine(Checkpointed):
         parts = self._world_size * self._module.trainer.accumulate_grad_batches
         if parts > 1 and any(isinstance(self.inner_optimizer(each), torch.optim.LBFGS) for each in self.optimizers):
             raise ConfigError(
-                f"LBFGS evaluates the loss several times a step, and the global batch is in {parts} parts: train on one process "
-                "with micro_batch_size=global_batch_size, or take another optimizer"
+                f"LBFGS evaluates the loss several times a step, and the global batch is in {parts} parts: train on one "
+                "process with micro_batch_size=global_batch_size, or take another optimizer"
             )
 
     @property

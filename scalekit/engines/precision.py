@@ -103,10 +103,13 @@ def check_width(module: nn.Module, precision: str) -> None:
     Raises:
         ConfigError: a parameter has 64 bits.
     """
-    wide = next((name for name, each in module.named_parameters() if each.dtype in (torch.float64, torch.complex128)), None)
+    wide = next(
+        (name for name, each in module.named_parameters() if each.dtype in (torch.float64, torch.complex128)), None
+    )
     if wide is not None:
         raise ConfigError(
-            f"the parameter {wide!r} has 64 bits, and precision={precision!r} computes in 32 at most: call .float() on the model"
+            f"the parameter {wide!r} has 64 bits, and precision={precision!r} computes in 32 at most: "
+            "call .float() on the model"
         )
 
 

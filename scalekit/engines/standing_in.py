@@ -57,9 +57,7 @@ class _Attributes:
         found = {name: value for name, value in vars(part).items() if name not in _OF_TORCH}
         self._values = found
         self._contents = {name: copy.copy(value) for name, value in found.items() if type(value) in _PLAIN}
-        self._tensors = {
-            name: value.detach().clone() for name, value in found.items() if type(value) is Tensor
-        }
+        self._tensors = {name: value.detach().clone() for name, value in found.items() if type(value) is Tensor}
 
     def restore(self, part: nn.Module) -> None:
         """Puts them back, in the same objects."""

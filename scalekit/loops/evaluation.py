@@ -45,7 +45,9 @@ class EvaluationLoop(_EvaluationLoop):
         batch = trainer.precision_plugin.convert_input(batch)
         batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=dataloader_idx)
         batch = call._call_strategy_hook(trainer, "batch_to_device", batch, dataloader_idx=dataloader_idx)
-        arguments = self._build_step_args_from_hook_kwargs(self._build_kwargs(batch, batch_idx, None), "validation_step")
+        arguments = self._build_step_args_from_hook_kwargs(
+            self._build_kwargs(batch, batch_idx, None), "validation_step"
+        )
         for count in (self.batch_progress.increment_ready, self.batch_progress.increment_started):
             count()
         call._call_strategy_hook(trainer, "validation_step", *arguments)

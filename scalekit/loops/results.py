@@ -112,7 +112,9 @@ class Results(_ResultCollection):
         same, any_ = self._engine.agree(zlib.crc32("\n".join(keys).encode()), bool(keys))
         if same or not any_:
             return keys
-        parts = self._engine.gather({key: _Known(replace(self[key].meta, _sync=None), self[key].is_tensor) for key in keys})
+        parts = self._engine.gather(
+            {key: _Known(replace(self[key].meta, _sync=None), self[key].is_tensor) for key in keys}
+        )
         everything = {key: known for part in parts for key, known in part.items()}
         for key, known in everything.items():
             if key not in self:
@@ -157,7 +159,9 @@ class _Share:
 
     def tensor(self, device: torch.device) -> Tensor:
         """Both numbers, shape [2], in float64."""
-        return torch.stack([torch.as_tensor(each, dtype=torch.float64, device=device) for each in (self.number, self.weight)])
+        return torch.stack(
+            [torch.as_tensor(each, dtype=torch.float64, device=device) for each in (self.number, self.weight)]
+        )
 
 
 def _of_pass(metric: _ResultMetric, is_logged: bool) -> _Share:
@@ -172,7 +176,10 @@ def _joined(shares: list[_Share], metric: _ResultMetric) -> _Share:
     if not shares:
         return _Share(torch.zeros((), dtype=torch.float64), 0.0)
     if metric.meta.is_mean_reduction:
-        return _Share(sum((each.number for each in shares), torch.zeros_like(shares[0].number)), sum(each.weight for each in shares))
+        return _Share(
+            sum((each.number for each in shares), torch.zeros_like(shares[0].number)),
+            sum(each.weight for each in shares),
+        )
     return _Share(_value(shares, metric).to(torch.float64), 1.0)
 
 
@@ -180,8 +187,6 @@ def _value(shares: list[_Share], metric: _ResultMetric) -> Tensor:
     """The value over all shares, in the type of what is logged, but of 32 bits at least."""
     numbers = torch.stack([torch.as_tensor(each.number) for each in shares])
     weights = torch.stack([torch.as_tensor(each.weight, dtype=torch.float64, device=numbers.device) for each in shares])
-    if metric.meta.is_mean_reduction:
-        found = numbers.sum() / weights.sum()
-    else:
-        found = metric.meta.reduce_fx(numbers[weights > 0])
+    is_mean = metric.meta.is_mean_reduction
+    found = numbers.sum() / weights.sum() if is_mean else metric.meta.reduce_fx(numbers[weights > 0])
     return found.to(metric.value.dtype)

@@ -44,8 +44,8 @@ def check_anywhere(job: Job) -> None:
                 raise ConfigError(f"the callback {type(callback).__name__} {why}")
         if isinstance(callback, _NEEDS_LOGGER) and not job.logger:
             raise ConfigError(
-                f"the callback {type(callback).__name__} writes to a logger, and there is none: give `logger`, or leave it out; "
-                "metrics.jsonl has the learning rate, time and memory of each step"
+                f"the callback {type(callback).__name__} writes to a logger, and there is none: give `logger`, or leave it "
+                "out; metrics.jsonl has the learning rate, time and memory of each step"
             )
 
 
@@ -69,8 +69,8 @@ def _refusals(job: Job, strategy: Strategy) -> Iterator[str]:
             )
     if is_deepspeed and _overrides(job.model, "configure_gradient_clipping"):
         yield (
-            f"{type(job.model).__name__}.configure_gradient_clipping has no effect under {strategy.name}: DeepSpeed clips inside "
-            "its step, by the norm over all ranks. Take that method out and give `gradient_clip`, or take ddp or fsdp2"
+            f"{type(job.model).__name__}.configure_gradient_clipping has no effect under {strategy.name}: DeepSpeed clips "
+            "inside its step, by the norm over all ranks. Take that method out and give `gradient_clip`, or take ddp or fsdp2"
         )
 
 

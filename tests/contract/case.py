@@ -18,6 +18,9 @@ from torch.utils.data import DataLoader, Dataset
 import scalekit
 from scalekit.errors import ScaleKitError
 
+STRATEGIES = ("single", "ddp", "fsdp2", "zero2")
+"""The first on one process, the others on two."""
+
 GLOBAL_BATCH = 8
 ROWS = 17
 """The last batch of an epoch has one row, so that one of two ranks has none."""
@@ -164,9 +167,7 @@ def differences(expected: Any, found: Any, place: str = "") -> list[str]:
             differences(expected.get(name), found.get(name), f"{place}.{name}" if place else name) for name in names
         )
     if isinstance(expected, list) and isinstance(found, list) and len(expected) == len(found):
-        return _several(
-            differences(*pair, f"{place}[{i}]") for i, pair in enumerate(zip(expected, found, strict=True))
-        )
+        return _several(differences(*pair, f"{place}[{i}]") for i, pair in enumerate(zip(expected, found, strict=True)))
     if isinstance(expected, (int, float)) and isinstance(found, (int, float)):
         same = math.isclose(expected, found, rel_tol=1e-5, abs_tol=1e-6) or (math.isnan(expected) and math.isnan(found))
         return [] if same else [f"{place}: {found} for {expected}"]

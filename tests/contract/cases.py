@@ -35,7 +35,7 @@ from lightning.pytorch.callbacks.finetuning import BaseFinetuning
 from torch import Tensor, nn
 from torchmetrics import MeanAbsoluteError, MeanMetric
 
-from tests.contract.case import HELD_OUT, ROWS, Case, loader
+from tests.contract.case import HELD_OUT, ROWS, STRATEGIES, Case, loader
 
 
 class Plain(pl.LightningModule):
@@ -396,6 +396,13 @@ def checkpoints() -> list[pl.Callback]:
     return [ModelCheckpoint(folder / "is" / "not", monitor="val_loss", save_top_k=1)]
 
 
+SHARDED = {"fsdp2": "average_decay", "zero2": "average_decay"}
+
+
+def everywhere(what: str) -> dict[str, str]:
+    return dict.fromkeys(STRATEGIES, what)
+
+
 CASES = {
     "plain": Case("`training_step`, `validation_step`, `self.log`", Plain),
     "logs": Case("`self.log` by mean, sum, min, max, from every hook", Logs),
@@ -404,16 +411,28 @@ CASES = {
     "plateau by epoch": Case("`ReduceLROnPlateau` on a validation metric", PlateauByEpoch),
     "plateau by step": Case("`ReduceLROnPlateau` by the step", PlateauByStep),
     "frequency": Case("`interval: step, frequency: 2`", Frequency),
-    "trainer's numbers": Case("`trainer.max_epochs`, `estimated_stepping_batches`", TrainersNumbers, reads=lambda m: m.read),
-    "two optimizers": Case("manual optimization, two optimizers", TwoOptimizers),
-    "manual clipping": Case("manual optimization, `self.clip_gradients`", ManualClips),
-    "gan": Case("a GAN: two backward passes, `toggle_optimizer`", Gan),
-    "unused": Case("parameters that no step uses", Unused),
-    "thaws": Case("`BaseFinetuning`", Finetuned, lambda: [Thaws()]),
-    "skips": Case("`training_step` that returns None", SkipsSteps),
-    "double": Case("a module in float64", Double),
-    "clips": Case("`configure_gradient_clipping`", Clips),
-    "lbfgs": Case("`LBFGS`: closures that run several times", Lbfgs),
+    "trainer's numbers": Case(
+        "`trainer.max_epochs`, `estimated_stepping_batches`", TrainersNumbers, reads=lambda m: m.read
+    ),
+    "two optimizers": Case(
+        "manual optimization, two optimizers", TwoOptimizers, refused={"zero2": "take ddp or fsdp2"}
+    ),
+    "manual clipping": Case(
+        "manual optimization, `self.clip_gradients`", ManualClips, refused={"zero2": "give `gradient_clip`"}
+    ),
+    "gan": Case("a GAN: two backward passes, `toggle_optimizer`", Gan, refused={"zero2": "take ddp or fsdp2"}),
+    "unused": Case("parameters that no step uses", Unused, refused={"zero2": "set weight_decay=0"}),
+    "thaws": Case("`BaseFinetuning`", Finetuned, lambda: [Thaws()], refused={"zero2": "take ddp or fsdp2"}),
+    "skips": Case(
+        "`training_step` that returns None",
+        SkipsSteps,
+        refused={"ddp": "returned None", "fsdp2": "returned None", "zero2": "returned None"},
+    ),
+    "double": Case("a module in float64", Double, refused=everywhere("call .float()")),
+    "clips": Case("`configure_gradient_clipping`", Clips, refused={"zero2": "give `gradient_clip`"}),
+    "lbfgs": Case(
+        "`LBFGS`: closures that run several times", Lbfgs, refused={"ddp": "LBFGS", "fsdp2": "LBFGS", "zero2": "LBFGS"}
+    ),
     "returns": Case("`training_step` that returns a mapping", Returns, reads=lambda m: everybody(sum(m.read))),
     "hyperparameters": Case("`save_hyperparameters` with what no file can hold", odd),
     "data module": Case("a LightningDataModule's hooks", KnowsItsData, datamodule=Data, reads=data_read),
@@ -431,26 +450,48 @@ CASES = {
         epochs=8,
     ),
     "averaging": Case(
-        "`StochasticWeightAveraging`", Plain, lambda: [StochasticWeightAveraging(0.01, swa_epoch_start=1)], epochs=4
+        "`StochasticWeightAveraging`",
+        Plain,
+        lambda: [StochasticWeightAveraging(0.01, swa_epoch_start=1)],
+        epochs=4,
+        refused=SHARDED,
     ),
     "accumulation": Case(
-        "`GradientAccumulationScheduler`", Plain, lambda: [GradientAccumulationScheduler({1: 2})]
+        "`GradientAccumulationScheduler`",
+        Plain,
+        lambda: [GradientAccumulationScheduler({1: 2})],
+        refused=everywhere("global_batch_size throughout"),
     ),
     "progress bars": Case("Lightning's progress bars", Plain, lambda: [TQDMProgressBar()]),
     "rich progress bar": Case("Lightning's rich progress bar", Plain, lambda: [RichProgressBar()]),
     "rates": Case("`LearningRateMonitor`", Plain, lambda: [LearningRateMonitor()], logs=True),
     "devices": Case("`DeviceStatsMonitor`", Plain, lambda: [DeviceStatsMonitor()], logs=True),
-    "average": Case("`EMAWeightAveraging`", Plain, lambda: [EMAWeightAveraging(decay=0.5)]),
-    "pruning": Case("`ModelPruning`", Plain, lambda: [ModelPruning("l1_unstructured", amount=0.3)]),
+    "average": Case("`EMAWeightAveraging`", Plain, lambda: [EMAWeightAveraging(decay=0.5)], refused=SHARDED),
+    "pruning": Case(
+        "`ModelPruning`",
+        Plain,
+        lambda: [ModelPruning("l1_unstructured", amount=0.3)],
+        refused=everywhere("prune the trained model"),
+    ),
     "timer": Case("`Timer`", Plain, lambda: [Timer(timedelta(hours=1))]),
     "lambda": Case("`LambdaCallback`", Plain, lambda: [LambdaCallback(on_train_start=lambda *_: None)]),
     "spikes": Case("`SpikeDetection`", Plain, lambda: [SpikeDetection(warmup=2)]),
     "summary": Case("`ModelSummary`, `RichModelSummary`", Plain, lambda: [RichModelSummary()]),
     "on exception": Case("`OnExceptionCheckpoint`", Plain, lambda: [OnExceptionCheckpoint("nowhere")]),
     "checkpoints": Case("`ModelCheckpoint` into a folder that is not there", Plain, checkpoints),
-    "batch sizes": Case("`BatchSizeFinder`", Plain, lambda: [BatchSizeFinder()]),
-    "rate finder": Case("`LearningRateFinder`", Plain, lambda: [LearningRateFinder()]),
-    "thaws a backbone": Case("`BackboneFinetuning`", Backbone, lambda: [BackboneFinetuning(1, verbose=False)], epochs=4),
+    "batch sizes": Case(
+        "`BatchSizeFinder`", Plain, lambda: [BatchSizeFinder()], refused=everywhere("micro_batch_size='auto'")
+    ),
+    "rate finder": Case(
+        "`LearningRateFinder`", Plain, lambda: [LearningRateFinder()], refused=everywhere("Lightning's own Trainer")
+    ),
+    "thaws a backbone": Case(
+        "`BackboneFinetuning`",
+        Backbone,
+        lambda: [BackboneFinetuning(1, verbose=False)],
+        epochs=4,
+        refused={"zero2": "take ddp or fsdp2"},
+    ),
     "throughput": Case(
         "`ThroughputMonitor`", Plain, lambda: [ThroughputMonitor(lambda batch: len(batch[0]))], logs=True
     ),

@@ -1,0 +1,51 @@
+"""The contract with Lightning: the same numbers as its own Trainer gives on one process, or a refusal by name."""
+
+import json
+import logging
+from typing import Any
+
+import pytest
+
+from tests.contract import table
+from tests.contract.case import STRATEGIES, by_lightning, differences
+from tests.contract.cases import CASES
+from tests.distributed import processes
+
+Results = dict[str, dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """Of each case that some strategy runs."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    folder = tmp_path_factory.mktemp("lightning")
+    run = {name: case for name, case in CASES.items() if len(case.refused) < len(STRATEGIES)}
+    found = {name: by_lightning(case, folder / name.replace(" ", "-")) for name, case in run.items()}
+    read: Results = json.loads(json.dumps(found))
+    return read
+
+
+@pytest.fixture(scope="module", params=STRATEGIES)
+def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[Results]]:
+    """What a strategy makes of all cases, on each of its ranks."""
+    strategy = request.param
+    folder, ranks = tmp_path_factory.mktemp("contract"), 1 if strategy == "single" else 2
+    processes.torchrun("contract", folder, strategy, nproc=ranks)
+    return strategy, [json.loads((folder / f"found-{strategy}-{rank}.json").read_text()) for rank in range(ranks)]
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.filterwarnings("ignore")
+def test_it_is_equal_or_refused(expected: Results, found: tuple[str, list[Results]], name: str) -> None:
+    strategy, ranks = found
+    for result in (each[name] for each in ranks):
+        assert "broken" not in result, result["broken"]
+        if strategy in CASES[name].refused:
+            assert CASES[name].refused[strategy] in result["refused"]
+        else:
+            assert "refused" not in result, result["refused"]
+            assert not differences(expected[name], result)
+
+
+def test_the_page_is_that_of_the_cases() -> None:
+    assert table.PAGE.read_text() == table.page(), "run python -m tests.contract.table"
