@@ -69,7 +69,7 @@ class Job:
     data: Annotated[Source, Raises(DataError)]
     task: Annotated[TaskName | None, LeftToModule] = None
     loss: Annotated[AnyLoss | None, LeftToModule] = None
-    item_count: Annotated[_ItemCount | None, LeftToModule] = None
+    item_count: _ItemCount | None = None
     loss_couples: Annotated[Literal["batch"] | None, LeftToModule] = None
     validation: Annotated[
         Annotated[float, Above(0), Below(1)] | Source | None,
@@ -205,7 +205,7 @@ class Job:
             ConfigError: there are none.
         """
         names = ("evaluate_every", "metrics", "generate", "validation_transform")
-        given = [name for name in names if self._is_given(name)]
+        given = [name for name in names if self._is_given(name) and getattr(self, name) is not None]
         if given and not has_rows:
             raise ConfigError(f"{', '.join(given)}: there are no rows held out to evaluate. Give `validation` too")
 

@@ -212,7 +212,6 @@ def _shortened(job: Job, decision: Decision, row: Any, collate: Any, folder: Pat
         callbacks=(),
         output_dir=str(folder / "run"),
         checkpoint_every=None,
-        evaluate_every=None,
         resume="never",
     )
 

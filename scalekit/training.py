@@ -45,10 +45,12 @@ from scalekit.log import JobLog, detail, duration, job_log, log, say, warn
 from scalekit.loops import replace_loops, support
 from scalekit.loops.data_module import AttachedData
 from scalekit.module import OptimizerSettings, ScaleModule
-from scalekit.objectives.counts import Counted
+from scalekit.objectives import counts
+from scalekit.objectives.counts import Counted, ItemCount
 from scalekit.objectives.coupled import CoupledLoss
 from scalekit.objectives.measured import ReductionCheck
 from scalekit.objectives.objective import FunctionLoss, LossFunction, Objective
+from scalekit.objectives.own_step import OwnStep
 from scalekit.optim import build_schedule, check_optimizer
 from scalekit.planning.plan import Plan
 from scalekit.preemption import StopRequest, answered_by
@@ -326,6 +328,8 @@ def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack
     engine.job_state["total_steps"] = total_steps
     run_id = engine.job_state["wandb_run_id"] = (folder.state or {}).get("wandb_run_id") or uuid.uuid4().hex[:8]
     loggers = loggers_of(job, plan, folder.path, run_id, world)
+    own = None if isinstance(module, ScaleModule) else OwnStep(_own_count(job))
+    item_count = engine.item_count = partial(_item_count, module, own)
     if isinstance(module, ScaleModule):
         if job.loss_couples is not None and world.size > 1 and isinstance(coupled := module.objective, CoupledLoss):
             coupled.own_rows, engine.couples = lambda: engine.own_rows, True
@@ -361,8 +365,8 @@ def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack
             *([Samples(job.generate, rows.way.processor, folder.path, world, folder.step)] if job.generate else []),
             *([LeakCheck(rows.way.is_flat)] if rows.packed else []),
             *(
-                [ReductionCheck(rows.few(), rows.collate, splits, world)]
-                if isinstance(module, ScaleModule) and job.loss_couples is None
+                [ReductionCheck(rows.few(), rows.collate, splits, world, own)]
+                if job.loss_couples is None and not is_manual
                 else []
             ),
             *([] if has_bar else [progress]),
@@ -386,7 +390,7 @@ def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack
         default_root_dir=folder.path,
     )
     replace_loops(trainer, engine, folder.step if has_ended else total_steps)
-    batching = (rows, order, world, _count(module), device == "cuda")
+    batching = (rows, order, world, lambda batch, samples: item_count().of(batch, samples), device == "cuda")
     training = training_loader(*batching, folder.state or {})
     engine.turns_done = training.turns_done
     if isinstance(training, StreamLoader):
@@ -535,11 +539,6 @@ def _write_skipped(folder: Path, rows: Rows, training: StreamLoader, world: Worl
             runs.write_skipped(folder, list(found))
 
 
-def _count(module: pl.LightningModule) -> Callable[[Any, int], float]:
-    """The items of a batch; a LightningModule's own loss is a mean over samples."""
-    return lambda batch, rows: module.objective.items(batch, rows) if isinstance(module, ScaleModule) else rows
-
-
 def _module(job: Job, model: models.Model | None, rows: Rows, total_steps: int, recompute: bool) -> pl.LightningModule:
     """The user's own LightningModule, or theirs within ScaleKit's."""
     if model is None:
@@ -562,6 +561,18 @@ def _module(job: Job, model: models.Model | None, rows: Rows, total_steps: int, 
     built = source if isinstance(source, nn.Module) else seeded
     loss = _objective(job, rows.way.is_shifted)
     return ScaleModule(built, loss, settings, total_steps, job.item_count, rows.way.processor, recompute)
+
+
+def _item_count(module: pl.LightningModule, own: OwnStep | None) -> ItemCount:
+    """What the loss is a mean over, as far as it is known by now."""
+    if isinstance(module, ScaleModule):
+        return module.objective.count
+    return counts.Samples() if own is None else own.count
+
+
+def _own_count(job: Job) -> ItemCount:
+    """What the loss of a user's own step is taken for a mean over."""
+    return counts.Samples() if job.item_count is None else Counted(job.item_count)
 
 
 def _objective(job: Job, shifted: bool = False) -> Objective | None:

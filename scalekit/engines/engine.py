@@ -29,6 +29,7 @@ from scalekit.engines.meetings import Meetings
 from scalekit.engines.precision import plugin
 from scalekit.engines.standing_in import as_it_was, without_rows
 from scalekit.errors import ConfigError, ModelError, NonFiniteError
+from scalekit.objectives.counts import ItemCount
 from scalekit.objectives.normalization import Ledger, MicroBatch, StepLoss
 from scalekit.scores import Scores
 
@@ -71,6 +72,7 @@ class Engine(Checkpointed):
         self.is_stopping = False  # what the ranks have agreed on, in the latest step
         self.last_step: StepRecord | None = None
         self.scores: Scores | None = None  # of a `ScaleModule`
+        self.item_count: Callable[[], ItemCount] | None = None  # what the loss is a mean over, as far as it is known
         self._ledger: Ledger | None = None
         self._micro: MicroBatch | None = None
         self.couples = False  # whether a `ScaleModule`'s loss takes outputs of all ranks
@@ -157,7 +159,7 @@ class Engine(Checkpointed):
         if micro.items:
             output = super().training_step(*args, **kwargs)
         elif self.needs_rows:
-            with self._standing_in():
+            with self.standing_in():
                 found = super().training_step(self._stand_in, *args[1:], **kwargs)
                 output = found["loss"] if isinstance(found, Mapping) and not self.is_manual else found
         else:
@@ -175,7 +177,7 @@ class Engine(Checkpointed):
         return self._ledger.weigh(output, micro)
 
     @contextmanager
-    def _standing_in(self) -> Generator[None, None, None]:
+    def standing_in(self) -> Generator[None, None, None]:
         """Runs rows that count nothing: what a step does to a module beside its gradients is undone, and nothing is logged."""
         self.stands_in = True
         try:
@@ -313,7 +315,7 @@ class Engine(Checkpointed):
         elif self.scores is None and not self.is_shared:
             return None  # rows that another rank counts are nothing for a user's own metrics
         else:
-            with self._standing_in():
+            with self.standing_in():
                 output = super().validation_step(self._stand_in, *args[1:], **kwargs)
         loss = output.get("loss") if isinstance(output, Mapping) else output
         if micro is not None and isinstance(loss, Tensor):
@@ -330,6 +332,10 @@ class Engine(Checkpointed):
         with torch.no_grad(), self.precision_plugin.forward_context():
             return function()
 
+    def run_step(self, *args: Any) -> Any:
+        """Runs a module's own `training_step` outside of Lightning's loop; see `run`."""
+        return self.run(lambda: self._module.training_step(*args))
+
     def close_evaluation(self) -> dict[str, Any] | None:
         """Loss and scores over all rows held out, each counted once; None where `validation_step` returns no loss."""
         total, items = self._sum(self._evaluated).tolist()
@@ -342,9 +348,8 @@ class Engine(Checkpointed):
 
     @property
     def _adds_up(self) -> bool:
-        """Whether losses are sums, of a `ScaleModule`."""
-        module: Any = self._module
-        return self.scores is not None and bool(module.objective.count.is_sum)
+        """Whether losses are sums."""
+        return self.item_count is not None and self.item_count().is_sum
 
     @cached_property
     def _evaluated(self) -> Tensor:

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 _PLAIN = (list, dict, set, deque)
-_OF_TORCH = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+_OF_TORCH = frozenset(vars(nn.Module())) - {"training"}
+_OF_DEEPSPEED = ("ds_", "_ds_", "pre_bwd_fn", "post_bwd_fn", "applied_pre_backward", "_external_params", "_original_parameters")
+"""How the names begin of what it keeps in modules, and has to change while others run rows."""
 
 
 def without_rows(batch: Any) -> Any:
@@ -54,7 +56,7 @@ class _Attributes:
     """The attributes of a module, as they are now."""
 
     def __init__(self, part: nn.Module) -> None:
-        found = {name: value for name, value in vars(part).items() if name not in _OF_TORCH}
+        found = {name: value for name, value in vars(part).items() if _is_users(name)}
         self._values = found
         self._contents = {name: copy.copy(value) for name, value in found.items() if type(value) in _PLAIN}
         self._tensors = {name: value.detach().clone() for name, value in found.items() if type(value) is Tensor}
@@ -62,7 +64,7 @@ class _Attributes:
     def restore(self, part: nn.Module) -> None:
         """Puts them back, in the same objects."""
         now = vars(part)
-        for name in [name for name in now if name not in _OF_TORCH and name not in self._values]:
+        for name in [name for name in now if _is_users(name) and name not in self._values]:
             del now[name]
         for name, value in self._values.items():
             now[name] = value
@@ -70,6 +72,10 @@ class _Attributes:
                 value.copy_(self._tensors[name])
             elif name in self._contents:
                 _refill(value, self._contents[name])
+
+
+def _is_users(name: str) -> bool:
+    return name not in _OF_TORCH and not name.startswith(_OF_DEEPSPEED)
 
 
 def _refill(container: Any, contents: Any) -> None:

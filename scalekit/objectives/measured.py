@@ -8,19 +8,21 @@ them of all that could be counted is what the loss is a mean over.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any, final
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from scalekit.errors import LossReductionError, NoLossError
+from scalekit.errors import LossReductionError, NoLossError, ScaleKitError
 from scalekit.log import log, warn
 from scalekit.objectives.counts import Counted, ItemCount, candidates, tensors_of
+from scalekit.objectives.own_step import OwnStep
 from scalekit.randomness import keyed
 from scalekit.world import World, agree
 
@@ -31,6 +33,12 @@ _TOLERANCE = {torch.bfloat16: 1e-2, torch.float16: 2e-3}
 _EXACT_TOLERANCE = 1e-5
 _ROUNDING = 1e-6
 """A difference, as a share of the loss, that says nothing in any type."""
+
+_WAYS_OUT_OF_OWN_STEP = (
+    "Give `item_count=`, a function of a batch that counts what its loss is a mean over. A step that couples the samples of a "
+    "batch, such as a contrastive one, needs whole global batches: one process, and micro_batch_size = global_batch_size. "
+    "Where it gathers them itself, `item_count=` says so"
+)
 
 _WAYS_OUT = (
     "Give `item_count=`, a function of a batch that counts what its loss is a mean over, or a `loss=` of your own. A loss that "
@@ -49,10 +57,12 @@ class Parts:
     Attributes:
         whole: the batch.
         each: batches of one row; slices of the whole one where a collator draws, since it would not draw the same again.
+        samples: rows of each part; one by default.
     """
 
     whole: Any
     each: list[Any]
+    samples: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, rows: Sequence[Any], collate: Callable[[list[Any]], Any], config: Any, likely: ItemCount) -> Parts:
@@ -69,6 +79,13 @@ class Parts:
         if _is_same(whole, again):
             return cls(whole, [alone[place] for place in chosen])
         return cls(whole, [_row(whole, number, len(chosen)) for number in range(len(chosen))])
+
+    @classmethod
+    def in_two(cls, rows: Sequence[Any], collate: Callable[[list[Any]], Any]) -> Parts:
+        """Of all rows, in two parts of different lengths, as far as two rows or more are needed for a loss."""
+        first = max(2, len(rows) // 4) if len(rows) > 3 else 1
+        each = [collate(list(part)) for part in (rows[:first], rows[first:])]
+        return cls(collate(list(rows)), each, (first, len(rows) - first))
 
 
 def _is_same(one: Any, other: Any) -> bool:
@@ -95,14 +112,19 @@ class Measured:
         count: what the loss is a mean over; None where nothing holds.
         whole: the loss of the batch.
         each: those of its parts.
+        samples: rows of each part; one by default.
     """
 
     count: ItemCount | None
     whole: float
     each: list[float]
+    samples: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         parts = ", ".join(f"{loss:.6g}" for loss in self.each)
+        if self.samples:
+            sizes = " and ".join(map(str, self.samples))
+            return f"the loss of {sum(self.samples)} rows together is {self.whole:.6g}, and {parts} in parts of {sizes}"
         return f"the loss of {len(self.each)} rows together is {self.whole:.6g}, and {parts} one by one"
 
 
@@ -123,12 +145,12 @@ def measure(
     least = min(errors)
     good = max(3 * least, _ROUNDING)
     found = next(count for count, error in zip(counts, errors, strict=True) if error <= good)
-    return Measured(found if least <= tolerance else None, whole, each)
+    return Measured(found if least <= tolerance else None, whole, each, parts.samples)
 
 
 def _together(count: ItemCount, parts: Parts, losses: Sequence[float]) -> float:
     """The loss that the contract would make of the parts', by a count; not a number where there is nothing to count."""
-    items = [count.of(part, 1) for part in parts.each]
+    items = [count.of(part, samples) for part, samples in zip(parts.each, parts.samples or cycle([1]), strict=False)]
     total = 1.0 if count.is_sum else sum(items)
     counted = [item * loss for item, loss in zip(items, losses, strict=True) if item]
     return math.fsum(counted) / total if total > 0 else math.inf
@@ -139,17 +161,25 @@ def _together(count: ItemCount, parts: Parts, losses: Sequence[float]) -> float:
 
 @final
 class ReductionCheck(Callback):
-    """Measures what the loss is a mean over as the job runs it, on all ranks at once, and tells the module's objective.
+    """Measures what the loss is a mean over as the job runs it, on all ranks at once, and tells the objective.
 
     Args:
         rows: some of the training data's, the same on every rank.
         collate: makes a batch of them.
         splits: whether global batches are run in parts, over ranks or by accumulation.
         world: the job's processes.
+        own: the step of a LightningModule of the user's; None where the objective is that of a `ScaleModule`.
     """
 
-    def __init__(self, rows: Sequence[Any], collate: Callable[[list[Any]], Any], splits: bool, world: World) -> None:
-        self._rows, self._collate, self._splits, self._world = rows, collate, splits, world
+    def __init__(
+        self,
+        rows: Sequence[Any],
+        collate: Callable[[list[Any]], Any],
+        splits: bool,
+        world: World,
+        own: OwnStep | None = None,
+    ) -> None:
+        self._rows, self._collate, self._splits, self._world, self._own = rows, collate, splits, world, own
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Before anything else of the model runs.
@@ -158,11 +188,12 @@ class ReductionCheck(Callback):
             LossReductionError: nothing that could be counted holds, and global batches are run in parts.
         """
         engine: Any = trainer.strategy
-        objective: Any = pl_module.objective
+        objective: Any = self._own or pl_module.objective
         is_given = isinstance(objective.count, Counted)
-        if len(self._rows) < 2 or (is_given and not self._splits):
+        # A user's own step may do more than give a loss: it is not run where nothing depends on it.
+        if len(self._rows) < 2 or ((is_given or self._own is not None) and not self._splits):
             return
-        config = getattr(pl_module.model, "config", None)
+        config = getattr(pl_module.model, "config", None) if self._own is None else None
         try:
             with keyed(0):
                 parts = Parts.of(self._rows, self._collate, config, objective.count)
@@ -172,19 +203,33 @@ class ReductionCheck(Callback):
             )
             return
         counts = [objective.count] if is_given else candidates(parts.whole, config, objective.count)
-        found = self._agreed(_measured(engine, pl_module, parts, counts), counts)
+        loss = self._loss_of_model if self._own is None else self._own.loss
+        try:
+            # What an own step does with rows may depend on what they hold: its count is tried on more of them.
+            more = None if self._own is None else Parts.in_two(self._rows, self._collate)
+            found = self._agreed(_measured(engine, pl_module, loss, parts, counts, more), counts)
+        except Exception as error:
+            if self._own is None or isinstance(error, ScaleKitError):
+                raise
+            warn(f"the loss is taken for a mean over samples; training_step could not be tried: {error}")
+            found = None
         self._rows = ()
         if found is not None:
             self._tell(found, objective)
 
+    @staticmethod
+    def _loss_of_model(engine: Any, module: Any, batch: Any) -> Tensor:
+        loss: Tensor = engine.run(lambda: module.objective.outcome(module.model, batch).loss)
+        return loss
+
     def _agreed(self, found: Measured | None, counts: Sequence[ItemCount]) -> Measured | None:
         """What rank 0 has found. A count travels by its place, since functions of the user's may not."""
         place = counts.index(found.count) if found is not None and found.count is not None else None
-        told = agree(None if found is None else (place, found.whole, found.each), self._world)
+        told = agree(None if found is None else (place, found.whole, found.each, found.samples), self._world)
         if told is None:
             return None
-        place, whole, each = told
-        return Measured(None if place is None else counts[place], whole, each)
+        place, whole, each, samples = told
+        return Measured(None if place is None else counts[place], whole, each, samples)
 
     def _tell(self, found: Measured, objective: Any) -> None:
         likely = objective.count
@@ -195,7 +240,8 @@ class ReductionCheck(Callback):
             )
         elif found.count is None and self._splits:
             raise LossReductionError(
-                f"{found}: whatever is counted, the loss of a global batch cannot be put together from its parts. {_WAYS_OUT}"
+                f"{found}: whatever is counted, the loss of a global batch cannot be put together from its parts. "
+                + (_WAYS_OUT if self._own is None else _WAYS_OUT_OF_OWN_STEP)
             )
         elif found.count is None:
             log("loss", f"{found}: it cannot be put together from parts. Here each global batch is run whole")
@@ -205,10 +251,25 @@ class ReductionCheck(Callback):
         objective.count = found.count or likely
 
 
-def _measured(engine: Any, module: Any, parts: Parts, counts: Sequence[ItemCount]) -> Measured | None:
+def _measured(
+    engine: Any,
+    module: Any,
+    loss: Callable[[Any, Any, Any], Tensor],
+    parts: Parts,
+    counts: Sequence[ItemCount],
+    more: Parts | None = None,
+) -> Measured | None:
     """What holds; None where the loss says nothing, as one that is not finite.
 
     A model that draws random numbers while it evaluates, or has a loss in training alone, is run with constants for them.
+
+    Args:
+        engine: the trainer's strategy.
+        module: the LightningModule, which is left as it was.
+        loss: of the engine, the module and a batch.
+        parts: of a batch.
+        counts: what could be counted.
+        more: parts on which a count must hold too, or where the first ones say nothing.
     """
     dtypes = engine.dtypes
     # Autocast is left off where each rank has all parameters, and in float32.
@@ -217,44 +278,29 @@ def _measured(engine: Any, module: Any, parts: Parts, counts: Sequence[ItemCount
 
     def loss_of(batch: Any) -> float:
         moved = engine.batch_to_device(batch)
+        with torch.autocast(engine.root_device.type, enabled=False) if is_exact else nullcontext():
+            return float(loss(engine, module, moved).double())
 
-        def run() -> Tensor:
-            with torch.autocast(engine.root_device.type, enabled=False) if is_exact else nullcontext():
-                loss: Tensor = module.objective.outcome(module.model, moved).loss
-                return loss.double()
-
-        return float(engine.run(run))
-
-    with _undisturbed(module.model):
-        module.model.eval()
+    with engine.standing_in(), keyed(0):
+        module.eval()
         try:
             is_drawn = not _is_near(loss_of(parts.whole), loss_of(parts.whole), tolerance)
         except NoLossError:
-            module.model.train()
+            module.train()
             is_drawn = True
         with _Constant() if is_drawn else nullcontext():  # type: ignore[no-untyped-call]
             found = measure(loss_of, parts, counts, tolerance)
-    return found if all(map(math.isfinite, (found.whole, *found.each))) else None
+            if more is not None and (found.count is not None or not _is_finite(found)):
+                found = measure(loss_of, more, counts if found.count is None else [found.count], tolerance)
+    return found if _is_finite(found) else None
+
+
+def _is_finite(found: Measured) -> bool:
+    return all(map(math.isfinite, (found.whole, *found.each)))
 
 
 def _is_near(one: float, other: float, tolerance: float) -> bool:
     return one == other or abs(one - other) <= tolerance * max(abs(one), abs(other))
-
-
-@contextmanager
-def _undisturbed(model: nn.Module) -> Generator[None, None, None]:
-    """Leaves a model's modes and statistics, and the generators of random numbers, as they were."""
-    modes = [(part, part.training) for part in model.modules()]
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    try:
-        with keyed(0):
-            yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
-        with torch.no_grad():
-            for buffer, kept in buffers:
-                buffer.copy_(kept)
 
 
 class _Constant(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -20,6 +20,7 @@ from torch import nn
 
 import scalekit
 from scalekit import errors
+from scalekit.checkpoint import load
 from tests.distributed import parity_cases as parity
 from tests.distributed.processes import ROOT
 from tests.legs import EndedError, Ends
@@ -93,13 +94,26 @@ def test_a_metric_that_is_not_found_ends_the_job_before_its_first_step(tmp_path:
 class Strange(GetsWorse):
     def __init__(self, activation: Any) -> None:
         super().__init__()
+        self.activation = activation
         self.save_hyperparameters()
 
 
+class Saving(Strange):
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["activation"] = self.activation
+
+
 def test_what_cannot_be_saved_shows_after_the_first_step(tmp_path: Path) -> None:
-    with pytest.raises(errors.CheckpointError, match=r"hyper_parameters.activation is a GELU"):
-        train(tmp_path, checkpoint_every=None, module=Strange(nn.GELU()))
+    with pytest.raises(errors.CheckpointError, match=r"state.activation is a GELU"):
+        train(tmp_path, checkpoint_every=None, module=Saving(nn.GELU()))
     assert [step for step, _ in lines(tmp_path, "metrics.jsonl")] == [1]
+
+
+def test_hyperparameters_that_no_file_holds_are_kept_by_their_text(tmp_path: Path, capsys: Any) -> None:
+    run = train(tmp_path, module=Strange(nn.GELU()), max_steps=2)
+    assert "by their text alone: activation" in capsys.readouterr().out
+    assert run.checkpoint is not None
+    assert load.state(run.checkpoint)["hyper_parameters"] == {"activation": "GELU(approximate='none')"}
 
 
 def test_what_others_save_stands_when_they_go_on(tmp_path: Path) -> None:

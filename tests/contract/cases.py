@@ -396,6 +396,42 @@ def checkpoints() -> list[pl.Callback]:
     return [ModelCheckpoint(folder / "is" / "not", monitor="val_loss", save_top_k=1)]
 
 
+class Contrasts(Plain):
+    """A contrast of the rows of a batch: each row against all others."""
+
+    def loss(self, batch: Any) -> Tensor:
+        similar = self(batch[0]) * batch[1].T
+        return nn.functional.cross_entropy(similar, torch.arange(len(similar)))
+
+
+class Unlogged(Plain):
+    """Its losses are not logged: Lightning would weigh them by rows, whatever they are."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return self.loss(batch)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        return None
+
+
+class Sums(Unlogged):
+    """A loss that is the sum over its batch, as of the VAE in PyTorch's examples."""
+
+    def loss(self, batch: Any) -> Tensor:
+        return nn.functional.mse_loss(self(batch[0]), batch[1], reduction="sum")
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+class Masks(Unlogged):
+    """A mean over some of the rows."""
+
+    def loss(self, batch: Any) -> Tensor:
+        kept = (batch[1] > -1).float()
+        return ((self(batch[0]) - batch[1]).square() * kept).sum() / kept.sum().clamp(min=1)
+
+
 SHARDED = {"fsdp2": "average_decay", "zero2": "average_decay"}
 
 
@@ -405,6 +441,18 @@ def everywhere(what: str) -> dict[str, str]:
 
 CASES = {
     "plain": Case("`training_step`, `validation_step`, `self.log`", Plain),
+    "contrast": Case(
+        "a loss that couples the rows of a batch",
+        Contrasts,
+        refused=dict.fromkeys(STRATEGIES[1:], "couples the samples"),
+    ),
+    "sum": Case("a loss that is a sum over its batch", Sums),
+    "masks": Case(
+        "a loss that is a mean over something, with `item_count`",
+        Masks,
+        settings={"item_count": lambda batch: max(float((batch[1] > -1).sum()), 1.0)},
+    ),
+    "masks, uncounted": Case("the same, without", Masks, refused=dict.fromkeys(STRATEGIES[1:], "`item_count=`")),
     "logs": Case("`self.log` by mean, sum, min, max, from every hook", Logs),
     "metrics": Case("torchmetrics' metrics as attributes", Metrics),
     "collects": Case("lists and counts of the module's own", Collects, reads=lambda m: everybody(m.rows)),

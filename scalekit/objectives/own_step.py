@@ -1,0 +1,42 @@
+"""The loss of a LightningModule's own `training_step`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, final
+
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch import Tensor
+
+from scalekit.errors import NoLossError
+from scalekit.objectives.counts import ItemCount
+
+
+@final
+class OwnStep:
+    """What is known of it: what it is a mean over.
+
+    Args:
+        count: what it is taken for a mean over, until it is measured.
+    """
+
+    def __init__(self, count: ItemCount) -> None:
+        self.count = count
+
+    def loss(self, engine: Any, module: LightningModule, batch: Any) -> Tensor:
+        """Of a batch on the engine's device; nothing is logged of it.
+
+        Raises:
+            NoLossError: the step returns none.
+        """
+        takes_place = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
+        before, module._current_fx_name = module._current_fx_name, "training_step"
+        try:
+            output = engine.run_step(batch, *([0] if takes_place else []))
+        finally:
+            module._current_fx_name = before
+        loss = output.get("loss") if isinstance(output, Mapping) else output
+        if not isinstance(loss, Tensor):
+            raise NoLossError("training_step returned no loss")
+        return loss
