@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from numbers import Number
 from types import FunctionType
-from typing import Annotated, Any, TypeAlias, TypedDict
+from typing import Annotated, Any, Literal, TypeAlias, TypedDict
 
 from scalekit.settings import (
     Above,
@@ -73,6 +73,13 @@ class Generate(TypedDict, total=False):
         Sequence[Text | Conversation], NotEmpty, Needed, Says("a list of at least one text or conversation")
     ]
     max_new_tokens: Annotated[Count, Unit("tokens")]
+
+
+class Best(TypedDict, total=False):
+    """The metric by which a checkpoint is the best one."""
+
+    metric: Annotated[Text, Needed]
+    mode: Annotated[Literal["min", "max"], Needed]
 
 
 MetricBlock = TypedDict("MetricBlock", {"class": Annotated[Text, Needed]}, total=False)

@@ -130,7 +130,7 @@ def _chosen(job: Job, task: Task) -> Forecast:
     """What is best. A module's own step is left whole batches where they fit, since what it makes of parts is not known."""
     if job.micro_batch_size == "auto" and is_a(job.model, "lightning.pytorch.LightningModule"):
         ranks = task.hardware.world_size
-        whole = choose(replace(task, micro_batch_size=job.global_batch_size // ranks))
+        whole = choose(replace(task, micro_batch_size=job.batch // ranks))
         if whole.chosen is not None:
             return whole
     return choose(task)
@@ -141,7 +141,7 @@ def _before(job: Job, world: World, device: str, plan: Mapping[str, Any]) -> dic
     names = ["strategy", "micro_batch_size", "activation_checkpointing"]
     if plan.get("world_size") != world.size:
         # On other ranks at least what dropout draws by: micro-batches of the same size.
-        shares = job.global_batch_size % (plan.get("micro_batch_size", 1) * world.size) == 0
+        shares = job.batch % (plan.get("micro_batch_size", 1) * world.size) == 0
         names = ["micro_batch_size"] if shares else []
     if plan.get("device") == device:
         names.append("precision")
@@ -155,7 +155,7 @@ def _task(job: Job, model: Model, example: Any, precision: str, hardware: Hardwa
     task = planned(
         subject(model, example, samples=2, loss=loss),
         hardware,
-        global_batch_size=job.global_batch_size,
+        global_batch_size=job.batch,
         strategy=job.strategy,
         precision=precision,
         micro_batch_size=job.micro_batch_size,
@@ -197,7 +197,7 @@ def _without_prediction(job: Job, precision: str, world: World, error: Exception
     name = job.strategy if job.strategy != "auto" else "single" if world.size == 1 else "ddp"
     size: int | str = job.micro_batch_size
     if isinstance(size, str):
-        share = max(job.global_batch_size // world.size, 1)
+        share = max(job.batch // world.size, 1)
         size = max(n for n in range(1, _FALLBACK_MICRO_BATCH + 1) if share % n == 0)
     reason = f"nothing is predicted: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     recompute = job.activation_checkpointing is True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,6 +15,7 @@ from scalekit.blocks import (
     AnyMetric,
     AnyModel,
     AnyProcessor,
+    Best,
     Generate,
     MetricBlock,
     Source,
@@ -52,6 +53,7 @@ from scalekit.yaml_text import parse_yaml
 _MOST_WORKERS = 1024
 _LARGEST_SEED = 2**32 - 1  # numpy's
 
+_USUAL_BATCH = 8
 _Steps = Annotated[Count, Unit("optimizer steps")]
 _ItemCount = Annotated[Any, Is("a function of a batch", function_of("batch"))]
 _Transform = Annotated[Any, Is("a function of an image or of a wave", function_of("shown"))]
@@ -99,7 +101,7 @@ class Job:
     generate: Annotated[Generate | None, LeftToModule, MayChange] = None
     strategy: Annotated[Place, MayChange] = "auto"
     precision: Annotated[PrecisionName | Auto, MayChange] = "auto"
-    global_batch_size: Annotated[Count, Unit("samples")] = 8
+    global_batch_size: Annotated[Count, Unit("samples")] | Auto = "auto"
     micro_batch_size: Annotated[Annotated[Count, Unit("samples")] | Auto, MayChange] = "auto"
     activation_checkpointing: Annotated[bool | Auto, MayChange] = "auto"
     memory_check: Annotated[MemoryCheck, MayChange] = "refuse"
@@ -141,7 +143,12 @@ class Job:
     checkpoint_every: Annotated[_Steps | None, MayChange] = None
     keep_last: Annotated[Annotated[Count, Unit("checkpoints")] | None, MayChange] = None
     keep_every: Annotated[_Steps | None, MayChange] = None
-    keep_best: Annotated[Annotated[Text, Says("the name of a metric")] | None, MayChange] = None
+    keep_best: Annotated[
+        Annotated[Text, Says("the name of a metric")]
+        | Annotated[Best, Says("a mapping of `metric` and `mode`, which is 'min' or 'max'")]
+        | None,
+        MayChange,
+    ] = None
     evaluate_every: Annotated[
         _Steps | Annotated[float, Above(0), Below(1), Unit("of an epoch")] | Literal["epoch"] | None, MayChange
     ] = "epoch"
@@ -191,6 +198,17 @@ class Job:
                 f"keep_best={shown(self.keep_best)} keeps one more than the last, by rows held out: give `keep_last`, "
                 "`validation` and `evaluate_every` too"
             )
+
+    @property
+    def batch(self) -> int:
+        """The global batch's samples, of a job whose data is known: see `with_batch`."""
+        return _USUAL_BATCH if isinstance(self.global_batch_size, str) else self.global_batch_size
+
+    def with_batch(self, size: int | None) -> Job:
+        """This job with a global batch of its data's own size, where nobody has given one."""
+        if self.global_batch_size != "auto":
+            return self
+        return replace(self, global_batch_size=size or _USUAL_BATCH)
 
     def _is_given(self, name: str) -> bool:
         return getattr(self, name) is not _DEFAULTS[name] and getattr(self, name) != _DEFAULTS[name]

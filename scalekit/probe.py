@@ -187,7 +187,7 @@ def _outcome(result: Path, log: Path, code: int, was_ended: bool) -> Outcome:
 
 def _shortened(job: Job, decision: Decision, row: Any, collate: Any, folder: Path) -> Job:
     """The same job on the costliest row alone, for a few steps, with nothing kept of it."""
-    rows = _Repeated(row, STEPS * job.global_batch_size)
+    rows = _Repeated(row, STEPS * job.batch)
     return replace(
         job,
         data=DataLoader(rows, collate_fn=collate),

@@ -122,7 +122,7 @@ def fit(
     generate: Mapping[str, Any] | None = None,
     strategy: str = "auto",
     precision: str = "auto",
-    global_batch_size: int = 8,
+    global_batch_size: int | str = "auto",
     micro_batch_size: int | str = "auto",
     activation_checkpointing: bool | str = "auto",
     memory_check: str = "refuse",
@@ -146,7 +146,7 @@ def fit(
     checkpoint_every: int | None = None,
     keep_last: int | None = None,
     keep_every: int | None = None,
-    keep_best: str | None = None,
+    keep_best: str | Mapping[str, str] | None = None,
     evaluate_every: int | float | str | None = "epoch",
     resume: str = "auto",
     watchdog_seconds: float | str | None = "auto",
@@ -160,8 +160,8 @@ def fit(
             which keeps its own steps, optimizers and callbacks.
         data: a Hugging Face data set, a stream or a dictionary of them; a hub id, a file or folder; a mapping of ``path``,
             ``name``, ``split``, ``revision``, ``streaming``; a `Mixture`; a list of rows; a torch `Dataset` or `DataLoader`; or
-            a LightningDataModule. Of a DataLoader its rows, its collator, its workers and whether it shuffles are taken;
-            batch sizes are the job's. What the rows look like decides their task.
+            a LightningDataModule. Of a DataLoader its rows, its collator, its workers, whether it shuffles
+            and its batch size are taken. What the rows look like decides their task.
         task: which head a hub model gets, one of `names.TaskName`; the one it was saved with by default.
         loss: a `torch.nn` loss, or a function of output and target; by default the model's own.
         item_count: of a batch, what its loss is a mean over; by default that is measured on the first rows, among samples,
@@ -190,7 +190,8 @@ def fit(
             64 by default.
         strategy: a name in ``strategies/``, the path of a strategy file, or ``"auto"``.
         precision: ``32-true``, ``bf16-mixed``, ``bf16-true``, ``16-mixed`` or ``"auto"``.
-        global_batch_size: samples an optimizer step, over all ranks and accumulation.
+        global_batch_size: samples an optimizer step, over all ranks and accumulation; ``"auto"`` is the batch size of the
+            DataLoader that `data` is, or has, and 8 elsewhere.
         micro_batch_size: samples that one rank runs at once.
         activation_checkpointing: whether the model's repeated blocks keep their inputs alone for the backward pass and are
             computed anew there: less memory, about a third more time. The same numbers.
@@ -217,7 +218,8 @@ def fit(
         checkpoint_every: optimizer steps between two checkpoints; one is always saved at the end.
         keep_last: how many of the newest checkpoints are kept; all by default.
         keep_every: checkpoints whose step is a multiple of this are kept too.
-        keep_best: and the one with the best value of this metric of the rows held out, such as ``"loss"``.
+        keep_best: and the one with the best value of this metric of the rows held out, such as ``"loss"``; of one that a
+            LightningModule logs, ``{"metric": "val_accuracy", "mode": "max"}``.
         evaluate_every: ``"epoch"``; a share of an epoch, such as 0.25; optimizer steps between two evaluations; or None, for
             the first and the last alone. A stream has no epochs.
         resume: ``"auto"`` goes on with what `output_dir` holds, ``"never"`` refuses to, a checkpoint's folder is gone on with.
@@ -245,8 +247,6 @@ def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack
     began = time.monotonic()
     world.check(job.devices, job.num_nodes)
     _check(job, world)
-    if job.loss_couples is not None or _is_manual(job):
-        job = replace(job, micro_batch_size=job.global_batch_size // world.size)
     if world.launched:
         end_with_parent()
     device = device_type()
@@ -266,6 +266,10 @@ def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack
         warn(slow)
 
     rows = prepare(job)
+    job = rows.way.job
+    _check_split(job, world)
+    if job.loss_couples is not None or _is_manual(job):
+        job = replace(job, micro_batch_size=job.batch // world.size)
     _check_prepared(job, rows)
     for remark in rows.remarks:
         say(remark)
@@ -420,7 +424,7 @@ def prepare(job: Job) -> Rows:
             f"model={shown(job.model)} has no parameter that is trained: all are frozen, or there are none"
         )
     source = sources.read(job.data, job.validation, job.seed, job.on_bad_row)
-    return Rows.prepare(job, source, known)
+    return Rows.prepare(job.with_batch(source.batch_size), source, known)
 
 
 def _result(metrics: Metrics, checkpoint: Path | None, seconds: float) -> str:
@@ -471,16 +475,8 @@ def _check(job: Job, world: World) -> None:
     Raises:
         ScaleKitError: a setting that one of them refuses.
     """
-    share = world.size * (1 if isinstance(job.micro_batch_size, str) else job.micro_batch_size)
-    if job.global_batch_size % share:
-        raise BatchSizeError.unsplittable(job.global_batch_size, share // world.size, world.size)
-    is_whole = job.micro_batch_size in ("auto", job.global_batch_size // world.size)
-    if not is_whole and (job.loss_couples is not None or _is_manual(job)):
-        why = "manual optimization" if job.loss_couples is None else f"loss_couples={shown(job.loss_couples)}"
-        raise BatchSizeError(
-            f"{why}: a rank must run its share of the batch at once, so leave out micro_batch_size, or make it "
-            f"global_batch_size / ranks = {job.global_batch_size // world.size}"
-        )
+    if job.global_batch_size != "auto":
+        _check_split(job, world)
     check_loggers(job)
     metrics_of(job.metrics)
     Rotation.of(job, evaluates=True)
@@ -489,6 +485,24 @@ def _check(job: Job, world: World) -> None:
     offloads = job.strategy != "auto" and "optimizer" in Strategy.load(job.strategy).offload
     check_optimizer(job.optimizer, job.learning_rate, job.weight_decay, job.optimizer_options or {}, offloads)
     build_schedule(job.schedule, job.warmup_steps, job.max_steps or job.warmup_steps + 1)
+
+
+def _check_split(job: Job, world: World) -> None:
+    """Whether a global batch can be shared out.
+
+    Raises:
+        BatchSizeError: it cannot.
+    """
+    share = world.size * (1 if isinstance(job.micro_batch_size, str) else job.micro_batch_size)
+    if job.batch % share:
+        raise BatchSizeError.unsplittable(job.batch, share // world.size, world.size)
+    is_whole = job.micro_batch_size in ("auto", job.batch // world.size)
+    if not is_whole and (job.loss_couples is not None or _is_manual(job)):
+        why = "manual optimization" if job.loss_couples is None else f"loss_couples={shown(job.loss_couples)}"
+        raise BatchSizeError(
+            f"{why}: a rank must run its share of the batch at once, so leave out micro_batch_size, or make it "
+            f"global_batch_size / ranks = {job.batch // world.size}"
+        )
 
 
 def _is_manual(job: Job) -> bool:

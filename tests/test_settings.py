@@ -284,7 +284,7 @@ LEGAL: dict[str, Callable[[Any], bool]] = {
     "keep_last": or_none(COUNT),
     "keep_every": or_none(COUNT),
     "keep_best": or_none(text),
-    "evaluate_every": or_none(COUNT),
+    "evaluate_every": or_none(either(COUNT, real(lambda n: 0 < n < 1), one_of("epoch"))),
     "resume": one_of("auto", "never"),
     "watchdog_seconds": or_none(either(real(lambda n: n > 0), AUTO)),
     "trust_remote_code": boolean,

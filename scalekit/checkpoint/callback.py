@@ -79,8 +79,11 @@ class Checkpoints(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         best, found = self._rotation.best, self._metrics.evaluations[-1:]
-        if best is not None and found and best not in found[0]:
-            raise ConfigError(f"keep_best={best!r} is not found on the rows held out, which give {', '.join(found[0])}")
+        names = [name for name in (found[0] if found else {}) if name != "step"]
+        if best is not None and best not in names:
+            raise ConfigError(
+                f"keep_best={best!r} is not found on the rows held out, which give {', '.join(names) or 'nothing'}"
+            )
         if not trainer.sanity_checking:
             self._close_step(trainer)
 

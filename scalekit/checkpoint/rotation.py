@@ -10,8 +10,16 @@ from typing import Any
 from scalekit.errors import ConfigError, UnknownNameError, shown
 from scalekit.job import Job
 from scalekit.scores import metrics_of
+from scalekit.settings import is_a
 
-_MORE_IS_BETTER = {"loss": False, "perplexity": False, "accuracy": True, "token_accuracy": True}
+_MORE_IS_BETTER = {
+    "loss": False,
+    "perplexity": False,
+    "accuracy": True,
+    "token_accuracy": True,
+    "f1": True,
+    "mean_absolute_error": False,
+}
 
 
 @dataclass(frozen=True)
@@ -48,7 +56,14 @@ class Rotation:
             raise ConfigError(
                 f"keep_best={shown(best)} is found on rows held out, and there are none: give `validation`"
             )
+        if not isinstance(best, str):
+            return cls(job.keep_last, job.keep_every, best["metric"], best["mode"] == "max")
         known = _MORE_IS_BETTER | {name: metric.higher_is_better for name, metric in metrics_of(job.metrics).items()}
+        if best not in known and is_a(job.model, "lightning.pytorch.LightningModule"):
+            raise ConfigError(
+                f"keep_best={shown(best)}: of what a module logs it is not known whether more is better: give "
+                f"{{'metric': {shown(best)}, 'mode': 'max'}}, or 'min'"
+            )
         if best not in known:
             raise UnknownNameError("metric in keep_best", best, known)
         if known[best] is None:

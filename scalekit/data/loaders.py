@@ -25,7 +25,7 @@ def order_of(rows: Rows, micro_batch_size: int, world: World) -> Order | Lanes:
     """
     job = rows.way.job
     shared = {
-        "global_batch_size": job.global_batch_size,
+        "global_batch_size": job.batch,
         "micro_batch_size": micro_batch_size,
         "world_size": world.size,
         "seed": job.seed,

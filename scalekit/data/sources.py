@@ -71,6 +71,7 @@ class Source:
         collate: how the user batches them, or None.
         shuffle: whether their order may be permuted.
         workers: reading processes that the user asked for, or None.
+        batch_size: of the user's loader, or None.
         skipped: rows that were left out of files.
     """
 
@@ -79,6 +80,7 @@ class Source:
     collate: Callable[[list[Any]], Any] | None = None
     shuffle: bool = True
     workers: int | None = None
+    batch_size: int | None = None
     skipped: tuple[Skipped, ...] = ()
 
 
@@ -130,7 +132,7 @@ def read(data: Any, validation: Any = None, seed: int = 0, on_bad_row: str = "re
     skipped = tuple(chain.from_iterable(each.skipped for each in (*opened, *others)))
     first = opened[0]
     validation_parts = tuple(replace(part, weight=None) for part in held_out)
-    return Source(parts, validation_parts, first.collate, first.shuffle, first.workers, skipped)
+    return Source(parts, validation_parts, first.collate, first.shuffle, first.workers, first.batch_size, skipped)
 
 
 def _check_rows(parts: Sequence[Part]) -> None:
@@ -164,6 +166,7 @@ class _Opened:
     collate: Callable[[list[Any]], Any] | None = None
     shuffle: bool = True
     workers: int | None = None
+    batch_size: int | None = None
     skipped: tuple[Skipped, ...] = ()
 
     def train(self) -> Part:
@@ -355,28 +358,25 @@ def _from_loader(loader: Any, seed: int) -> _Opened:
             "a DataLoader with batch_size=None gives batches that its data set has made, which cannot be split: let the data "
             "set give rows"
         )
+    taken: dict[str, Any] = {
+        "collate": loader.collate_fn,
+        "shuffle": isinstance(loader.sampler, RandomSampler),
+        "workers": loader.num_workers,
+        "batch_size": loader.batch_size,
+    }
     if _is_stream(loader.dataset):
-        return _Opened(
-            {"train": Part(loader.dataset)}, collate=loader.collate_fn, shuffle=False, workers=loader.num_workers
-        )
-    if isinstance(loader.sampler, WeightedRandomSampler):
-        return _by_weight(loader, seed)
+        return _Opened({"train": Part(loader.dataset)}, **{**taken, "shuffle": False})
+    sampler = loader.sampler
+    if isinstance(sampler, WeightedRandomSampler):
+        rows = Weighted(loader.dataset, sampler.weights, sampler.num_samples, sampler.replacement, seed)
+        return _Opened({"train": Part(rows)}, **taken)
     own = _own_order(loader)
     if own is not None:
         raise DataError(
             f"a DataLoader with a {own} cannot be split exactly over ranks: pass its dataset, which ScaleKit shuffles and "
             "splits by itself"
         )
-    shuffle = isinstance(loader.sampler, RandomSampler)
-    return _Opened(
-        {"train": Part(loader.dataset)}, collate=loader.collate_fn, shuffle=shuffle, workers=loader.num_workers
-    )
-
-
-def _by_weight(loader: Any, seed: int) -> _Opened:
-    sampler = loader.sampler
-    rows = Weighted(loader.dataset, sampler.weights, sampler.num_samples, sampler.replacement, seed)
-    return _Opened({"train": Part(rows)}, collate=loader.collate_fn, shuffle=False, workers=loader.num_workers)
+    return _Opened({"train": Part(loader.dataset)}, **taken)
 
 
 def _own_order(loader: Any) -> str | None:

@@ -13,7 +13,15 @@ from torch import Tensor, nn
 
 _PLAIN = (list, dict, set, deque)
 _OF_TORCH = frozenset(vars(nn.Module())) - {"training"}
-_OF_DEEPSPEED = ("ds_", "_ds_", "pre_bwd_fn", "post_bwd_fn", "applied_pre_backward", "_external_params", "_original_parameters")
+_OF_DEEPSPEED = (
+    "ds_",
+    "_ds_",
+    "pre_bwd_fn",
+    "post_bwd_fn",
+    "applied_pre_backward",
+    "_external_params",
+    "_original_parameters",
+)
 """How the names begin of what it keeps in modules, and has to change while others run rows."""
 
 

@@ -10,14 +10,25 @@ from lightning.pytorch import Callback
 from torch import nn
 
 import scalekit
-from scalekit.tracking.evaluation import is_due
-from scalekit.tracking.job_time import JobTime, corrected, evaluations, is_other
+from scalekit.tracking.evaluation import EvaluationSteps
+from scalekit.tracking.job_time import JobTime, corrected, is_other
 
 
-@pytest.mark.parametrize("every", [None, 1, 3, 4, 10, 11])
+@pytest.mark.parametrize("every", [None, 1, 3, 4, 10, 11, 0.25, 0.5, 0.7, "epoch"])
+@pytest.mark.parametrize("epoch", [None, 1, 3, 4, 10])
 @pytest.mark.parametrize("done", [0, 3, 9, 10])
-def test_evaluations_are_counted_as_they_are_due(done: int, every: int | None) -> None:
-    assert evaluations(done, 10, every) == sum(is_due(step, every, 10) for step in range(done + 1, 11))
+def test_evaluations_are_counted_as_they_are_due(done: int, epoch: int | None, every: Any) -> None:
+    steps = EvaluationSteps.of(every, 10, epoch)
+    assert steps.after(done) == sum(steps.due(step) for step in range(done + 1, 11))
+
+
+@pytest.mark.parametrize(
+    ("every", "due"),
+    [("epoch", [4, 8, 10]), (0.5, [2, 4, 6, 8, 10]), (0.75, [3, 7, 10]), (3, [3, 6, 9, 10]), (None, [10])],
+)
+def test_an_epoch_or_a_share_of_one_or_steps(every: Any, due: list[int]) -> None:
+    steps = EvaluationSteps.of(every, 10, epoch_steps=4)
+    assert [step for step in range(1, 11) if steps.due(step)] == due
 
 
 def test_everything_counts() -> None:
