@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -54,6 +55,7 @@ class Checkpoints(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         engine: Any = trainer.strategy
         engine.is_asked_to_stop = self._request.asked
+        engine.close_epoch = partial(self._close_step, trainer)
         self._request.begin(self._folder.parent)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -74,7 +76,7 @@ class Checkpoints(Callback):
             engine.rehearse()
             self._is_rehearsed = True
         self._seen_step, self._is_stopping = step, engine.is_stopping
-        if not self._evaluates_at(step):
+        if not self._evaluates_at(step) and not _ends_epoch(trainer):
             self._close_step(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -84,7 +86,7 @@ class Checkpoints(Callback):
             raise ConfigError(
                 f"keep_best={best!r} is not found on the rows held out, which give {', '.join(names) or 'nothing'}"
             )
-        if not trainer.sanity_checking:
+        if not trainer.sanity_checking and not _ends_epoch(trainer):
             self._close_step(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -152,3 +154,8 @@ class Checkpoints(Callback):
                 f"the checkpoint of step {step} could not be saved: {outcome.why}. The training goes on; were it to "
                 f"end now, all after step {self._newest} would be lost"
             )
+
+
+def _ends_epoch(trainer: Trainer) -> bool:
+    """Whether the step under way is the last one of an epoch, whose checkpoint waits for what comes at an epoch's end."""
+    return bool(trainer.fit_loop.epoch_loop._num_ready_batches_reached())

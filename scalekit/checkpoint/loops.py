@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer
 _COUNTS = ("ready", "started", "processed", "completed")
 
 
-def resumed(trainer: Trainer, saved: dict[str, Any], turns_done: int | None) -> dict[str, Any]:
+def resumed(trainer: Trainer, saved: dict[str, Any], turns_done: int | None, step: int) -> dict[str, Any]:
     """The state of the loop that a job goes on with.
 
     Steps are the same for any number of ranks; micro-batches are not, so they are counted anew. Of an evaluation nothing is
@@ -20,6 +20,7 @@ def resumed(trainer: Trainer, saved: dict[str, Any], turns_done: int | None) -> 
         saved: the state of the loop that the checkpoint holds, saved after a step.
         turns_done: micro-batches that this rank would have run of the epoch by now, 0 at its beginning; None leaves Lightning's
             own count.
+        step: global batches that are done.
     """
     fresh = trainer.fit_loop.state_dict()
     state = {**saved, **{name: value for name, value in fresh.items() if name.startswith("epoch_loop.val_loop")}}
@@ -36,8 +37,7 @@ def resumed(trainer: Trainer, saved: dict[str, Any], turns_done: int | None) -> 
         epochs = {scope: dict.fromkeys(_COUNTS, counts["started"]) for scope, counts in epochs.items()}
         current = dict.fromkeys(_COUNTS, 0)
         total = dict.fromkeys(_COUNTS, batches["total"]["processed"])
-        stepped = saved["epoch_loop.state_dict"]["_batches_that_stepped"] + 1
-        state["epoch_loop.state_dict"] = {"_batches_that_stepped": stepped}
+        state["epoch_loop.state_dict"] = {"_batches_that_stepped": step}
     state["epoch_progress"] = epochs
     state["epoch_loop.batch_progress"] = {"current": current, "total": total, "is_last_batch": False}
     return state

@@ -65,6 +65,7 @@ class Checkpointed(LightningStrategy):
         self.job_state: dict[str, Any] = {}
         self.step = 0  # global batches that are done
         self._resumed_from = Path()
+        self._trained_at_start: dict[str, bool] = {}
         self._whole_step: WholeStep | None = None
         self._is_recalled = False
 
@@ -74,6 +75,7 @@ class Checkpointed(LightningStrategy):
         self.weight_parts()
         if self._rank == 0:
             _ = self._files_beside
+        self._trained_at_start = self._trained_at_start or self._trains()
         if self.average_decay is not None:
             self._begin_average(self.average_decay)
 
@@ -196,10 +198,13 @@ class Checkpointed(LightningStrategy):
             name: documents.as_text(checkpoint[name], name)[0] for name in _HYPERPARAMETERS if name in checkpoint
         }
         checkpoint["optimizer_states"] = settings
+        changed = dict(self._trains().items() - self._trained_at_start.items())
         checkpoint["scalekit"] = {
             **self.job_state,
             "step": self.step,
             "position": self.position,
+            "logged": {name: float(value) for name, value in self._logged().items() if value.numel() == 1},
+            "trained_since": changed,  # what callbacks have thawed or frozen
             **self._stream_state(),
         }
         files = {**documents.written(checkpoint, "state"), **(self._files_beside if self._rank == 0 else {})}
@@ -207,6 +212,9 @@ class Checkpointed(LightningStrategy):
             beside = [(name, content) for name, content in files.items() if name.startswith("model/")]
             files |= {f"{AVERAGE}/{name.removeprefix('model/')}": content for name, content in beside}
         return parts, files
+
+    def _logged(self) -> dict[str, Tensor]:
+        return dict(self._module.trainer.callback_metrics)
 
     def remember(self) -> None:
         """Keeps what `recall` needs; every rank calls it after a step, where it might save."""
@@ -292,7 +300,11 @@ class Checkpointed(LightningStrategy):
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         self._resumed_from = Path(checkpoint_path)
         found = {**load.state(self._resumed_from), "state_dict": {}}
-        found["loops"]["fit_loop"] = resumed(self._module.trainer, found["loops"]["fit_loop"], self.turns_done)
+        found["loops"]["fit_loop"] = resumed(
+            self._module.trainer, found["loops"]["fit_loop"], self.turns_done, self.step
+        )
+        logged = self._module.trainer._logger_connector._callback_metrics
+        logged |= {name: torch.tensor(value) for name, value in found["scalekit"].get("logged", {}).items()}
         return found
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
@@ -307,7 +319,16 @@ class Checkpointed(LightningStrategy):
                 "the checkpoint's folder as well, or resume with scalekit.fit(resume=...)"
             )
 
+    def _trains(self) -> dict[str, bool]:
+        """Whether each parameter is trained."""
+        return {name: each.requires_grad for name, each in self._module.named_parameters()}
+
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        self._trained_at_start = self._trains()
+        parameters = dict(self._module.named_parameters())
+        for name, is_trained in checkpoint["scalekit"].get("trained_since", {}).items():
+            if name in parameters:
+                parameters[name].requires_grad_(is_trained)
         pairs = zip(self.optimizers, checkpoint["optimizer_states"], strict=True)
         for number, (optimizer, saved) in enumerate(pairs):
             inner = self.inner_optimizer(optimizer)
@@ -319,7 +340,8 @@ class Checkpointed(LightningStrategy):
 
     @property
     def restore_checkpoint_after_setup(self) -> bool:
-        return True
+        """Callbacks are restored before: some add parameters to optimizers. Nothing else is read by then."""
+        return False
 
     # -- all ranks --------------------------------------------------------------------------------------------------
 

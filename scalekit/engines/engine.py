@@ -69,6 +69,7 @@ class Engine(Checkpointed):
         self.spec = spec
         self.precision = precision
         self.is_asked_to_stop: Callable[[], bool] = lambda: False  # this rank
+        self.close_epoch: Callable[[], None] = lambda: None  # when callbacks and schedules are through with one
         self.is_stopping = False  # what the ranks have agreed on, in the latest step
         self.last_step: StepRecord | None = None
         self.scores: Scores | None = None  # of a `ScaleModule`

@@ -8,7 +8,7 @@ step is done, and when a pass over the rows is.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, final
 
@@ -22,6 +22,19 @@ from lightning.pytorch.trainer.connectors.logger_connector.result import (
 from torch import Tensor
 
 from scalekit.engines.engine import Engine
+
+_DESCRIBED = (
+    "fx",
+    "name",
+    "prog_bar",
+    "logger",
+    "on_step",
+    "on_epoch",
+    "enable_graph",
+    "add_dataloader_idx",
+    "dataloader_idx",
+)
+"""Of Lightning's description of a value what tells it from others, beside how it is reduced."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +105,30 @@ class Results(_ResultCollection):
             if not self[key].is_tensor:
                 self[key].compute()  # by torchmetrics' own collectives
 
+    def shares(self) -> list[dict[str, Any]]:
+        """What has been counted in the pass under way, over all ranks, as numbers and texts; every rank calls it."""
+        logged = [
+            key for key, each in sorted(self.items()) if each.meta.on_epoch and each.is_tensor and not each.has_reset
+        ]
+        keys = [key for key in self._agree(logged) if self[key].is_tensor]
+        mine = [_of_pass(self[key], key in logged) for key in keys]
+        return [
+            {**_described(self[key].meta), "key": key, "number": float(share.number), "weight": float(share.weight)}
+            for key, share in zip(keys, self._shared(keys, mine), strict=True)
+        ]
+
+    def restore(self, shares: Iterable[Mapping[str, Any]]) -> None:
+        """Counts on from what `shares` gave; one rank calls it."""
+        for share in shares:
+            reduce_fx = getattr(torch, share["reduce_fx"])
+            meta = _Metadata(**{**{name: share[name] for name in _DESCRIBED}, "reduce_fx": reduce_fx})
+            metric = self._place(_Known(meta, is_tensor=True))
+            metric.value = torch.tensor(share["number"], device=self._engine.root_device)
+            if meta.is_mean_reduction:
+                metric.cumulated_batch_size = torch.tensor(int(share["weight"]), device=self._engine.root_device)
+            self[share["key"]] = metric
+            self._open.add(share["key"])
+
     def _extract_batch_size(self, value: _ResultMetric, batch_size: int | None, meta: _Metadata) -> int:
         """The rows that a value comes from: known, and not guessed from the shape of a batch."""
         if batch_size is not None or not self._engine.knows_rows:
@@ -131,13 +168,15 @@ class Results(_ResultCollection):
 
     def _over_ranks(self, keys: list[str], mine: list[_Share]) -> list[Tensor]:
         """The value of each, over all ranks."""
-        if not keys:
-            return []
-        if self._engine.ranks == 1:
-            return [_value([share], self[key]) for key, share in zip(keys, mine, strict=True)]
+        return [_value([share], self[key]) for key, share in zip(keys, self._shared(keys, mine), strict=True)]
+
+    def _shared(self, keys: list[str], mine: list[_Share]) -> list[_Share]:
+        """The share of each that all ranks have together."""
+        if not keys or self._engine.ranks == 1:
+            return mine
         device = self._engine.root_device
         everybody = self._engine.gather_tensor(torch.stack([share.tensor(device) for share in mine]))
-        return [_value([_Share(*each) for each in everybody[:, i]], self[key]) for i, key in enumerate(keys)]
+        return [_joined([_Share(*each) for each in everybody[:, i]], self[key]) for i, key in enumerate(keys)]
 
 
 @dataclass(frozen=True)
@@ -162,6 +201,10 @@ class _Share:
         return torch.stack(
             [torch.as_tensor(each, dtype=torch.float64, device=device) for each in (self.number, self.weight)]
         )
+
+
+def _described(meta: _Metadata) -> dict[str, Any]:
+    return {name: getattr(meta, name) for name in _DESCRIBED} | {"reduce_fx": meta.reduce_fx.__name__}
 
 
 def _of_pass(metric: _ResultMetric, is_logged: bool) -> _Share:

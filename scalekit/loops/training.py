@@ -55,7 +55,18 @@ class EpochLoop(_TrainingEpochLoop):
     def run(self, data_fetcher: Any) -> None:
         self._engine.rows_of_pass = None
         super().run(data_fetcher)
+        # Lightning leaves schedules out at the end of an epoch in which a job was resumed.
+        self.trainer.fit_loop.restarting = False
         self._results.close_pass()
+
+    def on_save_checkpoint(self) -> dict[str, Any]:
+        """What has been logged of the epoch so far belongs to it wherever the job is resumed."""
+        return {**super().on_save_checkpoint(), "logged": self._results.shares()}
+
+    def on_load_checkpoint(self, state_dict: dict[str, Any]) -> None:
+        super().on_load_checkpoint(state_dict)
+        if self.trainer.global_rank == 0:
+            self._results.restore(state_dict.get("logged", ()))
 
     def on_advance_end(self, data_fetcher: Any) -> None:
         """Reduces what `on_train_batch_end` has logged, which schedules by the step may look at."""
@@ -69,6 +80,8 @@ class EpochLoop(_TrainingEpochLoop):
         elif not update_plateau_schedulers:
             self._close_step()
         super().update_lr_schedulers(interval, update_plateau_schedulers)
+        if interval == "epoch" and update_plateau_schedulers:
+            self._engine.close_epoch()
 
     def _close_step(self) -> None:
         if not self._should_accumulate():
