@@ -356,7 +356,7 @@ def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack
         plugins=[TorchElasticEnvironment() if world.launched else LightningEnvironment()],
         accumulate_grad_batches=order.accumulation,
         gradient_clip_val=_gradient_clip(job),
-        max_steps=-1 if is_manual else total_steps,
+        max_steps=-1 if is_manual else folder.step if has_ended else total_steps,
         max_epochs=-1 if job.max_epochs is None else math.ceil(job.max_epochs),
         num_sanity_val_steps=-1 if folder.step == 0 else 0,
         **_as_lightning_evaluates(job),

@@ -49,16 +49,26 @@ class DDPEngine(Engine, DDPStrategy):
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         if not self.is_manual and _trained(self._module) != self._trained:  # a callback has thawed or frozen some
             self.model = self._setup_model(self._module)
-        return super().training_step(*args, **kwargs)
+        wrapped = self.model
+        if self._is_short:
+            self.model = self._module  # the wrapper's forward pass may wait for ranks that have none
+        try:
+            return super().training_step(*args, **kwargs)
+        finally:
+            self.model = wrapped
+
+    @property
+    def _is_short(self) -> bool:
+        """Whether the global batch under way is one in which a rank may have no rows."""
+        return self._micro is not None and not self._micro.is_whole
 
     def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
-        """In a short global batch a rank may have no rows: all reduce their gradients when they are through."""
-        if self.is_manual or self._micro is None or self._micro.is_whole:
+        """In a short global batch all ranks reduce their gradients by themselves, when they are through."""
+        if self.is_manual or not self._is_short:
             return super().optimizer_step(optimizer, closure, model, **kwargs)
 
         def closure_then_reduction() -> Any:
-            with self.block_backward_sync():
-                result = closure()
+            result = closure()
             self._reduce_gradients()
             return result
 

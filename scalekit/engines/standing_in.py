@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchmetrics import Metric
 
 _PLAIN = (list, dict, set, deque)
-_OF_TORCH = frozenset(vars(nn.Module())) - {"training"}
+_OF_TORCH = frozenset(vars(nn.Module()))
 _OF_DEEPSPEED = (
     "ds_",
     "_ds_",
@@ -44,46 +45,47 @@ def without_rows(batch: Any) -> Any:
 
 @contextmanager
 def as_it_was(module: nn.Module) -> Generator[None, None, None]:
-    """Leaves a module as it was but for gradients, whatever is done with it: buffers, metrics, lists, counts.
+    """Leaves a module as it was but for gradients, whatever a step does with it: modes, buffers, metrics, lists, counts.
 
-    A metric of torchmetrics is a module that keeps its states as attributes. What lists hold is not copied.
+    What the parts keep by themselves beside that stays, since libraries note in them what they have set up.
+
+    Args:
+        module: whose own attributes are put back, and those of torchmetrics' metrics in it. What lists hold is not copied.
     """
     buffers = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
-    kept = [(part, _Attributes(part)) for part in module.modules()]
+    modes = [(part, part.training) for part in module.modules()]
+    kept = [_Attributes(part) for part in module.modules() if part is module or isinstance(part, Metric)]
     try:
         yield
     finally:
         with torch.no_grad():
             for buffer, before in buffers:
                 buffer.copy_(before)
-            for part, attributes in kept:
-                attributes.restore(part)
+            for attributes in kept:
+                attributes.restore()
+        for part, mode in modes:
+            part.training = mode
 
 
 class _Attributes:
     """The attributes of a module, as they are now."""
 
     def __init__(self, part: nn.Module) -> None:
-        found = {name: value for name, value in vars(part).items() if _is_users(name)}
-        self._values = found
-        self._contents = {name: copy.copy(value) for name, value in found.items() if type(value) in _PLAIN}
-        self._tensors = {name: value.detach().clone() for name, value in found.items() if type(value) is Tensor}
+        self._part = part
+        found = vars(part).items()
+        self._values = {n: value for n, value in found if n not in _OF_TORCH and not n.startswith(_OF_DEEPSPEED)}
+        self._contents = {name: copy.copy(value) for name, value in self._values.items() if type(value) in _PLAIN}
+        self._tensors = {n: value.detach().clone() for n, value in self._values.items() if type(value) is Tensor}
 
-    def restore(self, part: nn.Module) -> None:
+    def restore(self) -> None:
         """Puts them back, in the same objects."""
-        now = vars(part)
-        for name in [name for name in now if _is_users(name) and name not in self._values]:
-            del now[name]
+        now = vars(self._part)
         for name, value in self._values.items():
             now[name] = value
             if name in self._tensors:
                 value.copy_(self._tensors[name])
             elif name in self._contents:
                 _refill(value, self._contents[name])
-
-
-def _is_users(name: str) -> bool:
-    return name not in _OF_TORCH and not name.startswith(_OF_DEEPSPEED)
 
 
 def _refill(container: Any, contents: Any) -> None:

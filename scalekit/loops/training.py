@@ -39,8 +39,9 @@ class EpochLoop(_TrainingEpochLoop):
         """Nothing."""
 
     @property
-    def _is_training_done(self) -> bool:
-        return self._engine.step >= self._total_steps or super()._is_training_done
+    def done(self) -> bool:
+        """Whether the job, or the epoch, is through; the evaluation of a step has been run by the time that it is asked."""
+        return self._engine.step >= self._total_steps or super().done
 
     @property
     def batch_idx(self) -> int:
