@@ -336,7 +336,7 @@ def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack
     item_count = engine.item_count = partial(_item_count, module, own)
     if isinstance(module, ScaleModule):
         if job.loss_couples is not None and world.size > 1 and isinstance(coupled := module.objective, CoupledLoss):
-            coupled.own_rows, engine.couples = lambda: engine.own_rows, True
+            coupled.own_rows = lambda: engine.own_rows
         engine.scores = Scores(job.metrics, job.task or rows.way.task, _learned(job, rows))
     metrics = Metrics(folder.path, folder.step, plan.flops_share, order.global_batch_size)
     evaluations = EvaluationSteps.of(job.evaluate_every, total_steps, plan.steps_per_epoch)

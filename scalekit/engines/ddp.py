@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import compress, groupby
 from typing import Any
 
@@ -49,30 +49,7 @@ class DDPEngine(Engine, DDPStrategy):
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         if not self.is_manual and _trained(self._module) != self._trained:  # a callback has thawed or frozen some
             self.model = self._setup_model(self._module)
-        wrapped = self.model
-        if self._is_short:
-            self.model = self._module  # the wrapper's forward pass may wait for ranks that have none
-        try:
-            return super().training_step(*args, **kwargs)
-        finally:
-            self.model = wrapped
-
-    @property
-    def _is_short(self) -> bool:
-        """Whether the global batch under way is one in which a rank may have no rows."""
-        return self._micro is not None and not self._micro.is_whole
-
-    def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
-        """In a short global batch all ranks reduce their gradients by themselves, when they are through."""
-        if self.is_manual or not self._is_short:
-            return super().optimizer_step(optimizer, closure, model, **kwargs)
-
-        def closure_then_reduction() -> Any:
-            result = closure()
-            self._reduce_gradients()
-            return result
-
-        return super().optimizer_step(optimizer, closure_then_reduction, model, **kwargs)
+        return super().training_step(*args, **kwargs)
 
     def backward(self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any) -> Tensor:
         found = super().backward(closure_loss, optimizer, *args, **kwargs)

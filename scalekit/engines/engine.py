@@ -76,7 +76,6 @@ class Engine(Checkpointed):
         self.item_count: Callable[[], ItemCount] | None = None  # what the loss is a mean over, as far as it is known
         self._ledger: Ledger | None = None
         self._micro: MicroBatch | None = None
-        self.couples = False  # whether a `ScaleModule`'s loss takes outputs of all ranks
         self.stands_in = False  # whether a step runs rows that count nothing
         self.rows_of_pass: int | None = None  # that this rank has run, of the training or evaluation under way
         self.micro_batch = 0  # the one under way, by its place in the global batch
@@ -125,11 +124,6 @@ class Engine(Checkpointed):
         """Whether the LightningModule runs backward passes and optimizers by itself."""
         return not self._module.automatic_optimization
 
-    @property
-    def needs_rows(self) -> bool:
-        """Whether a rank without rows has to run some all the same, for the others' collectives or its own optimizers."""
-        return self.spec.engine != "ddp" or self.couples or self.is_manual
-
     def batch_to_device(self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0) -> Any:
         """Moves a batch. Of rows that stand in for none, no hook sees anything: they are kept for the step alone."""
         moved = super().batch_to_device(batch, device, dataloader_idx)
@@ -159,12 +153,10 @@ class Engine(Checkpointed):
         seed_micro_batch(micro, self.root_device)
         if micro.items:
             output = super().training_step(*args, **kwargs)
-        elif self.needs_rows:
+        else:
             with self.standing_in():
                 found = super().training_step(self._stand_in, *args[1:], **kwargs)
                 output = found["loss"] if isinstance(found, Mapping) and not self.is_manual else found
-        else:
-            output = torch.zeros((), device=self.root_device, requires_grad=True)
         if self.is_manual:
             self._close_manual_step(output, micro)
             return output
