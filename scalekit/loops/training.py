@@ -57,7 +57,7 @@ class EpochLoop(_TrainingEpochLoop):
         self._engine.rows_of_pass = None
         super().run(data_fetcher)
         # Lightning leaves schedules out at the end of an epoch in which a job was resumed.
-        self.trainer.fit_loop.restarting = False
+        self.trainer.fit_loop._restarting = False
         self._results.close_pass()
 
     def on_save_checkpoint(self) -> dict[str, Any]:
