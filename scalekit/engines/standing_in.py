@@ -60,7 +60,7 @@ def as_it_was(module: nn.Module) -> Generator[None, None, None]:
     finally:
         with torch.no_grad():
             for buffer, before in buffers:
-                buffer.copy_(before)
+                buffer.data.copy_(before)  # unseen by autograd, whose backward pass is still to come
             for attributes in kept:
                 attributes.restore()
         for part, mode in modes:
@@ -83,7 +83,7 @@ class _Attributes:
         for name, value in self._values.items():
             now[name] = value
             if name in self._tensors:
-                value.copy_(self._tensors[name])
+                value.data.copy_(self._tensors[name])
             elif name in self._contents:
                 _refill(value, self._contents[name])
 
