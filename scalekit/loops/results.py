@@ -64,6 +64,7 @@ class Results(_ResultCollection):
         self._engine = engine
         self._step: dict[str, dict[int, _Share]] = {}  # by the key, and the micro-batch
         self._open: set[str] = set()  # keys that have been logged since the pass was closed
+        self._restored: set[str] = set()  # hooks whose values are counted on from a checkpoint
 
     def log(self, fx: str, name: str, value: Any, *args: Any, **options: Any) -> None:
         """See Lightning's `LightningModule.log`; ``sync_dist`` makes no difference: what ranks have is always reduced."""
@@ -128,6 +129,14 @@ class Results(_ResultCollection):
                 metric.cumulated_batch_size = torch.tensor(int(share["weight"]), device=self._engine.root_device)
             self[share["key"]] = metric
             self._open.add(share["key"])
+            self._restored.add(meta.fx)
+
+    def reset(self, metrics: bool | None = None, fx: str | None = None) -> None:
+        """Lightning's own; the first value that a hook logs after the job was resumed is not the first one of its epoch."""
+        if fx is not None and fx in self._restored:
+            self._restored.discard(fx)
+            return
+        super().reset(metrics, fx)
 
     def _extract_batch_size(self, value: _ResultMetric, batch_size: int | None, meta: _Metadata) -> int:
         """The rows that a value comes from: known, and not guessed from the shape of a batch."""

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 import scalekit
-from tests.contract.case import HELD_OUT, ROWS, loader
+from tests.contract.case import HELD_OUT, ROWS, Observer, loader
 from tests.contract.cases import Finetuned, Plain, PlateauByEpoch, Thaws, TwoOptimizers
 from tests.legs import EndedError, Ends
 
@@ -49,7 +49,7 @@ def train(folder: Path, name: str, strategy: str, *others: pl.Callback) -> dict[
         workers=0,
         max_epochs=5,
         checkpoint_every=1,
-        callbacks=[*callbacks(), *others],
+        callbacks=[*callbacks(), seen := Observer(), *others],
         output_dir=str(folder),
     )
     if run.checkpoint is None:
@@ -60,7 +60,8 @@ def train(folder: Path, name: str, strategy: str, *others: pl.Callback) -> dict[
         for name, t in load_file(p).items()
     }
     told = [[record[name] for name in ("step", "learning_rate", "loss")] for record in run.history]
-    return {"weights": state, "steps": told, "evaluations": [each["val_loss"] for each in run.evaluations]}
+    evaluations = [each["val_loss"] for each in run.evaluations]
+    return {"weights": state, "steps": told, "evaluations": evaluations, "epochs": seen.epochs}
 
 
 def run(folder: Path, strategy: str) -> dict[str, list[dict[str, Any]]]:
