@@ -19,6 +19,11 @@ from scalekit.hardware import fastest_precision
 from scalekit.names import PRECISIONS
 
 
+def type_name(dtype: torch.dtype) -> str:
+    """Such as ``bfloat16``."""
+    return str(dtype).removeprefix("torch.")
+
+
 @dataclass(frozen=True)
 class Dtypes:
     """The types of everything that a step touches.
@@ -39,7 +44,7 @@ class Dtypes:
 
     def as_names(self) -> dict[str, str | None]:
         """The same, as text: ``"bfloat16"``, ``"float32"``."""
-        return {name: None if t is None else str(t).removeprefix("torch.") for name, t in asdict(self).items()}
+        return {name: None if t is None else type_name(t) for name, t in asdict(self).items()}
 
 
 def promised(precision: str) -> Dtypes:

@@ -12,6 +12,7 @@ from scalekit.checkpoint import documents
 from scalekit.checkpoint.layout import MANIFEST, Listed, checksum, published, read_manifest
 from scalekit.checkpoint.parts import Part
 from scalekit.checkpoint.tensorfiles import Reader, TensorFiles
+from scalekit.dtypes import type_name
 from scalekit.errors import CheckpointError
 
 _SHOWN = 3
@@ -115,7 +116,8 @@ def _compare(parts: Sequence[Part], files: TensorFiles, folder: Path) -> None:
     for part, place in shared:
         if part.data.dtype != place.dtype:
             raise CheckpointError(
-                f"{folder} keeps {part.name} in {_short(place.dtype)}, and this job's precision in {_short(part.data.dtype)}: "
+                f"{folder} keeps {part.name} in {type_name(place.dtype)}, "
+                f"and this job's precision in {type_name(part.data.dtype)}: "
                 f"go on in that precision, or start from its weights: model={str(folder / 'model')!r}"
             )
 
@@ -129,7 +131,3 @@ def first_few(names: Sequence[str]) -> str:
     """The first names of a list, and how many more there are."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
-
-
-def _short(dtype: Any) -> str:
-    return str(dtype).removeprefix("torch.")

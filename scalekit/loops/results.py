@@ -21,6 +21,7 @@ from lightning.pytorch.trainer.connectors.logger_connector.result import (
 )
 from torch import Tensor
 
+from scalekit.dtypes import type_name
 from scalekit.engines.engine import Engine
 
 _DESCRIBED = (
@@ -43,11 +44,33 @@ class _Known:
 
     Attributes:
         meta: Lightning's description of it.
-        is_tensor: whether it is a number, and no metric.
+        dtype: of the number that is logged, of 32 bits at least; None for a metric.
     """
 
     meta: _Metadata
-    is_tensor: bool
+    dtype: torch.dtype | None
+
+
+@final
+class _Logged(_ResultMetric):
+    """Lightning's own, which adds up in float64: what is read is the same in any order, on any ranks, after a resume.
+
+    Args:
+        known: what it is of.
+        device: the rank's.
+    """
+
+    def __init__(self, known: _Known, device: torch.device) -> None:
+        super().__init__(known.meta, is_tensor=known.dtype is not None)
+        self.dtype_logged = known.dtype
+        if self.is_tensor:
+            self._defaults["value"] = self.value = self.value.to(torch.float64)
+        self.to(device)
+
+    @property
+    def known(self) -> _Known:
+        """What other ranks are told of it."""
+        return _Known(replace(self.meta, _sync=None), self.dtype_logged)
 
 
 @final
@@ -73,7 +96,7 @@ class Results(_ResultCollection):
 
     def update_metrics(self, key: str, value: Any, batch_size: int) -> None:
         """Counts a value, once for each row; of no row, as what a rank without any has of a mean, nothing."""
-        metric = self[key]
+        metric = self._own(key, value)
         self._open.add(key)
         if metric.is_tensor and metric.meta.is_mean_reduction and not batch_size:
             metric.has_reset = False
@@ -114,7 +137,13 @@ class Results(_ResultCollection):
         keys = [key for key in self._agree(logged) if self[key].is_tensor]
         mine = [_of_pass(self[key], key in logged) for key in keys]
         return [
-            {**_described(self[key].meta), "key": key, "number": float(share.number), "weight": float(share.weight)}
+            {
+                **_described(self[key].meta),
+                "key": key,
+                "dtype": type_name(self[key].dtype_logged),
+                "number": float(share.number),
+                "weight": float(share.weight),
+            }
             for key, share in zip(keys, self._shared(keys, mine), strict=True)
         ]
 
@@ -123,8 +152,8 @@ class Results(_ResultCollection):
         for share in shares:
             reduce_fx = getattr(torch, share["reduce_fx"])
             meta = _Metadata(**{**{name: share[name] for name in _DESCRIBED}, "reduce_fx": reduce_fx})
-            metric = self._place(_Known(meta, is_tensor=True))
-            metric.value = torch.tensor(share["number"], device=self._engine.root_device)
+            metric = self._place(_Known(meta, getattr(torch, share["dtype"])))
+            metric.value = torch.tensor(share["number"], dtype=torch.float64, device=self._engine.root_device)
             if meta.is_mean_reduction:
                 metric.cumulated_batch_size = torch.tensor(int(share["weight"]), device=self._engine.root_device)
             self[share["key"]] = metric
@@ -158,22 +187,28 @@ class Results(_ResultCollection):
         same, any_ = self._engine.agree(zlib.crc32("\n".join(keys).encode()), bool(keys))
         if same or not any_:
             return keys
-        parts = self._engine.gather(
-            {key: _Known(replace(self[key].meta, _sync=None), self[key].is_tensor) for key in keys}
-        )
+        parts = self._engine.gather({key: self[key].known for key in keys})
         everything = {key: known for part in parts for key, known in part.items()}
         for key, known in everything.items():
             if key not in self:
                 self[key] = self._place(known)
         return sorted(everything)
 
-    def _place(self, known: _Known) -> _ResultMetric:
-        meta = known.meta
-        meta.sync = _Sync(fn=self._engine.reduce)
-        metric = _ResultMetric(meta, known.is_tensor)
-        if not known.is_tensor:
-            metric.value = self._engine.attribute(meta.metric_attribute or "")
-        return metric.to(self._engine.root_device)
+    def _own(self, key: str, value: Any) -> _Logged:
+        """The place of a value; Lightning's own becomes ours when it is logged first."""
+        metric = self[key]
+        if isinstance(metric, _Logged):
+            return metric
+        dtype = torch.promote_types(value.dtype, torch.float32) if metric.is_tensor else None
+        own = self[key] = _Logged(_Known(metric.meta, dtype), self._engine.root_device)
+        return own
+
+    def _place(self, known: _Known) -> _Logged:
+        known.meta.sync = _Sync(fn=self._engine.reduce)
+        metric = _Logged(known, self._engine.root_device)
+        if not metric.is_tensor:
+            metric.value = self._engine.attribute(known.meta.metric_attribute or "")
+        return metric
 
     def _over_ranks(self, keys: list[str], mine: list[_Share]) -> list[Tensor]:
         """The value of each, over all ranks."""
@@ -216,14 +251,14 @@ def _described(meta: _Metadata) -> dict[str, Any]:
     return {name: getattr(meta, name) for name in _DESCRIBED} | {"reduce_fx": meta.reduce_fx.__name__}
 
 
-def _of_pass(metric: _ResultMetric, is_logged: bool) -> _Share:
-    value = metric.value.detach().to(torch.float64)
+def _of_pass(metric: _Logged, is_logged: bool) -> _Share:
+    value = metric.value.detach()
     if metric.meta.is_mean_reduction:
         return _Share(value, metric.cumulated_batch_size.detach())
     return _Share(value, float(is_logged))
 
 
-def _joined(shares: list[_Share], metric: _ResultMetric) -> _Share:
+def _joined(shares: list[_Share], metric: _Logged) -> _Share:
     """Several as one."""
     if not shares:
         return _Share(torch.zeros((), dtype=torch.float64), 0.0)
@@ -235,10 +270,10 @@ def _joined(shares: list[_Share], metric: _ResultMetric) -> _Share:
     return _Share(_value(shares, metric).to(torch.float64), 1.0)
 
 
-def _value(shares: list[_Share], metric: _ResultMetric) -> Tensor:
+def _value(shares: list[_Share], metric: _Logged) -> Tensor:
     """The value over all shares, in the type of what is logged, but of 32 bits at least."""
     numbers = torch.stack([torch.as_tensor(each.number) for each in shares])
     weights = torch.stack([torch.as_tensor(each.weight, dtype=torch.float64, device=numbers.device) for each in shares])
     is_mean = metric.meta.is_mean_reduction
     found = numbers.sum() / weights.sum() if is_mean else metric.meta.reduce_fx(numbers[weights > 0])
-    return found.to(metric.value.dtype)
+    return found.to(metric.dtype_logged)

@@ -56,6 +56,8 @@ class EpochLoop(_TrainingEpochLoop):
     def run(self, data_fetcher: Any) -> None:
         self._engine.rows_of_pass = None
         super().run(data_fetcher)
+        if self._engine.step >= self._total_steps:
+            self.max_steps = self.global_step  # the end, as Lightning counts it, which the loop of epochs looks for
         # Lightning leaves schedules out at the end of an epoch in which a job was resumed.
         self.trainer.fit_loop._restarting = False
         self._results.close_pass()

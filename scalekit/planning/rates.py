@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from scalekit.dtypes import type_name
 from scalekit.hardware import Device, Hardware
 from scalekit.hardware.links import ASSUMED
 from scalekit.planning.setting import Setting
@@ -150,11 +150,6 @@ def _shares(device: Device) -> tuple[NDArray[np.float64], NDArray[np.float64], f
             memory[sort] = kernels[sort.name.lower()] / device.memory_bytes_per_second
         memory[Sort.CONVOLUTION] = kernels["reordering"] / device.memory_bytes_per_second
     return flops, memory, kernels.get("dispatch", DISPATCH_SECONDS)
-
-
-def type_name(dtype: torch.dtype) -> str:
-    """Such as ``bfloat16``: what a device's peaks are listed by."""
-    return str(dtype).removeprefix("torch.")
 
 
 def _peak(flops: Mapping[str, float], name: str) -> float:

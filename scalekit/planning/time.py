@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from scalekit.dtypes import Dtypes
+from scalekit.dtypes import Dtypes, type_name
 from scalekit.hardware import Hardware
 from scalekit.planning.layouts import layout
 from scalekit.planning.profile import Profile
@@ -24,7 +24,6 @@ from scalekit.planning.rates import (
     STEP_COLLECTIVES,
     STEP_DISPATCHES,
     Rates,
-    type_name,
 )
 from scalekit.planning.setting import Setting
 from scalekit.planning.trace import Event, Sort, Trace
