@@ -118,6 +118,12 @@ class ScaleModule(LightningModule):
         outcome = self.objective.outcome(self._built, batch)
         return {"loss": outcome.loss, "outputs": outcome.outputs, "targets": outcome.targets}
 
+    def test_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        return self.validation_step(batch, batch_idx)
+
+    def predict_step(self, batch: Any, batch_idx: int = 0) -> Any:
+        return self.objective.prediction(self._built, batch)
+
     def configure_optimizers(self) -> Any:
         strategy, settings = self.trainer.strategy, self.settings
         engine = strategy if isinstance(strategy, Engine) else None

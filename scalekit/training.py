@@ -14,10 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
-from lightning.pytorch.callbacks import ModelSummary, ProgressBar
+from lightning.pytorch.callbacks import ProgressBar
 from torch import nn
 
 from scalekit import dtypes, engines, models, runs
@@ -36,14 +33,14 @@ from scalekit.data.stream import StreamLoader
 from scalekit.decision import Decision, decide
 from scalekit.engines.engine import Engine
 from scalekit.errors import BatchSizeError, ConfigError, DataError, shown
+from scalekit.evaluator import Evaluator
 from scalekit.hardware import slow_precision_warning
 from scalekit.host_memory import kept_when_freed
 from scalekit.job import Job
 from scalekit.leaks import LeakCheck
 from scalekit.lock import end_with_parent
 from scalekit.log import JobLog, detail, duration, job_log, log, say, warn
-from scalekit.loops import replace_loops, support
-from scalekit.loops.data_module import AttachedData
+from scalekit.loops import make_trainer, support
 from scalekit.module import OptimizerSettings, ScaleModule
 from scalekit.objectives import counts
 from scalekit.objectives.counts import Counted, ItemCount
@@ -91,12 +88,43 @@ class Run:
     evaluations: list[dict[str, Any]]
     checkpoint: Path | None
     module: pl.LightningModule
+    _evaluator: Evaluator
 
     @property
     def model(self) -> nn.Module:
         """The trained model, without what ScaleKit put around it."""
         inner = self.module.model if isinstance(self.module, ScaleModule) else self.module
         return inner if inner is not None else self.module
+
+    def validate(self, data: Any = None) -> dict[str, Any]:
+        """Loss, scores and what the module logs, over rows that are not trained on; every rank calls it, and each has all.
+
+        Args:
+            data: as of `fit`, with labels; of a LightningDataModule the `val_dataloader`. By default the rows that the job has
+                held out.
+
+        Raises:
+            ScaleKitError: rows that cannot be used, or a module without `validation_step`.
+        """
+        return self._evaluator.score("validate", data)
+
+    def test(self, data: Any) -> dict[str, Any]:
+        """The same, by the module's `test_step`; of a LightningDataModule the `test_dataloader`."""
+        return self._evaluator.score("test", data)
+
+    def predict(self, data: Any) -> list[Any]:
+        """What the module's `predict_step` gives for each row, in the order of `data`; every rank calls it, and each has all.
+
+        Of a model that is no LightningModule it is what the model gives, and of a Hugging Face model the logits. Tensors are on
+        the CPU.
+
+        Args:
+            data: as of `fit`; of a LightningDataModule the `predict_dataloader`.
+
+        Raises:
+            ScaleKitError: rows that cannot be used, or a prediction that has no entry for each row.
+        """
+        return self._evaluator.predict(data)
 
 
 def fit(
@@ -344,25 +372,14 @@ def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack
     epoch = plan.steps_per_epoch
     log("time", str(job_time) + (f" (an epoch is {epoch:,} step{'s' * (epoch != 1)})" if epoch else ""))
     progress = Progress(metrics, total_steps, folder.step, plan.loss)
-    has_bar = support.brings(job, ProgressBar)
     is_manual = not module.automatic_optimization
     splits = order.micro_batch_size < order.global_batch_size
     pl.seed_everything(job.seed, verbose=False)
-    trainer = pl.Trainer(
-        strategy=engine,
-        accelerator="gpu" if device == "cuda" else "cpu",
-        devices=world.local_size,
-        num_nodes=world.num_nodes,
-        plugins=[TorchElasticEnvironment() if world.launched else LightningEnvironment()],
-        accumulate_grad_batches=order.accumulation,
-        gradient_clip_val=_gradient_clip(job),
-        max_steps=-1 if is_manual else folder.step if has_ended else total_steps,
-        max_epochs=-1 if job.max_epochs is None else math.ceil(job.max_epochs),
-        num_sanity_val_steps=-1 if folder.step == 0 else 0,
-        **_as_lightning_evaluates(job),
-        logger=loggers or False,
-        callbacks=[
-            *([AttachedData(job.data)] if isinstance(job.data, pl.LightningDataModule) else []),
+    trainer = make_trainer(
+        engine,
+        device,
+        world,
+        [
             *job.callbacks,
             metrics,
             Evaluation(evaluations, folder.step),
@@ -373,7 +390,7 @@ def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack
                 if job.loss_couples is None and not is_manual
                 else []
             ),
-            *([] if has_bar else [progress]),
+            *([] if any(isinstance(each, ProgressBar) for each in job.callbacks) else [progress]),
             JobClock(job_time, metrics, evaluations),
             *([_watchdog(job, world, metrics)] if job.watchdog_seconds is not None else []),
             Checkpoints(
@@ -387,13 +404,17 @@ def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack
                 request,
             ),
         ],
-        enable_checkpointing=support.brings(job, LightningCheckpoint),
-        enable_progress_bar=has_bar,
-        enable_model_summary=support.brings(job, ModelSummary),
-        use_distributed_sampler=False,
+        job.data,
+        folder.step if has_ended else total_steps,
+        accumulate_grad_batches=order.accumulation,
+        gradient_clip_val=_gradient_clip(job),
+        max_steps=-1 if is_manual else folder.step if has_ended else total_steps,
+        max_epochs=-1 if job.max_epochs is None else math.ceil(job.max_epochs),
+        num_sanity_val_steps=-1 if folder.step == 0 else 0,
+        **_as_lightning_evaluates(job),
+        logger=loggers or False,
         default_root_dir=folder.path,
     )
-    replace_loops(trainer, engine, folder.step if has_ended else total_steps)
     batching = (rows, order, world, lambda batch, samples: item_count().of(batch, samples), device == "cuda")
     training = training_loader(*batching, folder.state or {})
     engine.turns_done = training.turns_done
@@ -413,7 +434,8 @@ def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack
         finish(each, trainer)
     checkpoint = latest(folder.checkpoints)
     log("result", _result(metrics, checkpoint, time.monotonic() - began))
-    return Run(folder.path, plan, metrics.history, metrics.evaluations, checkpoint, module)
+    evaluator = Evaluator(job, rows, module, engine, order.micro_batch_size)
+    return Run(folder.path, plan, metrics.history, metrics.evaluations, checkpoint, module, evaluator)
 
 
 def prepare(job: Job) -> Rows:

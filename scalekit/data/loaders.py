@@ -11,6 +11,7 @@ from scalekit.data.order import Order
 from scalekit.data.rows import Rows
 from scalekit.data.shards import shards
 from scalekit.data.stream import StreamLoader
+from scalekit.data.way import Way
 from scalekit.errors import ConfigError
 from scalekit.world import World, total
 
@@ -84,18 +85,31 @@ def validation_loader(rows: Rows, order: Order | Lanes, world: World, count: Cou
     """The loader for rows held out: each once, in their own order; None where there are none."""
     if rows.validation is None:
         return None
-    each = order.micro_batch_size
-    once = Order(len(rows.validation), each * world.size, each, world.size, order.seed, shuffle=False)
+    return loader_once(rows.validation, rows.way, order.micro_batch_size, world, count, pin_memory)
+
+
+def loader_once(rows: Any, way: Way, micro_batch_size: int, world: World, count: Count, pin_memory: bool) -> Loader:
+    """The loader of rows that are made ready: each once, in their own order.
+
+    Args:
+        rows: map-style.
+        way: by which they were made ready.
+        micro_batch_size: rows that a rank runs at once.
+        world: the job's processes.
+        count: the items of a batch of so many rows.
+        pin_memory: whether batches are put where a GPU copies from without waiting.
+    """
+    global_batch_size = micro_batch_size * world.size
     return Loader(
-        rows.validation,
-        rows.way.collate,
-        once,
+        rows,
+        way.collate,
+        Order(len(rows), global_batch_size, micro_batch_size, world.size, way.job.seed, shuffle=False),
         world.rank,
         count,
-        rows.way.workers,
+        way.workers,
         pin_memory,
         advances=False,
-        draws=rows.way.collate_draws,
+        draws=way.collate_draws,
     )
 
 

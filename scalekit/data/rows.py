@@ -140,16 +140,28 @@ class Rows:
         return found
 
 
+def held_out(way: Way, parts: Sequence[Part]) -> Any:
+    """Rows that are no training rows, made ready for a job's model in the way of its own; None where there are none.
+
+    Raises:
+        ScaleKitError: rows that cannot be used.
+    """
+    if way.encoder is None and not way.is_ready:
+        return _keyed(way, _one_after_another([_tensors(part.rows) for part in parts]), parts)
+    prepared = [_prepared(way, part, way.validation_encoder).rows for part in parts]
+    return _drawn(way, _one_after_another(prepared), way.validation_encoder)
+
+
 def _encoded(way: Way) -> Rows:
     """Rows that are encoded once, or checked once and drawn each time that they are read."""
     train = [_prepared(way, part, way.encoder) for part in way.source.parts]
-    held_out = [_prepared(way, part, way.validation_encoder) for part in way.source.validation]
+    others = [_prepared(way, part, way.validation_encoder) for part in way.source.validation]
     lengths = _lengths(train)
     if lengths is not None and way.task == "question-answering":
-        way = replace(way, longest=int(max(each.lengths.max(initial=0) for each in (*train, *held_out))))
+        way = replace(way, longest=int(max(each.lengths.max(initial=0) for each in (*train, *others))))
     packed = lengths is not None and way.packs(lengths.tokens)
     parts = [pack(each.rows, way.job.sequence_length or 0) if packed else each.rows for each in train]
-    skipped = (*way.source.skipped, *chain.from_iterable(each.skipped for each in (*train, *held_out)))
+    skipped = (*way.source.skipped, *chain.from_iterable(each.skipped for each in (*train, *others)))
     documents = sum(len(each.rows) for each in train) if packed else 0
     drawn = _drawn(way, _joined(way, parts), way.encoder)
     return Rows(
@@ -157,7 +169,7 @@ def _encoded(way: Way) -> Rows:
         train=drawn,
         longest=lambda: _longest(way, parts),
         few=lambda: _first(drawn),
-        validation=_drawn(way, _one_after_another([each.rows for each in held_out]), way.validation_encoder),
+        validation=_drawn(way, _one_after_another([each.rows for each in others]), way.validation_encoder),
         packed=packed,
         documents=documents,
         lengths=lengths,
@@ -165,7 +177,7 @@ def _encoded(way: Way) -> Rows:
             *way.remark,
             *_skip_remark(skipped),
             *_cut_remark(lengths, "data"),
-            *_cut_remark(_lengths(held_out), "validation data"),
+            *_cut_remark(_lengths(others), "validation data"),
             *(_pack_remark(way, parts, documents) if packed else ()),
         ),
         skipped=skipped,
@@ -178,10 +190,13 @@ def _as_they_are(way: Way) -> Rows:
     if not len(train):
         raise EmptyDataError("the data has no rows")
     train = _keyed(way, train, way.source.parts)
-    held_out = _one_after_another([_tensors(part.rows) for part in way.source.validation])
-    held_out = _keyed(way, held_out, way.source.validation)
     return Rows(
-        way, train, longest=lambda: train[0], few=lambda: _first(train), validation=held_out, skipped=way.source.skipped
+        way,
+        train,
+        longest=lambda: train[0],
+        few=lambda: _first(train),
+        validation=held_out(way, way.source.validation),
+        skipped=way.source.skipped,
     )
 
 
@@ -203,16 +218,12 @@ def _streamed(way: Way) -> Rows:
     packed = len(lengths) > 0 and way.packs(lengths)
     if packed:
         usable = pack_window(usable, way.job.sequence_length or 0)
-    held_out = [
-        _prepared(way, part, way.validation_encoder) if way.encoder is not None or way.is_ready else part
-        for part in way.source.validation
-    ]
     return Rows(
         way,
         train=rows,
         longest=lambda: max(usable, key=lambda row: len(row["input_ids"])) if len(lengths) else usable[0],
         few=lambda: usable[:_FEW],
-        validation=_drawn(way, _one_after_another([each.rows for each in held_out]), way.validation_encoder),
+        validation=held_out(way, way.source.validation),
         encode=encode,
         draw=draw,
         packed=packed,

@@ -21,6 +21,9 @@ from scalekit.errors import ConfigError, DataError, EmptyDataError, UnknownNameE
 from scalekit.names import ON_BAD_ROW
 from scalekit.settings import checked, is_a
 
+_LOADERS = {"validate": "val", "test": "test", "predict": "predict"}
+"""Of a LightningDataModule, by the stage."""
+
 _HELD_OUT = ("validation", "valid", "val", "dev", "test")
 
 
@@ -133,6 +136,41 @@ def read(data: Any, validation: Any = None, seed: int = 0, on_bad_row: str = "re
     first = opened[0]
     validation_parts = tuple(replace(part, weight=None) for part in held_out)
     return Source(parts, validation_parts, first.collate, first.shuffle, first.workers, first.batch_size, skipped)
+
+
+def read_once(data: Any, stage: str, on_bad_row: str = "refuse") -> Source:
+    """Opens rows that are run once, without training.
+
+    Args:
+        data: as `read` takes it. Of a LightningDataModule it is the loader that it has for this.
+        stage: ``"validate"``, ``"test"`` or ``"predict"``.
+        on_bad_row: as of `read`.
+
+    Raises:
+        DataError: no such data, a stream, or a kind that cannot be used.
+    """
+    if hasattr(data, "train_dataloader"):
+        opened = _from_stage(data, stage)
+        found = Source((opened.train(),), (), opened.collate, False, opened.workers, opened.batch_size)
+    else:
+        found = replace(read(data, None, 0, on_bad_row), validation=())
+    if any(part.is_stream for part in found.parts):
+        raise DataError(f"rows to {stage} are shared out by their places, and cannot be a stream: load them whole")
+    return found
+
+
+def _from_stage(module: Any, stage: str) -> _Opened:
+    """The loader that a LightningDataModule has for a stage."""
+    from lightning.pytorch import LightningDataModule
+
+    name = f"{_LOADERS[stage]}_dataloader"
+    loader = getattr(module, name, None)
+    if loader is None or getattr(loader, "__func__", None) is getattr(LightningDataModule, name):
+        raise DataError(f"{type(module).__name__} has no {name}, of which the rows to {stage} would be")
+    with files.alone("prepare_data"):
+        module.prepare_data()
+    module.setup(stage)
+    return _from_loader(loader(), seed=0)
 
 
 def _check_rows(parts: Sequence[Part]) -> None:

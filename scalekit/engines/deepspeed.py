@@ -102,6 +102,9 @@ class DeepSpeedEngine(Engine, DeepSpeedStrategy):
         deepspeed.init_distributed(self._process_group_backend, verbose=False)
 
     def setup(self, trainer: Any) -> None:
+        if self.trained_by is not None:
+            self._take_over(trainer, self.trained_by)
+            return
         self.precision_plugin.is_manual = self.is_manual  # type: ignore[attr-defined]
         self._init_config_if_needed()
         self.precision_plugin.convert_module(self._module)
@@ -123,6 +126,13 @@ class DeepSpeedEngine(Engine, DeepSpeedStrategy):
             owner._buffers[name] = tensor.to(
                 self.root_device
             )  # DeepSpeed casts buffers; their precision is the model's
+
+    def _take_over(self, trainer: Any, trained_by: Engine) -> None:
+        """Runs the module by the engine of DeepSpeed's that has trained it, and knows where its parts are."""
+        if self.accelerator is not None:
+            self.accelerator.setup(trainer)
+        self.model = trained_by.model
+        self.barrier()
 
     def _init_optimizers(self) -> Any:
         """ZeRO-3's own come earlier: a user's groups by shape mean something only while parameters have their shapes."""

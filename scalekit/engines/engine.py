@@ -85,9 +85,18 @@ class Engine(Checkpointed):
         self._learning_rate: float | None = None  # of the first optimizer that a module has stepped by itself
         self.finds_unused = False  # whether ddp looks for parameters that a step has left out, by a walk over the graph
         self.own_rows = 0  # of the micro-batch under way, that count
+        self.trained_by: Engine | None = (
+            None  # the engine that has placed and trained the module, which is not placed again
+        )
+        self.predicted: list[tuple[tuple[int, ...], Any]] = []  # of this rank's rows, by their places
         self._micro_batches = 0  # of the step under way, that this rank has begun
         self._step_began = 0.0
         self._buffers: Buffers | None = None  # of more than one rank
+
+    def take_over(self, trained_by: Engine) -> None:
+        """Runs a module as another engine has left it, without training."""
+        self.trained_by = trained_by
+        self.item_count, self.scores, self.step = trained_by.item_count, trained_by.scores, trained_by.step
 
     # -- initial weights --------------------------------------------------------------------------------------------
 
@@ -127,7 +136,7 @@ class Engine(Checkpointed):
     def batch_to_device(self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0) -> Any:
         """Moves a batch. Of rows that stand in for none, no hook sees anything: they are kept for the step alone."""
         moved = super().batch_to_device(batch, device, dataloader_idx)
-        if self.has_rows(self._loader):
+        if self.has_rows:
             return moved
         self._stand_in = moved
         return without_rows(moved)
@@ -299,17 +308,21 @@ class Engine(Checkpointed):
         self.settle()
 
     def validation_step(self, *args: Any, **kwargs: Any) -> Any:
-        micro = self._consume(self._loader)
+        return self._evaluate(super().validation_step, *args, **kwargs)
+
+    def test_step(self, *args: Any, **kwargs: Any) -> Any:
+        return self._evaluate(super().test_step, *args, **kwargs)
+
+    def predict_step(self, *args: Any, **kwargs: Any) -> Any:
+        output, micro = self._without_training(super().predict_step, *args, **kwargs)
+        if micro is not None and micro.items:
+            self.predicted.append((micro.rows, output))
+        return output
+
+    def _evaluate(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Runs a step over rows held out, and counts its loss and scores where it gives some."""
+        output, micro = self._without_training(step, *args, **kwargs)
         counts = micro is None or micro.items > 0
-        self.own_rows = len(micro.rows) if micro is not None and counts else 0
-        self.rows_of_pass = (self.rows_of_pass or 0) + self.own_rows
-        if counts:
-            output = super().validation_step(*args, **kwargs)
-        elif self.scores is None and not self.is_shared:
-            return None  # rows that another rank counts are nothing for a user's own metrics
-        else:
-            with self.standing_in():
-                output = super().validation_step(self._stand_in, *args[1:], **kwargs)
         loss = output.get("loss") if isinstance(output, Mapping) else output
         if micro is not None and isinstance(loss, Tensor):
             if counts:
@@ -319,6 +332,19 @@ class Engine(Checkpointed):
                 self.scores.update(output, counts)
         # Lightning would keep logits through the next micro-batch; what a user's own module returns is the user's.
         return output if self.scores is None else loss
+
+    def _without_training(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, MicroBatch | None]:
+        """Runs a step on the rows that come next, with what is known of them; None where they stand in and none are needed."""
+        micro = self._consume(self._loader)
+        counts = micro is None or micro.items > 0
+        self.own_rows = len(micro.rows) if micro is not None and counts else 0
+        self.rows_of_pass = (self.rows_of_pass or 0) + self.own_rows
+        if counts:
+            return step(*args, **kwargs), micro
+        if self.scores is None and not self.is_shared:
+            return None, micro  # rows that another rank counts are nothing for a user's own metrics
+        with self.standing_in():
+            return step(self._stand_in, *args[1:], **kwargs), micro
 
     def run(self, function: Callable[[], T]) -> T:
         """Runs the model outside of Lightning's steps, with what precision and shards need around it. Every rank calls it."""
@@ -352,11 +378,21 @@ class Engine(Checkpointed):
     def _loader(self) -> Any:
         """That of the loop under way."""
         trainer = self._module.trainer
-        return trainer.train_dataloader if trainer.training else trainer.val_dataloaders
+        if trainer.training:
+            return trainer.train_dataloader
+        if trainer.testing:
+            return trainer.test_dataloaders
+        return trainer.predict_dataloaders if trainer.predicting else trainer.val_dataloaders
 
-    def has_rows(self, loader: Any) -> bool:
+    @property
+    def has_rows(self) -> bool:
         """Whether the batch that is run next has rows that count, and none that stand in."""
-        return not hasattr(loader, "next_known") or loader.next_known().items > 0
+        return not self.knows_rows or self._loader.next_known().items > 0
+
+    @property
+    def next_rows(self) -> tuple[int, ...]:
+        """The places of the rows that are run next; none where they are not known."""
+        return self._loader.next_known().rows if self.knows_rows else ()
 
     def _consume(self, loader: Any) -> MicroBatch | None:
         """What is known of the batch that is run next; None for a loader that is not ScaleKit's."""

@@ -36,6 +36,14 @@ class _StepsThroughRoot(ModelParallelStrategy):
         with self.precision_plugin.val_step_context():
             return self._redirect("validation_step", *args, **kwargs)
 
+    def test_step(self, *args: Any, **kwargs: Any) -> Any:
+        with self.precision_plugin.test_step_context():
+            return self._redirect("test_step", *args, **kwargs)
+
+    def predict_step(self, *args: Any, **kwargs: Any) -> Any:
+        with self.precision_plugin.predict_step_context():
+            return self._redirect("predict_step", *args, **kwargs)
+
     def _redirect(self, name: str, *args: Any, **kwargs: Any) -> Any:
         module: Any = self.lightning_module
         return self._forward_redirection(module, module, name, *args, **kwargs)
@@ -58,7 +66,8 @@ class FSDPEngine(Engine, _StepsThroughRoot):
         if self.accelerator is not None:
             self.accelerator.setup(trainer)
         self.precision_plugin.convert_module(self._module)
-        self._shard(self._module)
+        if self.trained_by is None:
+            self._shard(self._module)
         self.restore_weights()
         self.barrier()
         if trainer.state.fn == TrainerFn.FITTING:

@@ -2,24 +2,66 @@
 
 from __future__ import annotations
 
-from lightning.pytorch import Trainer
+from collections.abc import Sequence
+from typing import Any
+
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, ModelSummary, ProgressBar
+from lightning.pytorch.trainer.states import TrainerFn
 
 from scalekit.engines.engine import Engine
+from scalekit.loops.data_module import AttachedData
 from scalekit.loops.evaluation import EvaluationLoop
+from scalekit.loops.prediction import PredictionLoop
 from scalekit.loops.signals import SignalConnector
 from scalekit.loops.training import EpochLoop
+from scalekit.world import World
 
 
-def replace_loops(trainer: Trainer, engine: Engine, total_steps: int) -> None:
-    """Gives a trainer ScaleKit's loops in the place of its own.
+def make_trainer(
+    engine: Engine,
+    device: str,
+    world: World,
+    callbacks: Sequence[Callback],
+    data: Any = None,
+    total_steps: int = 0,
+    **options: Any,
+) -> Trainer:
+    """Lightning's Trainer on a job's processes, with ScaleKit's loops in the place of its own.
 
     Args:
-        trainer: that has been made, and has not run.
         engine: its strategy.
-        total_steps: global batches, after which the job is done.
+        device: ``"cuda"`` or ``"cpu"``.
+        world: the job's processes.
+        callbacks: of the user's and ScaleKit's.
+        data: where the rows are from: of a LightningDataModule the hooks are run.
+        total_steps: global batches, after which training is done.
+        options: further ones of Lightning's.
     """
+    attached = [AttachedData(data)] if isinstance(data, LightningDataModule) else []
+    brought = {
+        kind: any(isinstance(each, kind) for each in callbacks) for kind in (Checkpoint, ProgressBar, ModelSummary)
+    }
+    trainer = Trainer(
+        strategy=engine,
+        accelerator="gpu" if device == "cuda" else "cpu",
+        devices=world.local_size,
+        num_nodes=world.num_nodes,
+        plugins=[TorchElasticEnvironment() if world.launched else LightningEnvironment()],
+        callbacks=[*attached, *callbacks],
+        enable_checkpointing=brought[Checkpoint],
+        enable_progress_bar=brought[ProgressBar],
+        enable_model_summary=brought[ModelSummary],
+        use_distributed_sampler=False,
+        **options,
+    )
     own = trainer.fit_loop.epoch_loop
-    loop = EpochLoop(trainer, engine, own.min_steps, own.max_steps, total_steps)
-    loop.val_loop = EvaluationLoop(trainer, engine)
-    trainer.fit_loop.epoch_loop = loop
+    trainer.fit_loop.epoch_loop = EpochLoop(trainer, engine, own.min_steps, own.max_steps, total_steps)
+    trainer.fit_loop.epoch_loop.val_loop = EvaluationLoop(trainer, engine)
+    trainer.validate_loop = EvaluationLoop(trainer, engine, TrainerFn.VALIDATING)
+    trainer.test_loop = EvaluationLoop(trainer, engine, TrainerFn.TESTING)
+    trainer.predict_loop = PredictionLoop(trainer, engine)
     trainer._signal_connector = SignalConnector(trainer)
+    return trainer

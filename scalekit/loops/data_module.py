@@ -21,7 +21,8 @@ class AttachedData(Callback):
         self._module = module
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        sources = (trainer.fit_loop._data_source, trainer.fit_loop.epoch_loop.val_loop._data_source)
+        fit, others = trainer.fit_loop, (trainer.validate_loop, trainer.test_loop, trainer.predict_loop)
+        sources = [loop._data_source for loop in (fit, fit.epoch_loop.val_loop, *others)]
         loaders = [each.instance for each in sources]
         trainer._data_connector.attach_datamodule(pl_module, self._module)
         for source, loader in zip(sources, loaders, strict=True):

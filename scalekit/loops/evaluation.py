@@ -1,4 +1,4 @@
-"""Lightning's loop over the rows of the validation set."""
+"""Lightning's loops over rows held out, and over rows that are tested on."""
 
 from __future__ import annotations
 
@@ -20,12 +20,15 @@ class EvaluationLoop(_EvaluationLoop):
     Args:
         trainer: whose loop it is.
         engine: its strategy.
+        function: what the trainer is asked for: to fit, to validate or to test.
     """
 
     _results: Results
 
-    def __init__(self, trainer: Trainer, engine: Engine) -> None:
-        super().__init__(trainer, TrainerFn.FITTING, RunningStage.VALIDATING, verbose=False, inference_mode=False)
+    def __init__(self, trainer: Trainer, engine: Engine, function: TrainerFn = TrainerFn.FITTING) -> None:
+        stage = RunningStage.TESTING if function == TrainerFn.TESTING else RunningStage.VALIDATING
+        super().__init__(trainer, function, stage, verbose=False, inference_mode=False)
+        self._step = f"{'test' if stage == RunningStage.TESTING else 'validation'}_step"
         self._engine, self._results = engine, Results(engine, training=False)
 
     def run(self) -> list[Any]:
@@ -39,18 +42,14 @@ class EvaluationLoop(_EvaluationLoop):
     def _evaluation_step(self, batch: Any, batch_idx: int, dataloader_idx: int, dataloader_iter: Any) -> None:
         """Lightning's own; where this rank has no rows left, what the others' collectives need, of which no hook hears."""
         trainer = self.trainer
-        if self._engine.has_rows(trainer.val_dataloaders):
+        if self._engine.has_rows:
             super()._evaluation_step(batch, batch_idx, dataloader_idx, dataloader_iter)
             return
-        batch = trainer.precision_plugin.convert_input(batch)
-        batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=dataloader_idx)
-        batch = call._call_strategy_hook(trainer, "batch_to_device", batch, dataloader_idx=dataloader_idx)
-        arguments = self._build_step_args_from_hook_kwargs(
-            self._build_kwargs(batch, batch_idx, None), "validation_step"
-        )
+        batch = moved(trainer, batch, dataloader_idx)
+        arguments = self._build_step_args_from_hook_kwargs(self._build_kwargs(batch, batch_idx, None), self._step)
         for count in (self.batch_progress.increment_ready, self.batch_progress.increment_started):
             count()
-        call._call_strategy_hook(trainer, "validation_step", *arguments)
+        call._call_strategy_hook(trainer, self._step, *arguments)
         for count in (self.batch_progress.increment_processed, self.batch_progress.increment_completed):
             count()
         self._has_run = self._has_run or not trainer.sanity_checking
@@ -63,3 +62,10 @@ class EvaluationLoop(_EvaluationLoop):
         super()._on_evaluation_epoch_end()
         self._results.close_pass()  # of what the hooks have logged
         self.trainer._logger_connector.on_epoch_end()
+
+
+def moved(trainer: Trainer, batch: Any, dataloader_idx: int) -> Any:
+    """A batch on the trainer's device, as Lightning's loops bring it there."""
+    batch = trainer.precision_plugin.convert_input(batch)
+    batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=dataloader_idx)
+    return call._call_strategy_hook(trainer, "batch_to_device", batch, dataloader_idx=dataloader_idx)

@@ -76,8 +76,3 @@ def _refusals(job: Job, strategy: Strategy) -> Iterator[str]:
 
 def _overrides(model: Any, method: str) -> bool:
     return isinstance(model, LightningModule) and is_overridden(method, model)
-
-
-def brings(job: Job, kind: type[Any]) -> bool:
-    """Whether a job has a callback of a kind."""
-    return any(isinstance(each, kind) for each in job.callbacks)

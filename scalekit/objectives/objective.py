@@ -57,6 +57,13 @@ class Objective(ABC):
         """The scalar mean over the micro-batch's items."""
         return self.outcome(model, batch).loss
 
+    def prediction(self, model: nn.Module, batch: Any) -> Any:
+        """What the model gives for a batch; of a Hugging Face model the logits. A loss function's target is left out."""
+        is_target = self.function is not None and has_target(batch)
+        output = called(model, split(batch)[0] if is_target else batch)
+        logits = getattr(output, "logits", None)
+        return output if logits is None else logits
+
     def describe(self) -> str:
         """In words, what the loss is a mean over."""
         return str(self.count)

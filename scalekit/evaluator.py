@@ -1,0 +1,159 @@
+"""What a trained model makes of other rows: its loss and scores, and its predictions, on the processes that trained it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any, final
+
+import lightning.pytorch as pl
+from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import Tensor
+
+from scalekit import engines
+from scalekit.data import rows as ready
+from scalekit.data import sources
+from scalekit.data.loader import Loader
+from scalekit.data.loaders import loader_once
+from scalekit.data.rows import Rows
+from scalekit.engines.engine import Engine
+from scalekit.errors import ConfigError, ModelError, shown
+from scalekit.job import Job
+from scalekit.log import job_log, log
+from scalekit.loops import make_trainer
+from scalekit.strategies import Strategy
+from scalekit.world import World, device_type, gather
+
+_STEPS = {"validate": "validation_step", "test": "test_step", "predict": "predict_step"}
+
+
+@final
+@dataclass(frozen=True)
+class Evaluator:
+    """Runs rows through a module as its job has left it. Every rank calls each method.
+
+    Attributes:
+        job: that trained it.
+        rows: the job's.
+        module: with its weights; under a sharded strategy each rank has its parts.
+        engine: that trained it.
+        micro_batch_size: rows that a rank runs at once.
+    """
+
+    job: Job
+    rows: Rows
+    module: pl.LightningModule
+    engine: Engine
+    micro_batch_size: int
+
+    def score(self, stage: str, data: Any) -> dict[str, Any]:
+        """Loss, scores and logged values over rows, each counted once.
+
+        Args:
+            stage: ``"validate"`` or ``"test"``.
+            data: None for the rows that the job has held out.
+        """
+        with job_log(World.from_environment(), self.job.verbose):
+            engine, trainer = self._run(stage, data)
+            logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+            found = {**logged, **(engine.close_evaluation() or {})}
+            told = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
+            log(stage, told or f"{type(self.module).__name__}.{_STEPS[stage]} has logged and returned no number")
+        return found
+
+    def predict(self, data: Any) -> list[Any]:
+        """What the model makes of each row, in the order of `data`, on the CPU."""
+        with job_log(World.from_environment(), self.job.verbose):
+            engine, _ = self._run("predict", data)
+        mine = {place: each for rows, output in engine.predicted for place, each in _by_row(rows, output)}
+        found = {place: each for part in gather(mine, World.from_environment()) for place, each in part.items()}
+        return [found[place] for place in sorted(found)]
+
+    def _run(self, stage: str, data: Any) -> tuple[Engine, pl.Trainer]:
+        self._check(stage)
+        world, device = World.from_environment(), device_type()
+        engine = self._engine(device, world)
+        loader = self._loader(stage, data, engine, world, device)
+        trainer = make_trainer(
+            engine,
+            device,
+            world,
+            self.job.callbacks,
+            data if isinstance(data, pl.LightningDataModule) else self.job.data,
+            logger=[each for each in _listed(self.job.logger) if _is_open(each)] or False,
+        )
+        options = {"return_predictions": False} if stage == "predict" else {"verbose": False}
+        with ExitStack() as ending:
+            ending.callback(setattr, self.module, "_trainer", self.module._trainer)
+            getattr(trainer, stage)(self.module, loader, **options)
+        return engine, trainer
+
+    def _check(self, stage: str) -> None:
+        """Whether a user's own module has the step that is asked for.
+
+        Raises:
+            ConfigError: it has none.
+        """
+        step = _STEPS[stage]
+        if stage != "predict" and not is_overridden(step, self.module):
+            raise ConfigError(f"{type(self.module).__name__} has no {step}, which run.{stage} would run: write it")
+
+    def _engine(self, device: str, world: World) -> Engine:
+        """One that runs the module where it is: without an optimizer to share out, whole parameters are all that there is."""
+        spec = self.engine.spec
+        if spec.engine == "deepspeed" and not self.engine.is_shared:
+            spec = Strategy.load("ddp" if world.size > 1 else "single")
+        engine = engines.engine(spec, self.engine.precision, device, world)
+        engine.take_over(self.engine)
+        return engine
+
+    def _loader(self, stage: str, data: Any, engine: Engine, world: World, device: str) -> Loader:
+        way, rows, size = self.rows.way, self.rows.validation, self.micro_batch_size
+        if data is not None:
+            source = sources.read_once(data, stage, self.job.on_bad_row)
+            rows = ready.held_out(way, source.parts)
+            if source.collate is not None:
+                way = replace(way, source=source)
+            if source.batch_size is not None:
+                size = max(source.batch_size // world.size, 1)
+        if rows is None:
+            raise ConfigError(f"run.{stage}: the job has held out no rows, so give some: run.{stage}(data)")
+        count = engine.item_count
+        items = (lambda batch, samples: samples) if count is None or stage == "predict" else count().of
+        return loader_once(rows, way, size, world, items, device == "cuda")
+
+
+def _listed(logger: Any) -> Sequence[Any]:
+    return logger if isinstance(logger, (list, tuple)) else [logger]
+
+
+def _is_open(logger: Any) -> bool:
+    """Whether a logger still takes numbers; a W&B run has ended with its job."""
+    return isinstance(logger, Logger) and not isinstance(logger, WandbLogger)
+
+
+def _by_row(rows: Sequence[int], output: Any) -> list[tuple[int, Any]]:
+    """What a batch's prediction says of each of its rows.
+
+    Raises:
+        ModelError: it is nothing that has an entry for each row.
+    """
+    return list(zip(rows, _split(output, len(rows)), strict=True))
+
+
+def _split(output: Any, count: int) -> list[Any]:
+    if isinstance(output, Tensor) and output.ndim and len(output) == count:
+        return list(output.detach().cpu().unbind(0))
+    if isinstance(output, Mapping) and output:
+        parts = {name: _split(each, count) for name, each in output.items()}
+        return [{name: part[place] for name, part in parts.items()} for place in range(count)]
+    if isinstance(output, tuple) and output:
+        return list(zip(*(_split(each, count) for each in output), strict=True))
+    if isinstance(output, list) and len(output) == count:
+        return [each.detach().cpu() if isinstance(each, Tensor) else each for each in output]
+    raise ModelError(
+        f"predict_step gave {shown(output)} for a batch of {count} rows: return a tensor with a row for each, a list of as "
+        "many, or a mapping or tuple of those"
+    )

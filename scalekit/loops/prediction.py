@@ -1,0 +1,42 @@
+"""Lightning's loop over rows that are predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, final
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.loops.prediction_loop import _PredictionLoop
+from lightning.pytorch.trainer import call
+
+from scalekit.engines.engine import Engine
+from scalekit.loops.evaluation import moved
+
+
+@final
+class PredictionLoop(_PredictionLoop):
+    """Lightning's own, in which each row is predicted once, and callbacks hear the places of a batch's rows.
+
+    Args:
+        trainer: whose loop it is.
+        engine: its strategy.
+    """
+
+    def __init__(self, trainer: Trainer, engine: Engine) -> None:
+        super().__init__(trainer, inference_mode=False)
+        self._engine = engine
+
+    def _predict_step(
+        self, batch: Any, batch_idx: int, dataloader_idx: int, dataloader_iter: Iterator[Any] | None
+    ) -> None:
+        """Lightning's own; where this rank has no rows left, what the others' collectives need, of which no hook hears."""
+        if self._engine.has_rows:
+            super()._predict_step(batch, batch_idx, dataloader_idx, dataloader_iter)
+            return
+        batch = moved(self.trainer, batch, dataloader_idx)
+        arguments = self._build_step_args_from_hook_kwargs(self._build_kwargs(batch, batch_idx, None), "predict_step")
+        call._call_strategy_hook(self.trainer, "predict_step", *arguments)
+
+    def _get_batch_indices(self, dataloader: object) -> Mapping[int, list[int]]:  # type: ignore[override]
+        """The rows' places, for the batch that is run next."""
+        return {self.batch_progress.current.ready - 1: list(self._engine.next_rows)}
