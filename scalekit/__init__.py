@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from scalekit.checkpoint.modules import load_module
     from scalekit.data.mixture import Mixture
     from scalekit.errors import ScaleKitError
     from scalekit.exporting import export
@@ -25,12 +26,24 @@ _HOME = {
     "ScaleModule": "scalekit.module",
     "Mixture": "scalekit.data.mixture",
     "ScaleKitError": "scalekit.errors",
+    "load_module": "scalekit.checkpoint.modules",
     "plan": "scalekit.public",
     "strategy": "scalekit.public",
     "export": "scalekit.exporting",
 }
 
-__all__ = ["Mixture", "Run", "ScaleKitError", "ScaleModule", "__version__", "export", "fit", "plan", "strategy"]
+__all__ = [
+    "Mixture",
+    "Run",
+    "ScaleKitError",
+    "ScaleModule",
+    "__version__",
+    "export",
+    "fit",
+    "load_module",
+    "plan",
+    "strategy",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -194,9 +194,8 @@ class Checkpointed(LightningStrategy):
             parts |= {optimizers.stem(number, key): each for key, each in found.items()}
             settings.append(setting)
         checkpoint = {name: value for name, value in checkpoint.items() if name != "state_dict"}
-        checkpoint |= {
-            name: documents.as_text(checkpoint[name], name)[0] for name in _HYPERPARAMETERS if name in checkpoint
-        }
+        texts = {name: documents.as_text(checkpoint[name], name) for name in _HYPERPARAMETERS if name in checkpoint}
+        checkpoint |= {name: kept for name, (kept, _) in texts.items()}
         checkpoint["optimizer_states"] = settings
         changed = dict(self._trains().items() - self._trained_at_start.items())
         checkpoint["scalekit"] = {
@@ -205,6 +204,7 @@ class Checkpointed(LightningStrategy):
             "position": self.position,
             "logged": {name: float(value) for name, value in self._logged().items() if value.numel() == 1},
             "trained_since": changed,  # what callbacks have thawed or frozen
+            "by_text": [place for _, places in texts.values() for place in places],
             **self._stream_state(),
         }
         files = {**documents.written(checkpoint, "state"), **(self._files_beside if self._rank == 0 else {})}
