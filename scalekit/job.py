@@ -55,6 +55,10 @@ _LARGEST_SEED = 2**32 - 1  # numpy's
 
 _USUAL_BATCH = 8
 _Steps = Annotated[Count, Unit("optimizer steps")]
+_Limit = Annotated[
+    Annotated[Any, Is("a limit", lambda value: _is_limit(value))] | None,
+    Says("a number of global batches, a share of them below 1, or None for all"),
+]
 _ItemCount = Annotated[Any, Is("a function of a batch", function_of("batch"))]
 _Transform = Annotated[Any, Is("a function of an image or of a wave", function_of("shown"))]
 
@@ -107,6 +111,10 @@ class Job:
     memory_check: Annotated[MemoryCheck, MayChange] = "refuse"
     max_steps: Annotated[_Steps | None, MayChange] = None
     max_epochs: Annotated[Annotated[float, Above(0), Unit("epochs")] | None, MayChange] = None
+    limit_train_batches: _Limit = None
+    limit_val_batches: Annotated[_Limit, MayChange] = None
+    overfit_batches: _Limit = None
+    fast_dev_run: Annotated[bool | Annotated[Count, Unit("optimizer steps")], MayChange] = False
     optimizer: Annotated[
         OptimizerName | Annotated[Any, Is("a function from parameter groups to an optimizer", takes("groups"))],
         LeftToModule,
@@ -124,6 +132,7 @@ class Job:
     warmup_steps: Annotated[Whole, Unit("optimizer steps"), LeftToModule] = 0
     weight_decay: Annotated[float, AtLeast(0), LeftToModule] = 0.0
     gradient_clip: Annotated[float, Above(0)] | Auto | None = "auto"
+    gradient_clip_algorithm: Literal["norm", "value"] = "norm"
     average_decay: Annotated[float, Above(0), Below(1)] | None = None
     seed: Annotated[int, AtLeast(0), AtMost(_LARGEST_SEED)] = 0
     devices: Annotated[Count | Auto, MayChange] = "auto"
@@ -152,6 +161,7 @@ class Job:
     evaluate_every: Annotated[
         _Steps | Annotated[float, Above(0), Below(1), Unit("of an epoch")] | Literal["epoch"] | None, MayChange
     ] = "epoch"
+    log_every_n_steps: Annotated[_Steps | Auto, MayChange] = "auto"
     resume: Annotated[
         Literal["auto", "never"] | Annotated[Place, Is("the folder of a checkpoint", os.path.isdir)], MayChange
     ] = "auto"
@@ -185,6 +195,14 @@ class Job:
                 "loss_couples='batch' is for a `loss=` of your own, without `item_count=` or `metrics=`: it is given all "
                 "samples of a batch, and its outputs stand beside no targets"
             )
+        if self.gradient_clip_algorithm == "value" and not isinstance(self.gradient_clip, float):
+            raise ConfigError(
+                "gradient_clip_algorithm='value' has no effect without a number: give `gradient_clip`, the largest entry of a "
+                "gradient"
+            )
+        limited = [name for name in ("limit_train_batches", "limit_val_batches") if getattr(self, name) is not None]
+        if limited and self.overfit_batches is not None:
+            raise ConfigError(f"overfit_batches is {' and '.join(limited)} too: give one or the other")
         if callable(self.optimizer) and self.optimizer_options:
             raise ConfigError("optimizer_options are for an optimizer that is named: set them in your function instead")
         if callable(self.schedule) and self.warmup_steps:
@@ -222,7 +240,8 @@ class Job:
         Raises:
             ConfigError: there are none.
         """
-        names = ("evaluate_every", "metrics", "generate", "validation_transform")
+        names = ["evaluate_every", "metrics", "generate", "validation_transform"]
+        names += [] if self.fast_dev_run else ["limit_val_batches"]
         given = [name for name in names if self._is_given(name) and getattr(self, name) is not None]
         if given and not has_rows:
             raise ConfigError(f"{', '.join(given)}: there are no rows held out to evaluate. Give `validation` too")
@@ -268,6 +287,13 @@ def check_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     hints = hints_of(Job)
     return {name: checked(name, value, hints[name]) for name, value in settings.items()}
+
+
+def _is_limit(value: Any) -> bool:
+    """1.0 is neither: as a share it would be all, and as a number one."""
+    if isinstance(value, bool):
+        return False
+    return value >= 1 if isinstance(value, int) else isinstance(value, float) and 0 < value < 1
 
 
 def _has_no_validation(data: Any) -> bool:

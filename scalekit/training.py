@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import shutil
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +26,7 @@ from scalekit.checkpoint.rotation import Rotation
 from scalekit.data import sources
 from scalekit.data.encoders.labels import Classes
 from scalekit.data.lanes import Lanes
-from scalekit.data.loaders import order_of, training_loader, validation_loader
+from scalekit.data.loaders import order_of, training_loader, validation_loader, validation_samples
 from scalekit.data.loaders import total_steps as steps_of
 from scalekit.data.order import Order
 from scalekit.data.preparation import cores
@@ -66,7 +68,9 @@ from scalekit.tracking.progress import Progress
 from scalekit.tracking.samples import Samples, check_samples
 from scalekit.tracking.watchdog import Watchdog
 from scalekit.vocabulary import with_embedding
-from scalekit.world import World, connect, device_type, gather
+from scalekit.world import World, connect, device_type, first, gather
+
+_USUAL_LOG_STEPS = 50
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ class Run:
         plan: how it ran.
         history: one mapping an optimizer step, as in metrics.jsonl.
         evaluations: one mapping an evaluation: step, loss, items.
-        checkpoint: the newest; its ``model/`` is what `from_pretrained` opens.
+        checkpoint: the newest; its ``model/`` is what `from_pretrained` opens. None of a `fast_dev_run`.
         module: the LightningModule as trained; under a sharded strategy its parameters are this rank's parts.
     """
 
@@ -156,6 +160,10 @@ def fit(
     memory_check: str = "refuse",
     max_steps: int | None = None,
     max_epochs: float | None = None,
+    limit_train_batches: int | float | None = None,
+    limit_val_batches: int | float | None = None,
+    overfit_batches: int | float | None = None,
+    fast_dev_run: bool | int = False,
     optimizer: Any = "adamw",
     optimizer_options: Mapping[str, Any] | None = None,
     learning_rate: float = 5e-5,
@@ -163,6 +171,7 @@ def fit(
     warmup_steps: int = 0,
     weight_decay: float = 0.0,
     gradient_clip: float | str | None = "auto",
+    gradient_clip_algorithm: str = "norm",
     average_decay: float | None = None,
     seed: int = 0,
     devices: int | str = "auto",
@@ -176,6 +185,7 @@ def fit(
     keep_every: int | None = None,
     keep_best: str | Mapping[str, str] | None = None,
     evaluate_every: int | float | str | None = "epoch",
+    log_every_n_steps: int | str = "auto",
     resume: str = "auto",
     watchdog_seconds: float | str | None = "auto",
     trust_remote_code: bool = False,
@@ -227,6 +237,11 @@ def fit(
             processes of their own, where the margin is thin; ``"probe"`` always tries it out; ``"warn"`` lets any run.
         max_steps: optimizer steps of the whole job; or
         max_epochs: passes over the data, which need not be whole.
+        limit_train_batches: global batches of an epoch that are run, or a share of them below 1; all by default.
+        limit_val_batches: the same of an evaluation, in batches of as many rows.
+        overfit_batches: both at once, of rows that are not shuffled: the same few again and again.
+        fast_dev_run: a trial of so many steps, 1 where it is True, and an evaluation of as many batches before and after them.
+            It tells no logger, leaves out callbacks that save or stop, and leaves nothing behind.
         optimizer: ``adamw``, ``adam``, ``sgd``, or a function from parameter groups to a torch optimizer.
         optimizer_options: further arguments of a named optimizer, such as ``{"betas": (0.9, 0.95), "eps": 1e-8}``.
         learning_rate: at the schedule's factor 1.
@@ -234,6 +249,7 @@ def fit(
         warmup_steps: optimizer steps over which the learning rate rises.
         weight_decay: on matrices; biases and norms never decay.
         gradient_clip: the largest global gradient norm; None clips nothing; ``"auto"`` is 1.0, and None for a LightningModule.
+        gradient_clip_algorithm: ``"norm"``, or ``"value"``, by which no entry of a gradient is larger than `gradient_clip`.
         average_decay: of an exponential moving average of the weights, such as 0.999, which checkpoints hold as ``average/``;
             none is kept by default.
         seed: of initial weights, order and dropout.
@@ -250,6 +266,8 @@ def fit(
             LightningModule logs, ``{"metric": "val_accuracy", "mode": "max"}``.
         evaluate_every: ``"epoch"``; a share of an epoch, such as 0.25; optimizer steps between two evaluations; or None, for
             the first and the last alone. A stream has no epochs.
+        log_every_n_steps: optimizer steps between two at which loggers are told what a LightningModule logs by the step;
+            ``"auto"`` is Lightning's 50, and 1 in epochs that are shorter.
         resume: ``"auto"`` goes on with what `output_dir` holds, ``"never"`` refuses to, a checkpoint's folder is gone on with.
         watchdog_seconds: how long a rank may take over a micro-batch until it is told where every rank is; ``"auto"`` is 20
             steps, and at least a minute; None is for ever.
@@ -273,6 +291,8 @@ def run(job: Job) -> Run:
 
 def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack, logged: JobLog) -> Run:
     began = time.monotonic()
+    if job.fast_dev_run:
+        job = support.tried(job)
     world.check(job.devices, job.num_nodes)
     _check(job, world)
     if world.launched:
@@ -314,6 +334,8 @@ def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack
         rows.way.tell_pad(known.config)
     if job.generate and model is not None:
         check_samples(job.generate, model, rows.way.processor)
+    if job.fast_dev_run:
+        job = replace(job, output_dir=first(lambda: _passing_folder(held_until_end), world))
     rotation = Rotation.of(job, rows.validation is not None)
     folder = runs.open_run(job, known.name, world, held_until_end, say)
     decision = settle(
@@ -408,6 +430,8 @@ def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack
         folder.step if has_ended else total_steps,
         accumulate_grad_batches=order.accumulation,
         gradient_clip_val=_gradient_clip(job),
+        gradient_clip_algorithm=job.gradient_clip_algorithm,
+        log_every_n_steps=_log_every(job, plan.steps_per_epoch or total_steps),
         max_steps=-1 if is_manual else folder.step if has_ended else total_steps,
         max_epochs=-1 if job.max_epochs is None else math.ceil(job.max_epochs),
         num_sanity_val_steps=-1 if folder.step == 0 else 0,
@@ -432,10 +456,17 @@ def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack
             say(closing)
     for each in loggers:
         finish(each, trainer)
-    checkpoint = latest(folder.checkpoints)
+    checkpoint = None if job.fast_dev_run else latest(folder.checkpoints)
     log("result", _result(metrics, checkpoint, time.monotonic() - began))
     evaluator = Evaluator(job, rows, module, engine, order.micro_batch_size)
     return Run(folder.path, plan, metrics.history, metrics.evaluations, checkpoint, module, evaluator)
+
+
+def _passing_folder(held_until_end: ExitStack) -> str:
+    """A folder that is gone when the job ends."""
+    folder = tempfile.mkdtemp(prefix="scalekit-fast-dev-run-")
+    held_until_end.callback(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def prepare(job: Job) -> Rows:
@@ -482,6 +513,13 @@ def _as_lightning_evaluates(job: Job) -> dict[str, Any]:
     if isinstance(job.evaluate_every, int):
         return {"val_check_interval": job.evaluate_every, "check_val_every_n_epoch": None}
     return {"val_check_interval": job.evaluate_every if isinstance(job.evaluate_every, float) else 1.0}
+
+
+def _log_every(job: Job, steps: int) -> int:
+    """Optimizer steps between two at which loggers hear of what a module logs by the step."""
+    if isinstance(job.log_every_n_steps, int):
+        return job.log_every_n_steps
+    return _USUAL_LOG_STEPS if steps >= _USUAL_LOG_STEPS else 1
 
 
 def _gradient_clip(job: Job) -> float | None:
@@ -642,7 +680,7 @@ def _plan(
         micro_batch_size=order.micro_batch_size,
         accumulation=order.accumulation,
         activation_checkpointing=decision.activation_checkpointing,
-        samples=order.length if isinstance(order, Order) else None,
+        samples=order.epoch_samples if isinstance(order, Order) else None,
         steps_per_epoch=order.steps_per_epoch if isinstance(order, Order) else None,
         total_steps=total_steps,
         loss=_loss_in_words(module, rows),
@@ -652,7 +690,7 @@ def _plan(
         parameters=None if parameters is None else parameters[0],
         trained_parameters=None if parameters is None else parameters[1],
         tokens=None if rows.lengths is None else rows.lengths.total,
-        validation_samples=None if rows.validation is None else len(rows.validation),
+        validation_samples=validation_samples(rows),
     )
 
 

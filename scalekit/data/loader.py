@@ -65,12 +65,12 @@ class Loader:
     @property
     def turns_done(self) -> int:
         """Micro-batches of this epoch that lie before the position, fillers included."""
-        return self.position % self.order.length // self.order.global_batch_size * self.order.accumulation
+        return self.position % self.order.epoch_samples // self.order.global_batch_size * self.order.accumulation
 
     def __iter__(self) -> Iterator[Any]:
         self._pending.clear()
         rows = self._rows
-        epoch = self.position // self.order.length if self._advances else 0
+        epoch = self.position // self.order.epoch_samples if self._advances else 0
         if hasattr(rows, "at_epoch"):
             rows = rows.at_epoch(epoch)
         # As they are needed: an epoch's list of them would outgrow the memory.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from scalekit.data.lanes import Lanes
@@ -31,10 +32,14 @@ def order_of(rows: Rows, micro_batch_size: int, world: World) -> Order | Lanes:
         "world_size": world.size,
         "seed": job.seed,
     }
-    shuffle = rows.way.source.shuffle
+    shuffle = rows.way.source.shuffle and job.overfit_batches is None
+    limit = job.overfit_batches or job.limit_train_batches
     if rows.is_stream:
+        if limit is not None:
+            raise ConfigError("a stream has no epochs whose batches could be limited: give max_steps alone")
         return Lanes(shards(rows.train).count, **shared, shuffle=shuffle, shuffle_rows=job.shuffle_rows)
-    return Order(len(rows.train), **shared, shuffle=shuffle)
+    whole = Order(len(rows.train), **shared, shuffle=shuffle)
+    return replace(whole, limit=_limited("train", limit, whole.steps_per_epoch))
 
 
 def training_loader(
@@ -83,12 +88,43 @@ def training_loader(
 
 def validation_loader(rows: Rows, order: Order | Lanes, world: World, count: Count, pin_memory: bool) -> Loader | None:
     """The loader for rows held out: each once, in their own order; None where there are none."""
+    samples = validation_samples(rows)
+    if samples is None:
+        return None
+    return loader_once(rows.validation, rows.way, order.micro_batch_size, world, count, pin_memory, samples)
+
+
+def validation_samples(rows: Rows) -> int | None:
+    """How many rows held out an evaluation runs; None where there are none."""
     if rows.validation is None:
         return None
-    return loader_once(rows.validation, rows.way, order.micro_batch_size, world, count, pin_memory)
+    job, length = rows.way.job, len(rows.validation)
+    limit = _limited("validate", job.overfit_batches or job.limit_val_batches, -(-length // job.batch))
+    return length if limit is None else min(length, limit * job.batch)
 
 
-def loader_once(rows: Any, way: Way, micro_batch_size: int, world: World, count: Count, pin_memory: bool) -> Loader:
+def _limited(what: str, limit: int | float | None, batches: int) -> int | None:
+    """As many global batches as a setting says.
+
+    Raises:
+        ConfigError: these are none.
+    """
+    if limit is None or isinstance(limit, int):
+        return limit
+    if limit * batches < 1:
+        raise ConfigError(f"a share of {limit} of {batches} global batches to {what} is none: give a number of batches")
+    return int(limit * batches)
+
+
+def loader_once(
+    rows: Any,
+    way: Way,
+    micro_batch_size: int,
+    world: World,
+    count: Count,
+    pin_memory: bool,
+    samples: int | None = None,
+) -> Loader:
     """The loader of rows that are made ready: each once, in their own order.
 
     Args:
@@ -98,12 +134,13 @@ def loader_once(rows: Any, way: Way, micro_batch_size: int, world: World, count:
         world: the job's processes.
         count: the items of a batch of so many rows.
         pin_memory: whether batches are put where a GPU copies from without waiting.
+        samples: how many of them, from the first on; all by default.
     """
     global_batch_size = micro_batch_size * world.size
     return Loader(
         rows,
         way.collate,
-        Order(len(rows), global_batch_size, micro_batch_size, world.size, way.job.seed, shuffle=False),
+        Order(samples or len(rows), global_batch_size, micro_batch_size, world.size, way.job.seed, shuffle=False),
         world.rank,
         count,
         way.workers,

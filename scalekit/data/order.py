@@ -49,6 +49,7 @@ class Order:
         world_size: ranks.
         seed: of the permutation, together with the epoch.
         shuffle: whether there is a permutation at all.
+        limit: global batches of an epoch's order that are run, where these are fewer than all.
     """
 
     length: int
@@ -57,6 +58,7 @@ class Order:
     world_size: int
     seed: int = 0
     shuffle: bool = True
+    limit: int | None = None
 
     def __post_init__(self) -> None:
         if self.length < 1:
@@ -66,6 +68,11 @@ class Order:
             raise BatchSizeError.unsplittable(self.global_batch_size, self.micro_batch_size, self.world_size)
 
     @property
+    def epoch_samples(self) -> int:
+        """Rows that an epoch runs."""
+        return self.length if self.limit is None else min(self.length, self.limit * self.global_batch_size)
+
+    @property
     def accumulation(self) -> int:
         """Micro-batches an optimizer step and rank."""
         return self.global_batch_size // (self.micro_batch_size * self.world_size)
@@ -73,24 +80,24 @@ class Order:
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps an epoch, the shorter last one included."""
-        return -(-self.length // self.global_batch_size)
+        return -(-self.epoch_samples // self.global_batch_size)
 
     @property
     def turns_per_epoch(self) -> int:
         """Micro-batches an epoch and rank, fillers included."""
-        last = self.length - (self.steps_per_epoch - 1) * self.global_batch_size
+        last = self.epoch_samples - (self.steps_per_epoch - 1) * self.global_batch_size
         return (self.steps_per_epoch - 1) * self.accumulation + self._rounds(last)
 
     def turns(self, rank: int, position: int) -> Iterator[Turn]:
         """A rank's micro-batches from a position (samples used so far) to the end of that epoch."""
-        epoch, done = divmod(position, self.length)
+        epoch, done = divmod(position, self.epoch_samples)
         for k in range(done // self.global_batch_size, self.steps_per_epoch):
             batch = self._batch(epoch, k)
             yield from self._deal(batch, rank, step=epoch * self.steps_per_epoch + k + 1)
 
     def _batch(self, epoch: int, k: int) -> NDArray[np.int64]:
         start = k * self.global_batch_size
-        places = np.arange(start, min(start + self.global_batch_size, self.length))
+        places = np.arange(start, min(start + self.global_batch_size, self.epoch_samples))
         return shuffled(places, self.length, self.seed, epoch) if self.shuffle else places
 
     def _deal(self, batch: NDArray[np.int64], rank: int, step: int) -> Iterator[Turn]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from lightning.pytorch import LightningModule, callbacks
@@ -49,6 +50,28 @@ def check_anywhere(job: Job) -> None:
             )
 
 
+_RECORDS = (callbacks.Checkpoint, callbacks.EarlyStopping, *_NEEDS_LOGGER)
+"""Callbacks that a trial leaves out."""
+
+
+def tried(job: Job) -> Job:
+    """A job's trial of a few steps: see `fast_dev_run`."""
+    steps = int(job.fast_dev_run)
+    return replace(
+        job,
+        max_steps=steps,
+        max_epochs=None,
+        limit_val_batches=steps,
+        logger=None,
+        callbacks=[each for each in job.callbacks if not isinstance(each, _RECORDS)],
+        checkpoint_every=None,
+        keep_last=None,
+        keep_every=None,
+        keep_best=None,
+        resume="never",
+    )
+
+
 def refusal(job: Job, strategy: Strategy) -> str | None:
     """Why a strategy cannot run what a job brings; None where it can."""
     return next(_refusals(job, strategy), None)
@@ -67,6 +90,8 @@ def _refusals(job: Job, strategy: Strategy) -> Iterator[str]:
             yield (
                 f"{name} gives the optimizer more parameters while it trains, which DeepSpeed cannot take: take ddp or fsdp2"
             )
+    if is_deepspeed and job.gradient_clip_algorithm == "value":
+        yield f"gradient_clip_algorithm='value': {strategy.name} clips by the norm alone: take ddp or fsdp2"
     if is_deepspeed and _overrides(job.model, "configure_gradient_clipping"):
         yield (
             f"{type(job.model).__name__}.configure_gradient_clipping has no effect under {strategy.name}: DeepSpeed clips "

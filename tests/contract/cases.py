@@ -478,6 +478,37 @@ CASES = {
     ),
     "double": Case("a module in float64", Double, refused=everywhere("call .float()")),
     "clips": Case("`configure_gradient_clipping`", Clips, refused={"zero2": "give `gradient_clip`"}),
+    "clips by norm": Case(
+        "`gradient_clip_val`", Plain, trainer={"gradient_clip_val": 0.05}, settings={"gradient_clip": 0.05}
+    ),
+    "clips by value": Case(
+        "`gradient_clip_algorithm='value'`",
+        Plain,
+        trainer={"gradient_clip_val": 0.05, "gradient_clip_algorithm": "value"},
+        settings={"gradient_clip": 0.05, "gradient_clip_algorithm": "value"},
+        refused={"zero2": "clips by the norm alone"},
+    ),
+    "limits": Case(
+        "`limit_train_batches`, `limit_val_batches`",
+        Plain,
+        trainer={"limit_train_batches": 2, "limit_val_batches": 1},
+        settings={"limit_train_batches": 2, "limit_val_batches": 1},
+    ),
+    "shares": Case(
+        "the same as shares of an epoch",
+        Plain,
+        trainer={"limit_train_batches": 0.7, "limit_val_batches": 0.5},
+        settings={"limit_train_batches": 0.7, "limit_val_batches": 0.5},
+    ),
+    "overfit": Case("`overfit_batches`", Plain, trainer={"overfit_batches": 1}, settings={"overfit_batches": 1}),
+    "interval of logs": Case(
+        "`log_every_n_steps`",
+        Plain,
+        logs=True,
+        trainer={"log_every_n_steps": 2},
+        settings={"log_every_n_steps": 2},
+        reads=lambda m: m.trainer.log_every_n_steps,
+    ),
     "lbfgs": Case(
         "`LBFGS`: closures that run several times", Lbfgs, refused={"ddp": "LBFGS", "fsdp2": "LBFGS", "zero2": "LBFGS"}
     ),

@@ -17,7 +17,8 @@ one process, the others on two, with a last batch that leaves one of them withou
 - **equal**: weights, logged values, evaluations and learning rates are those of Lightning's Trainer, to 1e-5.
 - **refused**: one error, before any training unless the module alone can tell. It names what to do instead.
 
-There is no third kind.
+There is no third kind. What `run.validate`, `run.test` and `run.predict` give is compared in the same way, and what a
+`BasePredictionWriter` is told, by `tests/distributed/test_evaluated.py`, under zero3 too.
 
 """
 
