@@ -429,8 +429,7 @@ def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack
         job.data,
         folder.step if has_ended else total_steps,
         accumulate_grad_batches=order.accumulation,
-        gradient_clip_val=_gradient_clip(job),
-        gradient_clip_algorithm=job.gradient_clip_algorithm,
+        **_as_lightning_clips(job),
         log_every_n_steps=_log_every(job, plan.steps_per_epoch or total_steps),
         max_steps=-1 if is_manual else folder.step if has_ended else total_steps,
         max_epochs=-1 if job.max_epochs is None else math.ceil(job.max_epochs),
@@ -522,11 +521,12 @@ def _log_every(job: Job, steps: int) -> int:
     return _USUAL_LOG_STEPS if steps >= _USUAL_LOG_STEPS else 1
 
 
-def _gradient_clip(job: Job) -> float | None:
+def _as_lightning_clips(job: Job) -> dict[str, Any]:
     """A LightningModule's gradients are its own business, unless the job says otherwise."""
-    if isinstance(job.gradient_clip, str):
-        return None if isinstance(job.model, pl.LightningModule) else 1.0
-    return job.gradient_clip
+    clip = job.gradient_clip
+    if isinstance(clip, str):
+        clip = None if isinstance(job.model, pl.LightningModule) else 1.0
+    return {} if clip is None else {"gradient_clip_val": clip, "gradient_clip_algorithm": job.gradient_clip_algorithm}
 
 
 def _check(job: Job, world: World) -> None:

@@ -181,12 +181,12 @@ class Engine(Checkpointed):
     @contextmanager
     def standing_in(self) -> Generator[None, None, None]:
         """Runs rows that count nothing: what a step does to a module beside its gradients is undone, and nothing is logged."""
-        self.stands_in = True
+        before, self.stands_in = self.stands_in, True
         try:
             with as_it_was(self._module):
                 yield
         finally:
-            self.stands_in = False
+            self.stands_in = before
             self._stand_in = None
 
     @property

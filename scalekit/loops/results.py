@@ -92,7 +92,7 @@ class Results(_ResultCollection):
     def log(self, fx: str, name: str, value: Any, *args: Any, **options: Any) -> None:
         """See Lightning's `LightningModule.log`; ``sync_dist`` makes no difference: what ranks have is always reduced."""
         if not self._engine.stands_in:
-            super().log(fx, name, value, *args, **{**options, "sync_dist": False})
+            super().log(fx, name, value, *args, **{**options, "sync_dist": True, "sync_dist_fn": _as_it_is})
 
     def update_metrics(self, key: str, value: Any, batch_size: int) -> None:
         """Counts a value, once for each row; of no row, as what a rank without any has of a mean, nothing."""
@@ -204,7 +204,7 @@ class Results(_ResultCollection):
         return own
 
     def _place(self, known: _Known) -> _Logged:
-        known.meta.sync = _Sync(fn=self._engine.reduce)
+        known.meta.sync = _Sync(fn=_as_it_is, _should=True)
         metric = _Logged(known, self._engine.root_device)
         if not metric.is_tensor:
             metric.value = self._engine.attribute(known.meta.metric_attribute or "")
@@ -245,6 +245,11 @@ class _Share:
         return torch.stack(
             [torch.as_tensor(each, dtype=torch.float64, device=device) for each in (self.number, self.weight)]
         )
+
+
+def _as_it_is(value: Tensor, *_: Any, **__: Any) -> Tensor:
+    """What Lightning reduces a value by: it is reduced later. Lightning would warn of one that it is told not to reduce."""
+    return value
 
 
 def _described(meta: _Metadata) -> dict[str, Any]:

@@ -278,7 +278,8 @@ def _measured(
 
     def loss_of(batch: Any) -> float:
         moved = engine.batch_to_device(batch)
-        with torch.autocast(engine.root_device.type, enabled=False) if is_exact else nullcontext():
+        autocast = torch.autocast(engine.root_device.type, enabled=False) if is_exact else nullcontext()
+        with engine.standing_in(), autocast:  # what a module keeps of one batch says nothing of the next one
             return float(loss(engine, module, moved).double())
 
     with engine.standing_in(), keyed(0):
