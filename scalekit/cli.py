@@ -118,6 +118,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     launch.set_defaults(run=_launch)
 
+    evaluate = commands.add_parser("evaluate", help="score a run's model on other rows", description=_EVALUATE)
+    predict = commands.add_parser("predict", help="write what a run's model says of rows", description=_PREDICT)
+    for each, run in ((evaluate, _evaluate), (predict, _predict)):
+        each.add_argument(
+            "run_folder",
+            metavar="run",
+            help="a run's folder, of which the newest checkpoint is taken, or a checkpoint's",
+        )
+        each.add_argument("data", help="a file, a folder or a hub id, as of fit")
+        each.add_argument("--strategy", help="single, ddp or fsdp2 (default: ddp on several processes)")
+        each.add_argument(
+            "--micro-batch-size", type=int, default=8, help="rows that a process runs at once (default: 8)"
+        )
+        each.set_defaults(run=run)
+    predict.add_argument(
+        "output", metavar="output.jsonl", help="the file to write, a line for each row, in their order"
+    )
+
     export = commands.add_parser("export", help="write a checkpoint's model for others", description=_EXPORT)
     export.add_argument("checkpoint", help="a checkpoint's folder, or a run's, of which the newest is taken")
     export.add_argument("output", help="the folder to write")
@@ -143,6 +161,10 @@ _LAUNCH = (
     "Starts a job file or a script of yours on several processes, by torchrun: launch --nproc 2 job.yaml --max_steps 100, or "
     "launch --nproc 2 train.py. A job file is checked before any process starts."
 )
+_EVALUATE = (
+    "Prints loss and scores over rows with labels as JSON, each row counted once; by `launch` on several processes."
+)
+_PREDICT = "Writes the class of each row with its probability, or its numbers; rows need no labels."
 _EXPORT = "Writes the model of a checkpoint, which is checked first, into a folder that others open."
 
 
@@ -288,6 +310,25 @@ def _program(words: list[str]) -> tuple[list[str], dict[str, Any] | None]:
         own, flags = _split(words)
         return words, vars(_job(own[1] if len(own) > 1 else None, flags))
     return words, None
+
+
+def _evaluate(parsed: argparse.Namespace, rest: list[str]) -> int:
+    import json
+
+    from scalekit.saved_run import evaluate
+
+    found = evaluate(parsed.run_folder, parsed.data, strategy=parsed.strategy, micro_batch_size=parsed.micro_batch_size)
+    if os.environ.get("RANK", "0") == "0":
+        print(json.dumps(found))
+    return 0
+
+
+def _predict(parsed: argparse.Namespace, rest: list[str]) -> int:
+    from scalekit.saved_run import write_predictions
+
+    options = {"strategy": parsed.strategy, "micro_batch_size": parsed.micro_batch_size}
+    write_predictions(parsed.run_folder, parsed.data, parsed.output, **options)
+    return 0
 
 
 def _export(parsed: argparse.Namespace, rest: list[str]) -> int:

@@ -13,11 +13,11 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
 from scalekit import engines
-from scalekit.data import rows as ready
 from scalekit.data import sources
 from scalekit.data.loader import Loader
 from scalekit.data.loaders import loader_once
-from scalekit.data.rows import Rows
+from scalekit.data.rows import held_out
+from scalekit.data.way import Way
 from scalekit.engines.engine import Engine
 from scalekit.errors import ConfigError, ModelError, shown
 from scalekit.job import Job
@@ -36,17 +36,21 @@ class Evaluator:
 
     Attributes:
         job: that trained it.
-        rows: the job's.
+        way: of the job's rows to the model.
+        held_out: the job's own rows that it was not trained on, or None.
         module: with its weights; under a sharded strategy each rank has its parts.
-        engine: that trained it.
+        engine: that trained it; or one that has run nothing yet.
         micro_batch_size: rows that a rank runs at once.
+        callbacks: beside the job's.
     """
 
     job: Job
-    rows: Rows
+    way: Way
+    held_out: Any
     module: pl.LightningModule
     engine: Engine
     micro_batch_size: int
+    callbacks: Sequence[pl.Callback] = ()
 
     def score(self, stage: str, data: Any) -> dict[str, Any]:
         """Loss, scores and logged values over rows, each counted once.
@@ -80,7 +84,7 @@ class Evaluator:
             engine,
             device,
             world,
-            self.job.callbacks,
+            [*self.job.callbacks, *self.callbacks],
             data if isinstance(data, pl.LightningDataModule) else self.job.data,
             logger=[each for each in _listed(self.job.logger) if _is_open(each)] or False,
         )
@@ -102,6 +106,8 @@ class Evaluator:
 
     def _engine(self, device: str, world: World) -> Engine:
         """One that runs the module where it is: without an optimizer to share out, whole parameters are all that there is."""
+        if self.engine.lightning_module is None:
+            return self.engine
         spec = self.engine.spec
         if spec.engine == "deepspeed" and not self.engine.is_shared:
             spec = Strategy.load("ddp" if world.size > 1 else "single")
@@ -110,10 +116,10 @@ class Evaluator:
         return engine
 
     def _loader(self, stage: str, data: Any, engine: Engine, world: World, device: str) -> Loader:
-        way, rows, size = self.rows.way, self.rows.validation, self.micro_batch_size
+        way, rows, size = self.way, self.held_out, self.micro_batch_size
         if data is not None:
             source = sources.read_once(data, stage, self.job.on_bad_row)
-            rows = ready.held_out(way, source.parts)
+            rows = held_out(way, source.parts)
             if source.collate is not None:
                 way = replace(way, source=source)
             if source.batch_size is not None:
@@ -121,7 +127,10 @@ class Evaluator:
         if rows is None:
             raise ConfigError(f"run.{stage}: the job has held out no rows, so give some: run.{stage}(data)")
         count = engine.item_count
-        items = (lambda batch, samples: samples) if count is None or stage == "predict" else count().of
+
+        def items(batch: Any, samples: int) -> float:
+            return samples if count is None or stage == "predict" else count().of(batch, samples)
+
         return loader_once(rows, way, size, world, items, device == "cuda")
 
 

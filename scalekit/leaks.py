@@ -27,7 +27,7 @@ class LeakCheck(Callback):
 
         def forward(batch: dict[str, Any]) -> Tensor:
             inputs = {name: value for name, value in batch.items() if name != "labels"}
-            logits: Tensor = engine.run(lambda: model(**engine.batch_to_device(inputs)).logits)
+            logits: Tensor = engine.run(lambda: model(**engine.to_device(inputs)).logits)
             return logits.float()
 
         training = [part for part in model.modules() if part.training]

@@ -457,7 +457,7 @@ def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack
         finish(each, trainer)
     checkpoint = None if job.fast_dev_run else latest(folder.checkpoints)
     log("result", _result(metrics, checkpoint, time.monotonic() - began))
-    evaluator = Evaluator(job, rows, module, engine, order.micro_batch_size)
+    evaluator = Evaluator(job, rows.way, rows.validation, module, engine, order.micro_batch_size)
     return Run(folder.path, plan, metrics.history, metrics.evaluations, checkpoint, module, evaluator)
 
 

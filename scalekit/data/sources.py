@@ -159,6 +159,23 @@ def read_once(data: Any, stage: str, on_bad_row: str = "refuse") -> Source:
     return found
 
 
+def with_column(source: Source, names: Sequence[str], value: Any) -> Source:
+    """The same rows with one value in a column that they lack.
+
+    Args:
+        source: whose training rows are data sets of Hugging Face's; others stay as they are.
+        names: of the column, of which rows may have another; the first is the one that is added.
+        value: in each row.
+    """
+
+    def beside(part: Part) -> Part:
+        if not hasattr(part.rows, "add_column") or set(names) & set(part.rows.column_names):
+            return part
+        return replace(part, rows=part.rows.add_column(names[0], [value] * len(part.rows)))
+
+    return replace(source, parts=tuple(map(beside, source.parts)))
+
+
 def _from_stage(module: Any, stage: str) -> _Opened:
     """The loader that a LightningDataModule has for a stage."""
     from lightning.pytorch import LightningDataModule

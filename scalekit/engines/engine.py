@@ -141,6 +141,10 @@ class Engine(Checkpointed):
         self._stand_in = moved
         return without_rows(moved)
 
+    def to_device(self, batch: Any) -> Any:
+        """Moves a batch that no loader has given."""
+        return super().batch_to_device(batch)
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(batch, batch_idx)
         self._micro = micro = self._consume(self._loader)

@@ -182,7 +182,15 @@ class ReductionCheck(Callback):
         self._rows, self._collate, self._splits, self._world, self._own = rows, collate, splits, world, own
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Before anything else of the model runs.
+        """Before anything else of the model runs."""
+        self.measure(trainer, pl_module)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The same, of a model that was trained by an earlier job."""
+        self.measure(trainer, pl_module)
+
+    def measure(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Every rank calls it.
 
         Raises:
             LossReductionError: nothing that could be counted holds, and global batches are run in parts.
@@ -277,7 +285,7 @@ def _measured(
     tolerance = _EXACT_TOLERANCE if is_exact else _TOLERANCE[dtypes.compute]
 
     def loss_of(batch: Any) -> float:
-        moved = engine.batch_to_device(batch)
+        moved = engine.to_device(batch)
         autocast = torch.autocast(engine.root_device.type, enabled=False) if is_exact else nullcontext()
         with engine.standing_in(), autocast:  # what a module keeps of one batch says nothing of the next one
             return float(loss(engine, module, moved).double())
