@@ -23,6 +23,7 @@ from scalekit.errors import CheckpointError, ConfigError, shown
 from scalekit.evaluator import Evaluator
 from scalekit.files import write_at_once
 from scalekit.job import Job
+from scalekit.log import job_log
 from scalekit.module import ScaleModule
 from scalekit.objectives.measured import ReductionCheck
 from scalekit.scores import Scores
@@ -92,7 +93,21 @@ def _opened(
     metrics: Any = None,
     is_labelled: bool = True,
 ) -> Evaluator:
-    world, device = World.from_environment(), device_type()
+    world = World.from_environment()
+    with job_log(world):
+        return _open(run, data, strategy, micro_batch_size, metrics, is_labelled, world, device_type())
+
+
+def _open(
+    run: str | Path,
+    data: Any,
+    strategy: str | None,
+    micro_batch_size: int,
+    metrics: Any,
+    is_labelled: bool,
+    world: World,
+    device: str,
+) -> Evaluator:
     spec = Strategy.load(strategy or ("ddp" if world.size > 1 else "single"))
     if spec.name not in _STRATEGIES:
         raise ConfigError(f"strategy={shown(strategy)}: rows are run without training under {', '.join(_STRATEGIES)}")

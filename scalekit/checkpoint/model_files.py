@@ -65,6 +65,14 @@ class ModelFormat:
         rest = {name: tensor for name, tensor in changing.items() if id(tensor) not in ids}
         return {**found, REST: rest} if rest else found
 
+    def base(self) -> dict[str, Tensor]:
+        """The frozen weights that an adapter is put on, which no checkpoint holds; none of other models."""
+        if not _is_adapted(self._target):
+            return {}
+        held = {id(tensor) for family in self.families().values() for tensor in family.values()}
+        state = _state(self._target).items()
+        return {name: each for name, each in state if id(each) not in held and isinstance(each, nn.Parameter)}
+
     def names(self) -> dict[int, str]:
         """What checkpoints call each tensor, by its identity."""
         return {id(tensor): name for family in self.families().values() for name, tensor in family.items()}

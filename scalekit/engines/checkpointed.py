@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from scalekit.average import Average
 from scalekit.checkpoint import documents, load, optimizers
+from scalekit.checkpoint.base import fingerprints, first_change, together
 from scalekit.checkpoint.layout import AVERAGE
 from scalekit.checkpoint.loops import resumed
 from scalekit.checkpoint.model_files import ModelFormat
@@ -68,6 +69,7 @@ class Checkpointed(LightningStrategy):
         self._trained_at_start: dict[str, bool] = {}
         self._whole_step: WholeStep | None = None
         self._is_recalled = False
+        self._base: dict[str, int] = {}  # fingerprints of the weights that an adapter is trained on
 
     def on_train_start(self) -> None:
         super().on_train_start()
@@ -75,9 +77,30 @@ class Checkpointed(LightningStrategy):
         self.weight_parts()
         if self._rank == 0:
             _ = self._files_beside
+        self._know_base()
         self._trained_at_start = self._trained_at_start or self._trains()
         if self.average_decay is not None:
             self._begin_average(self.average_decay)
+
+    def _know_base(self) -> None:
+        """Takes the fingerprint of the weights that an adapter is trained on.
+
+        Raises:
+            CheckpointError: on every rank: the job goes on from a checkpoint that was trained on others.
+        """
+        parts = [self._part(name, tensor) for name, tensor in self._format.base().items()]
+        if not any(self._gather(bool(parts))):
+            return
+        mine = fingerprints(owned(parts, self._rank, self._world_size))
+        self._base = together(self._gather(mine))
+        if self.initial_weights is None:
+            return
+        changed = first_change(load.state(self.initial_weights)["scalekit"].get("base", {}), self._base)
+        if changed is not None:
+            raise CheckpointError(
+                f"{self.initial_weights} was trained on another base model than the one that is found under its name now: "
+                f"{changed} differs. Put the old one back, or begin anew"
+            )
 
     # -- what a rank holds ------------------------------------------------------------------------------------------
 
@@ -204,6 +227,7 @@ class Checkpointed(LightningStrategy):
             "position": self.position,
             "logged": {name: float(value) for name, value in self._logged().items() if value.numel() == 1},
             "trained_since": changed,  # what callbacks have thawed or frozen
+            "base": self._base,
             "by_text": [place for _, places in texts.values() for place in places],
             **self._stream_state(),
         }

@@ -19,8 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from scalekit import models
+from scalekit.checkpoint.base import fingerprints, first_change
 from scalekit.checkpoint.layout import ADAPTER, REST, WEIGHTS
-from scalekit.checkpoint.load import fill, first_few
+from scalekit.checkpoint.load import fill, first_few, state
+from scalekit.checkpoint.model_files import ModelFormat
 from scalekit.checkpoint.parts import Part
 from scalekit.checkpoint.tensorfiles import FILE_BYTES, Place, TensorFiles
 from scalekit.errors import ConfigError, DependencyError, ModelError
@@ -155,12 +157,28 @@ def _merge(checkpoint: Path, folder: Path) -> None:
         for name, tensor in tensors.items()
         if name in places
     ]
+    _check_base(model, checkpoint, set(places))
     fill({REST: trained}, checkpoint)
     for part in trained:
         tensors[part.name].copy_(part.data)
     model.merge_and_unload().save_pretrained(folder, max_shard_size=FILE_BYTES)
     ignored = shutil.ignore_patterns(*_WEIGHT_FILES, *_ADAPTER_FILES)
     shutil.copytree(checkpoint / "model", folder, ignore=ignored, dirs_exist_ok=True)
+
+
+def _check_base(model: nn.Module, checkpoint: Path, beside: set[str]) -> None:
+    """Whether the base is the one that the adapter was trained on, but for weights that were trained beside it.
+
+    Raises:
+        ModelError: it is another, under the same name.
+    """
+    base = {name: tensor for name, tensor in ModelFormat(model).base().items() if name not in beside}
+    parts = [Part(name, tuple(tensor.shape), tensor) for name, tensor in base.items()]
+    changed = first_change(state(checkpoint)["scalekit"].get("base", {}), fingerprints(parts))
+    if changed is not None:
+        raise ModelError(
+            f"{checkpoint} was trained on another base model than the one that is found under its name now: {changed} differs"
+        )
 
 
 def _adapted(checkpoint: Path) -> Any:

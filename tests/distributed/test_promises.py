@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from scalekit.checkpoint import load
 from scalekit.data.permutation import shuffled
 from tests.distributed import oracle_case as oracle
 from tests.distributed import parity_cases as parity
@@ -138,6 +139,9 @@ def test_an_adapter_is_saved_alone_and_whole(folder: Path, alone: Path) -> None:
     assert all(value.abs().max() > 0 for value in adapters.values())
     assert len(load_file(folder / "adapter" / last / "optimizer" / "weights.safetensors")) == 2
     PeftModel.from_pretrained(parity.gpt2(), folder / "adapter" / last / "model")
+    bases = [load.state(each / last)["scalekit"]["base"] for each in _three(folder, alone)]
+    assert len(bases[0]) > 10
+    assert bases[0] == bases[1] == bases[2], "the base's fingerprints depend on how it is shared out"
 
 
 def _three(folder: Path, alone: Path) -> tuple[Path, Path, Path]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import scalekit
 from scalekit import errors
+from scalekit.checkpoint import documents
 from scalekit.checkpoint.layout import MANIFEST, Listed, checksum, manifest
 from scalekit.cli import main
 from tests.distributed import parity_cases as parity
@@ -139,6 +140,7 @@ def checkpoint_of(model: Any, folder: Path) -> Path:
     """One without training; with many small files, which a job only has of a large model."""
     options = {} if isinstance(model, peft.PeftModel) else {"max_shard_size": "20KB", "save_original_format": False}
     model.save_pretrained(folder / "model", **options)
+    (folder / "state.json").write_bytes(documents.written({"scalekit": {}}, "state")["state.json"])
     names = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
     sizes = {name: Listed((folder / name).stat().st_size, 0) for name in names}
     sums = checksum(folder, sizes)
@@ -248,6 +250,23 @@ def test_a_base_that_is_gone_is_said_so(tmp_path: Path) -> None:
     with pytest.raises(errors.ModelError, match=f"its base model cannot be found: '{name}'"):
         scalekit.export(checkpoint, tmp_path / "out", merge=True)
     assert nothing_left(tmp_path)
+
+
+def test_a_base_that_has_changed_under_its_name_is_said_so(tmp_path: Path) -> None:
+    """By a hundredth in one number of one weight, at a merge and where the job is resumed."""
+    name, rows = saved(tmp_path / "base", BUILDERS["llama-tied"]), parity.causal_rows()[:4]
+    run = fit(adapted(name, task_type="CAUSAL_LM"), rows, tmp_path / "run", checkpoint_every=1)
+    scalekit.export(run.checkpoint, tmp_path / "before", merge=True)
+    other = transformers.AutoModelForCausalLM.from_pretrained(name)
+    with torch.no_grad():
+        other.model.layers[1].mlp.up_proj.weight[3, 5] *= 1.01
+    other.save_pretrained(name)
+    with pytest.raises(errors.ModelError, match=r"another base model .*layers.1.mlp.up_proj.weight differs"):
+        scalekit.export(run.checkpoint, tmp_path / "out", merge=True)
+    assert not (tmp_path / "out").exists()
+    first = run.folder / "checkpoints" / "step-00000001"
+    with pytest.raises(errors.CheckpointError, match=r"another base model .*layers.1.mlp.up_proj.weight differs"):
+        fit(adapted(name, task_type="CAUSAL_LM"), rows, tmp_path / "resumed", resume=str(first))
 
 
 def test_a_base_that_is_another_is_said_so(tmp_path: Path) -> None:
