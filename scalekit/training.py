@@ -431,7 +431,7 @@ def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack
         accumulate_grad_batches=order.accumulation,
         **_as_lightning_clips(job),
         log_every_n_steps=_log_every(job, plan.steps_per_epoch or total_steps),
-        max_steps=-1 if is_manual else folder.step if has_ended else total_steps,
+        max_steps=folder.step if has_ended and not is_manual else _max_steps(job, is_manual, total_steps),
         max_epochs=-1 if job.max_epochs is None else math.ceil(job.max_epochs),
         num_sanity_val_steps=-1 if folder.step == 0 else 0,
         **_as_lightning_evaluates(job),
@@ -505,6 +505,12 @@ def _learned(job: Job, rows: Rows) -> str | None:
     if job.loss is not None:
         return None
     return Classes.problem if rows.way.labels is None else rows.way.labels.problem
+
+
+def _max_steps(job: Job, is_manual: bool, total_steps: int) -> int:
+    """What a module and its callbacks find in their trainer; where the job ends, its loop of epochs says."""
+    is_whole = job.max_epochs is not None and float(job.max_epochs).is_integer()
+    return -1 if is_manual or is_whole else total_steps
 
 
 def _as_lightning_evaluates(job: Job) -> dict[str, Any]:

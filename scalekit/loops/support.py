@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from lightning.pytorch import LightningModule, callbacks
+from lightning.pytorch import Callback, LightningModule, callbacks
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from scalekit.errors import ConfigError
@@ -26,6 +26,9 @@ _ANYWHERE: dict[type[Any], str] = {
     ),
 }
 """Callbacks that no strategy has, and what to do instead."""
+
+_SEE_GRADIENTS = ("on_after_backward", "on_before_optimizer_step")
+"""Hooks in which people read or change gradients."""
 
 _NEEDS_LOGGER = (callbacks.LearningRateMonitor, callbacks.DeviceStatsMonitor, callbacks.ThroughputMonitor)
 
@@ -90,14 +93,25 @@ def _refusals(job: Job, strategy: Strategy) -> Iterator[str]:
             yield (
                 f"{name} gives the optimizer more parameters while it trains, which DeepSpeed cannot take: take ddp or fsdp2"
             )
+    for owner in (job.model, *job.callbacks):
+        hook = next((each for each in _SEE_GRADIENTS if is_deepspeed and _has_own(owner, each)), None)
+        if hook is not None:
+            yield (
+                f"{type(owner).__name__}.{hook} finds no gradients under {strategy.name}: DeepSpeed takes them away as they "
+                "come. Take that method out, or take ddp or fsdp2"
+            )
     if is_deepspeed and job.gradient_clip_algorithm == "value":
         yield f"gradient_clip_algorithm='value': {strategy.name} clips by the norm alone: take ddp or fsdp2"
-    if is_deepspeed and _overrides(job.model, "configure_gradient_clipping"):
+    if is_deepspeed and _has_own(job.model, "configure_gradient_clipping"):
         yield (
             f"{type(job.model).__name__}.configure_gradient_clipping has no effect under {strategy.name}: DeepSpeed clips "
             "inside its step, by the norm over all ranks. Take that method out and give `gradient_clip`, or take ddp or fsdp2"
         )
 
 
-def _overrides(model: Any, method: str) -> bool:
-    return isinstance(model, LightningModule) and is_overridden(method, model)
+def _has_own(owner: Any, method: str) -> bool:
+    """Whether a LightningModule or a callback of the user's has a method in the place of Lightning's."""
+    if type(owner).__module__.startswith("lightning."):
+        return False
+    kinds = [kind for kind in (LightningModule, Callback) if isinstance(owner, kind)]
+    return bool(kinds) and is_overridden(method, owner, kinds[0])

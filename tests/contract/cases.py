@@ -432,6 +432,126 @@ class Masks(Unlogged):
         return ((self(batch[0]) - batch[1]).square() * kept).sum() / kept.sum().clamp(min=1)
 
 
+class Warmup(Plain):
+    """Sets its learning rate by the step, as Lightning's documentation shows it."""
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        optimizer.step(closure=optimizer_closure)
+        for group in optimizer.param_groups:
+            group["lr"] = min(1.0, (self.trainer.global_step + 1) / 5) * 0.05
+
+
+class StepsSchedules(Plain):
+    """Steps its schedule by itself."""
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.05)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.8**step)
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        scheduler.step()
+        scheduler.step()
+
+
+class TwoSchedules(Plain):
+    """A schedule by the step and one by the epoch, on one optimizer."""
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.05)
+        by_step = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.99)
+        by_epoch = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
+        return [optimizer], [{"scheduler": by_step, "interval": "step"}, by_epoch]
+
+
+class Counts(Plain):
+    """Reads the trainer's counts wherever it is asked something."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read: list[Any] = []
+
+    def on_train_start(self) -> None:
+        self.read.append((self.trainer.num_training_batches, self.trainer.max_epochs, self.trainer.max_steps))
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.read.append((self.global_step, self.current_epoch))
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.read.append((self.global_step, self.trainer.is_last_batch))
+
+    def on_train_epoch_end(self) -> None:
+        self.read.append((self.global_step, self.current_epoch))
+
+    def on_validation_start(self) -> None:
+        self.read.append(("validation", self.global_step, self.trainer.sanity_checking))
+
+
+class Gradients(Plain):
+    """Changes gradients in each of the hooks that may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.called: list[str] = []
+
+    def on_before_backward(self, loss: Tensor) -> None:
+        self.called.append("before backward")
+
+    def on_after_backward(self) -> None:
+        self.called.append("after backward")
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        for parameter in self.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(0.5)
+
+    def on_before_zero_grad(self, optimizer: Any) -> None:
+        self.called.append("before zero_grad")
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
+        optimizer.zero_grad(set_to_none=False)
+
+
+class BuildsLater(Plain):
+    """Makes a layer in `configure_model`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last: nn.Module | None = None
+
+    def configure_model(self) -> None:
+        if self.last is None:
+            torch.manual_seed(2)
+            self.last = nn.Linear(1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.last(super().forward(x)) if self.last is not None else super().forward(x)
+        return found
+
+
+class BringsCallbacks(Plain):
+    """Names callbacks of its own, in the place of others of their kind."""
+
+    def configure_callbacks(self) -> Any:
+        return [EarlyStopping("val_loss", patience=1, min_delta=0.5)]
+
+
+class KeepsMore(Plain):
+    """Adds to what a checkpoint holds."""
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["more"] = {"numbers": [1, 2.5], "tensor": torch.ones(2)}
+
+
+class Gathers(Plain):
+    """Logs what all ranks have, and the numbers of steps."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        self.log_dict({"val_loss": self.loss(batch), "rows": float(len(batch[0]))}, batch_size=len(batch[0]))
+        self.log("epoch", float(self.current_epoch))
+        self.log("step", float(self.global_step), on_step=False, on_epoch=True, reduce_fx="max")
+
+
 SHARDED = {"fsdp2": "average_decay", "zero2": "average_decay"}
 
 
@@ -571,6 +691,22 @@ CASES = {
         epochs=4,
         refused={"zero2": "take ddp or fsdp2"},
     ),
+    "warm-up": Case("`optimizer_step`, overridden", Warmup),
+    "schedule steps": Case("`lr_scheduler_step`, overridden", StepsSchedules),
+    "two schedules": Case("several schedules", TwoSchedules, refused={"zero2": "take ddp or fsdp2"}),
+    "counts": Case(
+        "`global_step`, `current_epoch`, `num_training_batches`, `is_last_batch`", Counts, reads=lambda m: m.read
+    ),
+    "gradients": Case(
+        "hooks around backward passes and steps",
+        Gradients,
+        reads=lambda m: m.called,
+        refused={"zero2": "finds no gradients under zero2"},
+    ),
+    "configure_model": Case("`configure_model`", BuildsLater),
+    "configure_callbacks": Case("`configure_callbacks`", BringsCallbacks, epochs=8),
+    "checkpoint hooks": Case("`on_save_checkpoint`", KeepsMore),
+    "log_dict": Case("`log_dict`, with `batch_size`", Gathers),
     "throughput": Case(
         "`ThroughputMonitor`", Plain, lambda: [ThroughputMonitor(lambda batch: len(batch[0]))], logs=True
     ),
