@@ -131,7 +131,7 @@ class Evaluator:
         def items(batch: Any, samples: int) -> float:
             return samples if count is None or stage == "predict" else count().of(batch, samples)
 
-        return loader_once(rows, way, size, world, items, device == "cuda")
+        return loader_once(rows, way, size, 1, world, items, device == "cuda")
 
 
 def _listed(logger: Any) -> Sequence[Any]:

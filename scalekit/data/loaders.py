@@ -91,7 +91,8 @@ def validation_loader(rows: Rows, order: Order | Lanes, world: World, count: Cou
     samples = validation_samples(rows)
     if samples is None:
         return None
-    return loader_once(rows.validation, rows.way, order.micro_batch_size, world, count, pin_memory, samples)
+    batches = (order.micro_batch_size, order.accumulation)
+    return loader_once(rows.validation, rows.way, *batches, world, count, pin_memory, samples)
 
 
 def validation_samples(rows: Rows) -> int | None:
@@ -120,6 +121,7 @@ def loader_once(
     rows: Any,
     way: Way,
     micro_batch_size: int,
+    accumulation: int,
     world: World,
     count: Count,
     pin_memory: bool,
@@ -131,12 +133,13 @@ def loader_once(
         rows: map-style.
         way: by which they were made ready.
         micro_batch_size: rows that a rank runs at once.
+        accumulation: how many times it does for a global batch.
         world: the job's processes.
         count: the items of a batch of so many rows.
         pin_memory: whether batches are put where a GPU copies from without waiting.
         samples: how many of them, from the first on; all by default.
     """
-    global_batch_size = micro_batch_size * world.size
+    global_batch_size = micro_batch_size * accumulation * world.size
     return Loader(
         rows,
         way.collate,

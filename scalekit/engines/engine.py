@@ -31,6 +31,7 @@ from scalekit.engines.standing_in import as_it_was, without_rows
 from scalekit.errors import ConfigError, ModelError, NonFiniteError
 from scalekit.objectives.counts import ItemCount
 from scalekit.objectives.normalization import Ledger, MicroBatch, StepLoss
+from scalekit.objectives.own_step import Heard
 from scalekit.scores import Scores
 
 T = TypeVar("T")
@@ -88,6 +89,11 @@ class Engine(Checkpointed):
         self.trained_by: Engine | None = (
             None  # the engine that has placed and trained the module, which is not placed again
         )
+        self.overheard: dict[str, Heard] | None = (
+            None  # what rows that stand in would have logged, where somebody listens
+        )
+        self.logged_sums: frozenset[str] = frozenset()  # of what a module logs, by hook and name, sums over the batch
+        self.batch_rows = 0  # of the batch under way, over all ranks
         self.predicted: list[tuple[tuple[int, ...], Any]] = []  # of this rank's rows, by their places
         self._micro_batches = 0  # of the step under way, that this rank has begun
         self._step_began = 0.0
@@ -96,6 +102,7 @@ class Engine(Checkpointed):
     def take_over(self, trained_by: Engine) -> None:
         """Runs a module as another engine has left it, without training."""
         self.trained_by = trained_by
+        self.logged_sums = trained_by.logged_sums
         self.item_count, self.scores, self.step = trained_by.item_count, trained_by.scores, trained_by.step
 
     # -- initial weights --------------------------------------------------------------------------------------------
@@ -152,6 +159,7 @@ class Engine(Checkpointed):
         if micro is None:
             return
         self.own_rows = len(micro.rows) if micro.items else 0
+        self.batch_rows = micro.samples
         self.micro_batch = micro.index
         self.rows_of_pass = (self.rows_of_pass or 0) + self.own_rows
         if micro.first:
@@ -342,6 +350,7 @@ class Engine(Checkpointed):
         micro = self._consume(self._loader)
         counts = micro is None or micro.items > 0
         self.own_rows = len(micro.rows) if micro is not None and counts else 0
+        self.batch_rows = micro.samples if micro is not None else 0
         self.rows_of_pass = (self.rows_of_pass or 0) + self.own_rows
         if counts:
             return step(*args, **kwargs), micro
@@ -355,9 +364,9 @@ class Engine(Checkpointed):
         with torch.no_grad(), self.precision_plugin.forward_context():
             return function()
 
-    def run_step(self, *args: Any) -> Any:
-        """Runs a module's own `training_step` outside of Lightning's loop; see `run`."""
-        return self.run(lambda: self._module.training_step(*args))
+    def run_step(self, name: str, *args: Any) -> Any:
+        """Runs a module's own step, such as `training_step`, outside of Lightning's loop; see `run`."""
+        return self.run(lambda: getattr(self._module, name)(*args))
 
     def close_evaluation(self) -> dict[str, Any] | None:
         """Loss and scores over all rows held out, each counted once; None where `validation_step` returns no loss."""

@@ -78,9 +78,9 @@ class FSDPEngine(Engine, _StepsThroughRoot):
         found: T = super().run(lambda: self._redirect("call", function))
         return found
 
-    def run_step(self, *args: Any) -> Any:
+    def run_step(self, name: str, *args: Any) -> Any:
         with torch.no_grad(), self.precision_plugin.forward_context():
-            return self._redirect("training_step", *args)
+            return self._redirect(name, *args)
 
     def _part(self, name: str, tensor: Tensor) -> Part:
         if not isinstance(tensor, DTensor):

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from scalekit.dtypes import type_name
 from scalekit.engines.engine import Engine
+from scalekit.objectives.own_step import Heard
 
 _DESCRIBED = (
     "fx",
@@ -93,6 +94,10 @@ class Results(_ResultCollection):
         """See Lightning's `LightningModule.log`; ``sync_dist`` makes no difference: what ranks have is always reduced."""
         if not self._engine.stands_in:
             super().log(fx, name, value, *args, **{**options, "sync_dist": True, "sync_dist_fn": _as_it_is})
+        elif self._engine.overheard is not None and isinstance(value, Tensor) and value.numel() == 1:
+            reduce_fx = options.get("reduce_fx", "mean")
+            reduced_by = reduce_fx if isinstance(reduce_fx, str) else reduce_fx.__name__
+            self._engine.overheard[f"{fx}.{name}"] = Heard(float(value), reduced_by)
 
     def update_metrics(self, key: str, value: Any, batch_size: int) -> None:
         """Counts a value, once for each row; of no row, as what a rank without any has of a mean, nothing."""
@@ -101,6 +106,9 @@ class Results(_ResultCollection):
         if metric.is_tensor and metric.meta.is_mean_reduction and not batch_size:
             metric.has_reset = False
             return
+        if metric.is_tensor and key in self._engine.logged_sums and self._engine.batch_rows:
+            # Lightning weighs a batch's sum by the batch's rows: so is each part's, and they add up.
+            value = value * (self._engine.batch_rows / batch_size)
         super().update_metrics(key, value, batch_size)
         if self.training and metric.meta.on_step and metric.is_tensor:
             share = _Share.of(value.detach().to(torch.float64), batch_size, metric.meta)

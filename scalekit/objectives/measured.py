@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from itertools import cycle
 from typing import Any, final
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from scalekit.errors import LossReductionError, NoLossError, ScaleKitError
 from scalekit.log import log, warn
 from scalekit.objectives.counts import Counted, ItemCount, candidates, tensors_of
-from scalekit.objectives.own_step import OwnStep
+from scalekit.objectives.own_step import Heard, OwnStep, run
 from scalekit.randomness import keyed
 from scalekit.world import World, agree
 
@@ -31,6 +32,9 @@ _TOLERANCE = {torch.bfloat16: 1e-2, torch.float16: 2e-3}
 """How far the loss of a batch may be from that of its parts, as a share of it, by the type that computes."""
 
 _EXACT_TOLERANCE = 1e-5
+_LOGGED_TOLERANCE = 1e-2
+"""Of what is logged, in any type that computes: sums and means are further apart."""
+
 _ROUNDING = 1e-6
 """A difference, as a share of the loss, that says nothing in any type."""
 
@@ -221,9 +225,11 @@ class ReductionCheck(Callback):
                 raise
             warn(f"the loss is taken for a mean over samples; training_step could not be tried: {error}")
             found = None
-        self._rows = ()
+        rows, self._rows = self._rows, ()
         if found is not None:
             self._tell(found, objective)
+        if self._own is not None and self._splits:
+            engine.logged_sums = agree(_logged_sums(engine, pl_module, rows, self._collate), self._world)
 
     @staticmethod
     def _loss_of_model(engine: Any, module: Any, batch: Any) -> Tensor:
@@ -302,6 +308,61 @@ def _measured(
             if more is not None and (found.count is not None or not _is_finite(found)):
                 found = measure(loss_of, more, counts if found.count is None else [found.count], tolerance)
     return found if _is_finite(found) else None
+
+
+def _logged_sums(
+    engine: Any, module: LightningModule, rows: Sequence[Any], collate: Callable[[list[Any]], Any]
+) -> frozenset[str]:
+    """What of a module's logged numbers are sums over a batch, where most are means; it says what is neither.
+
+    Rows are run together and in two parts. Of parts as they are run in a job, a mean is weighed by rows.
+    """
+    parts = Parts.in_two(rows, collate)
+    sums, neither = set(), []
+    with suppress(Exception), engine.standing_in(), keyed(0), _Constant():  # type: ignore[no-untyped-call]
+        module.eval()
+        for name in ("training_step", "validation_step"):
+            if not is_overridden(name, module):
+                continue
+            whole, *each = (_heard(engine, module, name, batch) for batch in (parts.whole, *parts.each))
+            for key, heard in whole.items():
+                kind = _kind(heard, [part[key] for part in each if key in part], parts.samples)
+                sums |= {key} if kind == "sum" else set()
+                neither += [key.partition(".")[2]] if kind == "neither" else []
+    if sums:
+        log("logged", f"{', '.join(sorted(key.partition('.')[2] for key in sums))}: sums over a batch, as measured")
+    if neither:
+        names = ", ".join(dict.fromkeys(neither))
+        log(
+            "logged",
+            f"{names}: neither means nor sums over rows; each part of a global batch gives its own, and their mean is kept",
+        )
+    return frozenset(sums)
+
+
+def _heard(engine: Any, module: LightningModule, name: str, batch: Any) -> dict[str, Heard]:
+    """What a step would log of a batch."""
+    heard: dict[str, Heard] = {}
+    engine.overheard = heard
+    try:
+        with engine.standing_in():
+            run(engine, module, name, engine.to_device(batch))
+    finally:
+        engine.overheard = None
+    return heard
+
+
+def _kind(whole: Heard, each: Sequence[Heard], samples: Sequence[int]) -> str:
+    """Whether a number of a batch is put together from those of its parts as it is reduced, as a sum, or as neither."""
+    values = [part.value for part in each]
+    if len(values) != len(samples) or not all(map(math.isfinite, (whole.value, *values))):
+        return "as reduced"
+    mean = math.fsum(value * rows for value, rows in zip(values, samples, strict=True)) / sum(samples)
+    reduced = {"sum": math.fsum(values), "max": max(values), "min": min(values)}.get(whole.reduced_by, mean)
+    if _is_near(whole.value, reduced, _LOGGED_TOLERANCE):
+        return "as reduced"
+    is_sum = whole.reduced_by in ("mean", "avg") and _is_near(whole.value, math.fsum(values), _LOGGED_TOLERANCE)
+    return "sum" if is_sum else "neither"
 
 
 def _is_finite(found: Measured) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, final
 
 from lightning.pytorch import LightningModule
@@ -11,6 +12,19 @@ from torch import Tensor
 
 from scalekit.errors import NoLossError
 from scalekit.objectives.counts import ItemCount
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What a step would have logged.
+
+    Attributes:
+        value: a single number.
+        reduced_by: ``"mean"``, ``"sum"``, ``"max"`` or ``"min"``.
+    """
+
+    value: float
+    reduced_by: str
 
 
 @final
@@ -30,13 +44,18 @@ class OwnStep:
         Raises:
             NoLossError: the step returns none.
         """
-        takes_place = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
-        before, module._current_fx_name = module._current_fx_name, "training_step"
-        try:
-            output = engine.run_step(batch, *([0] if takes_place else []))
-        finally:
-            module._current_fx_name = before
+        output = run(engine, module, "training_step", batch)
         loss = output.get("loss") if isinstance(output, Mapping) else output
         if not isinstance(loss, Tensor):
             raise NoLossError("training_step returned no loss")
         return loss
+
+
+def run(engine: Any, module: LightningModule, name: str, batch: Any) -> Any:
+    """Runs a step of a LightningModule's own on a batch on the engine's device, and gives what it returns."""
+    takes_place = is_param_in_hook_signature(getattr(module, name), "batch_idx", min_args=2)
+    before, module._current_fx_name = module._current_fx_name, name
+    try:
+        return engine.run_step(name, batch, *([0] if takes_place else []))
+    finally:
+        module._current_fx_name = before

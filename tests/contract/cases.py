@@ -424,6 +424,19 @@ class Sums(Unlogged):
         return torch.optim.SGD(self.parameters(), lr=0.01)
 
 
+class LogsSums(Sums):
+    """Such losses, and how many rows a batch has, logged as they are."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = self.loss(batch)
+        self.log("train_loss", loss, on_step=True, on_epoch=True)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        self.log("val_loss", self.loss(batch))
+        self.log("val_mean", self.loss(batch) / len(batch[0]))
+
+
 class Masks(Unlogged):
     """A mean over some of the rows."""
 
@@ -567,6 +580,7 @@ CASES = {
         refused=dict.fromkeys(STRATEGIES[1:], "couples the samples"),
     ),
     "sum": Case("a loss that is a sum over its batch", Sums),
+    "sums, logged": Case("the same, logged", LogsSums),
     "masks": Case(
         "a loss that is a mean over something, with `item_count`",
         Masks,
