@@ -354,7 +354,9 @@ def _open(data: Any, skip: bool, seed: int) -> _Opened:
         return _from_mapping(data, skip)
     if isinstance(data, Mixture):
         raise ConfigError("a mixture cannot be part of a mixture: list all parts in one")
-    if isinstance(data, DataLoader):
+    if isinstance(data, DataLoader) or (
+        isinstance(data, (list, tuple)) and data and all(isinstance(each, DataLoader) for each in data)
+    ):
         return _from_loader(data, seed)
     if hasattr(data, "train_dataloader"):
         return _from_datamodule(data, seed)

@@ -42,6 +42,12 @@ def check_anywhere(job: Job) -> None:
     Raises:
         ConfigError: one cannot.
     """
+    is_manual = isinstance(job.model, LightningModule) and not job.model.automatic_optimization
+    if is_manual and isinstance(job.gradient_clip, float):
+        raise ConfigError(
+            f"gradient_clip={job.gradient_clip}: {type(job.model).__name__} steps its optimizers by itself, and so clips by "
+            "itself: leave gradient_clip out, and call self.clip_gradients in its step"
+        )
     for callback in job.callbacks:
         for kind, why in _ANYWHERE.items():
             if isinstance(callback, kind):

@@ -602,6 +602,12 @@ CASES = {
     "manual clipping": Case(
         "manual optimization, `self.clip_gradients`", ManualClips, refused={"zero2": "give `gradient_clip`"}
     ),
+    "manual, clipped": Case(
+        "manual optimization, `gradient_clip_val`",
+        TwoOptimizers,
+        settings={"gradient_clip": 1.0},
+        refused=everywhere("call self.clip_gradients in its step"),
+    ),
     "gan": Case("a GAN: two backward passes, `toggle_optimizer`", Gan, refused={"zero2": "take ddp or fsdp2"}),
     "unused": Case("parameters that no step uses", Unused, refused={"zero2": "set weight_decay=0"}),
     "thaws": Case("`BaseFinetuning`", Finetuned, lambda: [Thaws()], refused={"zero2": "take ddp or fsdp2"}),

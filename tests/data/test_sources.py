@@ -113,6 +113,9 @@ def test_a_data_module_made_of_data_sets() -> None:
     module.val_dataloader = lambda: [DataLoader(rows), DataLoader(rows)]
     with pytest.raises(DataError, match="a list of data loaders cannot be used"):
         read(module)
+    with pytest.raises(DataError, match="a list of data loaders cannot be used"):
+        read(DataLoader(rows), [DataLoader(rows), DataLoader(rows)])
+    assert len(read(DataLoader(rows), [DataLoader(rows)]).validation) == 1
 
 
 def test_a_share_held_out_leaves_the_order_of_rows() -> None:
