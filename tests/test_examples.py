@@ -99,10 +99,10 @@ def _run(program: str, strategy: str, seconds: float = 400) -> list[dict[str, An
 @pytest.mark.parametrize(
     ("program", "folder", "strategy"),
     [
-        ("topics.yaml", "topics", "ddp"),
+        pytest.param("topics.yaml", "topics", "ddp", marks=pytest.mark.long),
         pytest.param("digits.py", "digits", "ddp", marks=pytest.mark.long),
         ("digits_vit.yaml", "digits", "zero2"),
-        ("speech.py", "speech", "ddp"),
+        pytest.param("speech.py", "speech", "ddp", marks=pytest.mark.long),
         pytest.param("phonemes.yaml", "phonemes", "zero2", marks=pytest.mark.long),
         pytest.param("topics.yaml", "topics", "zero2", marks=pytest.mark.long),
         pytest.param("digits.py", "digits", "zero2", marks=pytest.mark.long),

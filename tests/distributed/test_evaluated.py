@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tests.distributed import processes
 from tests.distributed.workers import evaluated
 
-STRATEGIES = ("single", "ddp", "fsdp2", "zero2", "zero3")
+STRATEGIES = ["single", "ddp", "fsdp2", pytest.param("zero2", marks=pytest.mark.long), "zero3"]
 
 
 @pytest.fixture(scope="module", params=STRATEGIES)

@@ -12,10 +12,10 @@ from tests.distributed import parity_cases as parity
 from tests.distributed.processes import torchrun
 
 ON_RANKS = [
-    *((strategy, 2) for strategy in ("ddp", "fsdp2", "zero2", "zero3", "zero3-offload")),
+    *((strategy, 2) for strategy in ("ddp", "fsdp2", "zero2", "zero3")),
     *(
         pytest.param(each, marks=pytest.mark.long)
-        for each in (("zero1", 2), ("zero2-offload", 2), ("ddp", 4), ("fsdp2", 4), ("zero3", 4))
+        for each in (("zero1", 2), ("zero2-offload", 2), ("zero3-offload", 2), ("ddp", 4), ("fsdp2", 4), ("zero3", 4))
     ),
 ]
 ALONE = ("llama-tied", "mlp", "lightning")

@@ -22,7 +22,7 @@ def test_where_all_ranks_fail_the_training_goes_on(tmp_path: Path) -> None:
     assert all("failed: OutOfMemoryError: there is no memory left. The training goes on" in each for each in warnings)
 
 
-@pytest.mark.parametrize("strategy", ["zero3", "fsdp2"])
+@pytest.mark.parametrize("strategy", ["fsdp2", pytest.param("zero3", marks=pytest.mark.long)])
 def test_where_one_rank_fails_alone_nobody_waits(strategy: str, tmp_path: Path) -> None:
     began = time.monotonic()
     said = run(
