@@ -132,6 +132,7 @@ def _parser() -> argparse.ArgumentParser:
             "--micro-batch-size", type=int, default=8, help="rows that a process runs at once (default: 8)"
         )
         each.set_defaults(run=run)
+    predict.add_argument("--max-new-tokens", type=int, default=64, help="of a text that is written (default: 64)")
     predict.add_argument(
         "output", metavar="output.jsonl", help="the file to write, a line for each row, in their order"
     )
@@ -164,7 +165,10 @@ _LAUNCH = (
 _EVALUATE = (
     "Prints loss and scores over rows with labels as JSON, each row counted once; by `launch` on several processes."
 )
-_PREDICT = "Writes the class of each row with its probability, or its numbers; rows need no labels."
+_PREDICT = (
+    "Writes the class of each row with its probability, its numbers, or how a language model goes on; rows need no labels and "
+    "no answers."
+)
 _EXPORT = "Writes the model of a checkpoint, which is checked first, into a folder that others open."
 
 
@@ -326,7 +330,7 @@ def _evaluate(parsed: argparse.Namespace, rest: list[str]) -> int:
 def _predict(parsed: argparse.Namespace, rest: list[str]) -> int:
     from scalekit.saved_run import write_predictions
 
-    options = {"strategy": parsed.strategy, "micro_batch_size": parsed.micro_batch_size}
+    options = {name: getattr(parsed, name) for name in ("strategy", "micro_batch_size", "max_new_tokens")}
     write_predictions(parsed.run_folder, parsed.data, parsed.output, **options)
     return 0
 

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.data import ConcatDataset
+from tqdm import tqdm
 
 from scalekit import dtypes, engines, models
 from scalekit.checkpoint.layout import MANIFEST
 from scalekit.checkpoint.load import latest
 from scalekit.checkpoint.model_files import holds_adapter
 from scalekit.data import sources
+from scalekit.data.encoders.causal import Chat
 from scalekit.data.encoders.labels import Classes, SeveralClasses
 from scalekit.data.rows import held_out
-from scalekit.data.way import Way
+from scalekit.data.sources import Source
+from scalekit.data.way import Way, processor_for
+from scalekit.engines.precision import plugin
 from scalekit.errors import CheckpointError, ConfigError, shown
 from scalekit.evaluator import Evaluator
 from scalekit.files import write_at_once
@@ -28,9 +34,12 @@ from scalekit.module import ScaleModule
 from scalekit.objectives.measured import ReductionCheck
 from scalekit.scores import Scores
 from scalekit.strategies import Strategy
-from scalekit.world import World, connect, device_type
+from scalekit.tracking.samples import replied
+from scalekit.vocabulary import tokenizer_of
+from scalekit.world import World, connect, device_type, gather
 
 _FEW = 16
+_WRITTEN = ("causal-lm", "seq2seq-lm")
 _CLASSIFIED = ("sequence-classification", "image-classification", "audio-classification")
 _KEPT = ("sequence_length", "loss_on", "sampling_rate", "on_bad_row", "trust_remote_code")
 """Settings by which rows reach the model as in the run's job."""
@@ -53,28 +62,41 @@ def evaluate(
     Raises:
         ScaleKitError: no such run, or rows that cannot be used.
     """
-    return _opened(run, data, strategy, micro_batch_size, metrics).score("test", None)
+    opened = _open(run, data, strategy, has_loss=True)
+    return _evaluator(opened, micro_batch_size, metrics, is_labelled=True).score("test", None)
 
 
 def predict(
-    run: str | Path, data: Any, *, strategy: str | None = None, micro_batch_size: int = 8
+    run: str | Path,
+    data: Any,
+    *,
+    strategy: str | None = None,
+    micro_batch_size: int = 8,
+    max_new_tokens: int = 64,
 ) -> list[dict[str, Any]]:
-    """What a run's model says of rows, one mapping each, in their order: its class with the probability, or its numbers.
+    """What a run's model says of rows, one mapping each, in their order; every process of the job calls it.
+
+    A model that classifies rows says their class, with the probability; one that learns numbers, those. One that writes text
+    completes the prompt, the text, or the conversation without its last answer, by the likeliest tokens.
 
     Args:
-        run, data, strategy, micro_batch_size: as of `evaluate`; rows need no labels.
+        run, data, strategy, micro_batch_size: as of `evaluate`; rows need no labels and no answers.
+        max_new_tokens: of a text that is written.
 
     Raises:
-        ScaleKitError: no such run, rows that cannot be used, or a model that neither classifies rows nor gives numbers.
+        ScaleKitError: no such run, rows that cannot be used, or a model for another task.
     """
-    evaluator = _opened(run, data, strategy, micro_batch_size, is_labelled=False)
-    labels = evaluator.way.labels
-    if labels is None or evaluator.way.task not in _CLASSIFIED:
+    opened = _open(run, data, strategy)
+    if opened.task in _WRITTEN:
+        return _completed(opened, max_new_tokens)
+    if opened.task not in _CLASSIFIED:
         raise ConfigError(
-            f"predict says of which class rows are, or gives their numbers, and the task here is {evaluator.way.task}: load "
-            "the model with from_pretrained, such as for text that is generated"
+            f"predict is for models that classify rows, give their numbers or write text, and the task here is {opened.task}: "
+            "load the model with from_pretrained"
         )
-    return [_told(labels, logits) for logits in evaluator.predict(None)]
+    labelled = sources.with_column(opened.source, ("label", "labels"), _any_label(opened.model.config))
+    evaluator = _evaluator(replace(opened, source=labelled), micro_batch_size)
+    return [_told(evaluator.way.labels, logits) for logits in evaluator.predict(None)]
 
 
 def write_predictions(run: str | Path, data: Any, output: str | Path, **options: Any) -> None:
@@ -85,66 +107,119 @@ def write_predictions(run: str | Path, data: Any, output: str | Path, **options:
         write_at_once(Path(output), "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in found))
 
 
-def _opened(
-    run: str | Path,
-    data: Any,
-    strategy: str | None,
-    micro_batch_size: int,
-    metrics: Any = None,
-    is_labelled: bool = True,
-) -> Evaluator:
-    world = World.from_environment()
-    with job_log(world):
-        return _open(run, data, strategy, micro_batch_size, metrics, is_labelled, world, device_type())
+@dataclass(frozen=True)
+class _Opened:
+    """A run's model, and the rows that it is asked about.
+
+    Attributes:
+        folder: of the model.
+        settings: those of the run's job that say how rows reach the model.
+        task: one of `names.TaskName`, or None.
+        model: of this process.
+        source: the rows as they come.
+        spec: the strategy.
+        precision: the run's.
+        world: the job's processes.
+    """
+
+    folder: Path
+    settings: dict[str, Any]
+    task: str | None
+    model: Any
+    source: Source
+    spec: Strategy
+    precision: str
+    world: World
+
+    @property
+    def processor(self) -> str | None:
+        """Where the one that was saved beside the model is; None where there is none."""
+        known = ("tokenizer", "preprocessor", "processor")
+        return str(self.folder) if any((self.folder / f"{name}_config.json").is_file() for name in known) else None
 
 
-def _open(
-    run: str | Path,
-    data: Any,
-    strategy: str | None,
-    micro_batch_size: int,
-    metrics: Any,
-    is_labelled: bool,
-    world: World,
-    device: str,
-) -> Evaluator:
+def _open(run: str | Path, data: Any, strategy: str | None, has_loss: bool = False) -> _Opened:
+    """Opens a run's model on every process.
+
+    Args:
+        run, data, strategy: as of `evaluate`.
+        has_loss: whether the run's loss is needed, which only the model's own can be.
+    """
+    world, device = World.from_environment(), device_type()
     spec = Strategy.load(strategy or ("ddp" if world.size > 1 else "single"))
     if spec.name not in _STRATEGIES:
         raise ConfigError(f"strategy={shown(strategy)}: rows are run without training under {', '.join(_STRATEGIES)}")
     checkpoint = _checkpoint(Path(run))
-    folder, saved = str(checkpoint / "model"), _saved(checkpoint.parent.parent)
-    task = saved["data"].get("task") or saved["config"].get("task")
-    if is_labelled and saved["config"].get("loss") is not None:
+    saved = _saved(checkpoint.parent.parent)
+    if has_loss and saved["config"].get("loss") is not None:
         raise ConfigError(
             f"the loss of {run} is {saved['config']['loss']}, which no file holds: call run.test in Python"
         )
-    trusts = bool(saved["config"].get("trust_remote_code"))
-    connect(world)
-    resolved = models.resolve(folder, task, trusts)
-    model = resolved.source() if callable(resolved.source) else resolved.source
-    source = sources.read_once(data, "test", saved["config"].get("on_bad_row", "refuse"))
-    if not is_labelled and task in _CLASSIFIED:
-        source = sources.with_column(source, ("label", "labels"), _any_label(resolved.config))
-    job = Job(
-        model=model,
-        data=data,
-        task=task,
-        processor=folder if _has_processor(checkpoint / "model") else None,
-        metrics=metrics,
-        strategy=spec.name,
-        max_steps=1,
-        **{name: saved["config"][name] for name in _KEPT if name in saved["config"]},
+    task = saved["data"].get("task") or saved["config"].get("task")
+    with job_log(world):
+        source = sources.read_once(data, "test", saved["config"].get("on_bad_row", "refuse"))
+        connect(world)
+        trusts = bool(saved["config"].get("trust_remote_code"))
+        resolved = models.resolve(str(checkpoint / "model"), task, trusts).source
+        model = resolved if isinstance(resolved, nn.Module) else resolved()
+    precision = dtypes.resolve(saved["plan"].get("precision", "32-true"), device)
+    settings = {name: saved["config"][name] for name in _KEPT if name in saved["config"]}
+    return _Opened(checkpoint / "model", settings, task, model, source, spec, precision, world)
+
+
+def _evaluator(opened: _Opened, micro_batch_size: int, metrics: Any = None, is_labelled: bool = False) -> Evaluator:
+    job = Job.from_mapping(
+        {
+            **opened.settings,
+            "model": opened.model,
+            "data": opened.source.parts[0].rows,
+            "task": opened.task,
+            "processor": opened.processor,
+            "metrics": metrics,
+            "strategy": opened.spec.name,
+            "max_steps": 1,
+        }
     )
-    way = Way(job, source, model)
-    precision = saved["plan"].get("precision", "32-true")
-    engine = engines.engine(spec, dtypes.resolve(precision, device), device, world)
-    module = ScaleModule(model, processor=way.processor)
+    with job_log(opened.world):
+        way = Way(job, opened.source, opened.model)
+        rows = held_out(way, opened.source.parts)
+    engine = engines.engine(opened.spec, opened.precision, device_type(), opened.world)
+    module = ScaleModule(opened.model, processor=way.processor)
     engine.item_count = lambda: module.objective.count
     engine.scores = Scores(job.metrics, way.task, None if way.labels is None else way.labels.problem)
-    rows = held_out(way, source.parts)
     few = [rows[place] for place in range(min(_FEW, len(rows)))]
-    check = ReductionCheck(few, way.collate, splits=True, world=world)
+    check = ReductionCheck(few, way.collate, splits=True, world=opened.world)
     return Evaluator(job, way, rows, module, engine, micro_batch_size, [check] if is_labelled else [])
+
+
+def _completed(opened: _Opened, max_new_tokens: int) -> list[dict[str, Any]]:
+    """What the model writes behind each row; processes take rows in turn."""
+    if opened.spec.name == "fsdp2":
+        raise ConfigError("strategy='fsdp2': text is written by processes that each have the whole model: take ddp")
+    world = opened.world
+    device = torch.device("cuda", world.local_rank) if device_type() == "cuda" else torch.device("cpu")
+    precision = plugin(opened.precision, device.type)
+    tokenizer = tokenizer_of(processor_for(opened.task or "causal-lm", opened.processor, str(opened.folder)))
+    model = precision.convert_module(opened.model).to(device).eval()
+    rows: ConcatDataset[Any] = ConcatDataset([part.rows for part in opened.source.parts])
+    mine: dict[int, str] = {}
+    with torch.no_grad(), precision.forward_context():
+        for place in tqdm(range(world.rank, len(rows), world.size), disable=None if world.rank == 0 else True):
+            turns, tools = _prompt(rows[place])
+            mine[place] = replied(model, tokenizer, turns, max_new_tokens, device, tools=tools)
+    found = {place: text for part in gather(mine, world) for place, text in part.items()}
+    return [{"completion": found[place]} for place in range(len(rows))]
+
+
+def _prompt(row: dict[str, Any]) -> tuple[Any, Any]:
+    """What a row asks: a text, or the turns before its last answer; and the tools that may be called."""
+    chat = Chat.of({**row, "completion": row.get("completion") or []})
+    if chat is None:
+        return row.get("prompt") or row.get("text"), None
+    turns = list(chat.turns)
+    while turns and turns[-1].get("role") == "assistant":
+        turns.pop()
+    return turns, chat.tools
 
 
 def _checkpoint(run: Path) -> Path:
@@ -176,10 +251,6 @@ def _saved(run: Path) -> dict[str, dict[str, Any]]:
         path = run / name
         found[Path(name).stem] = (read(path.read_text()) or {}) if path.is_file() else {}
     return found
-
-
-def _has_processor(folder: Path) -> bool:
-    return any((folder / f"{name}_config.json").is_file() for name in ("tokenizer", "preprocessor", "processor"))
 
 
 def _any_label(config: Any) -> Any:

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, final
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
@@ -112,26 +113,46 @@ class Samples(Callback):
 
     def _answer(self, prompt: Any, engine: Engine) -> str:
         model: Any = engine.lightning_module.model  # type: ignore[union-attr]
-        inputs = _encoded(prompt, self._tokenizer).to(engine.root_device)
         was_training = model.training
         model.eval()
         try:
-            made = engine.run(
-                lambda: model.generate(
-                    input_ids=inputs["input_ids"],
-                    attention_mask=inputs["attention_mask"],
-                    max_new_tokens=self._new_tokens,
-                    do_sample=False,
-                    synced_gpus=engine.is_shared,
+            return engine.run(
+                lambda: replied(
+                    model, self._tokenizer, prompt, self._new_tokens, engine.root_device, synced_gpus=engine.is_shared
                 )
             )
         finally:
             model.train(was_training)
-        start = 0 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
-        return str(self._tokenizer.decode(made[0, start:], skip_special_tokens=True))
 
     def _shown(self, prompt: Any) -> str:
         return prompt if isinstance(prompt, str) else "\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt)
+
+
+def replied(
+    model: Any,
+    tokenizer: Any,
+    prompt: Any,
+    max_new_tokens: int,
+    device: torch.device,
+    tools: Any = None,
+    **options: Any,
+) -> str:
+    """What a model writes behind a prompt, by the likeliest tokens, without special ones.
+
+    Args:
+        model: that generates text.
+        tokenizer: its own.
+        prompt: a text, or turns.
+        max_new_tokens: at most so many.
+        device: on which the model computes.
+        tools: that may be called.
+        options: further ones of its `generate`.
+    """
+    inputs = _encoded(prompt, tokenizer, tools).to(device)
+    asked = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
+    made = model.generate(**asked, max_new_tokens=max_new_tokens, do_sample=False, **options)
+    start = 0 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
+    return str(tokenizer.decode(made[0, start:], skip_special_tokens=True))
 
 
 def check_samples(settings: Mapping[str, Any], model: Model, tokenizer: Any) -> None:
@@ -204,12 +225,12 @@ def _check_length(number: int, tokens: int, new_tokens: int, config: Any) -> Non
         )
 
 
-def _encoded(prompt: Any, tokenizer: Any) -> Any:
+def _encoded(prompt: Any, tokenizer: Any, tools: Any = None) -> Any:
     """``input_ids`` and ``attention_mask``, each [1, tokens]."""
     if isinstance(prompt, str):
         return tokenizer(prompt, return_tensors="pt")
     return tokenizer.apply_chat_template(
-        list(prompt), add_generation_prompt=True, return_tensors="pt", return_dict=True
+        list(prompt), tools=tools, add_generation_prompt=True, return_tensors="pt", return_dict=True
     )
 
 

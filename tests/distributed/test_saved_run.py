@@ -8,7 +8,12 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+)
 
 import scalekit
 from scalekit.errors import ConfigError, ScaleKitError
@@ -123,3 +128,30 @@ def test_what_cannot_be_is_refused(folder: Path, tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigError, match=r"run.test and run.predict"):
         predict(plain.folder, data)
+
+
+@pytest.mark.parametrize("nproc", [1, 2])
+def test_a_language_model_goes_on(tmp_path: Path, nproc: int) -> None:
+    model = tiny.save_model(tmp_path / "model")
+    run = scalekit.fit(
+        model,
+        tiny.conversations(8),
+        strategy="single",
+        precision="32-true",
+        max_steps=2,
+        learning_rate=1e-2,
+        output_dir=str(tmp_path / "run"),
+    )
+    asked = [*tiny.conversations(3), {"messages": [{"role": "user", "content": "what "}]}]
+    data, output = write(tmp_path / "asked.jsonl", asked), tmp_path / "said.jsonl"
+    cli("predict", run.folder, data, output, "--max-new-tokens", 5, nproc=nproc)
+    found = [json.loads(line)["completion"] for line in output.read_text().splitlines()]
+    trained = AutoModelForCausalLM.from_pretrained(run.checkpoint / "model").eval()
+    tokenizer = tiny.make_tokenizer()
+    for row, said in zip(asked, found, strict=True):
+        turns = row["messages"][:-1] if row["messages"][-1]["role"] == "assistant" else row["messages"]
+        ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        made = trained.generate(**ids, max_new_tokens=5, do_sample=False)[0, ids["input_ids"].shape[1] :]
+        assert said == tokenizer.decode(made, skip_special_tokens=True)
+    with pytest.raises(ConfigError, match="each have the whole model"):
+        predict(run.folder, str(data), strategy="fsdp2")
