@@ -109,6 +109,11 @@ class Evaluator:
         if self.engine.lightning_module is None:
             return self.engine
         spec = self.engine.spec
+        if spec.offload.get("parameters") == "nvme":
+            raise ConfigError(
+                f"{spec.name} clears its drives when a job ends, so that no rows are run after it: give the job `validation`, "
+                "or open its checkpoint under another strategy"
+            )
         if spec.engine == "deepspeed" and not self.engine.is_shared:
             spec = Strategy.load("ddp" if world.size > 1 else "single")
         engine = engines.engine(spec, self.engine.precision, device, world)
@@ -117,13 +122,19 @@ class Evaluator:
 
     def _loader(self, stage: str, data: Any, engine: Engine, world: World, device: str) -> Loader:
         way, rows, size = self.way, self.held_out, self.micro_batch_size
+        accumulation = max(self.job.batch // (size * world.size), 1)
         if data is not None:
-            source = sources.read_once(data, stage, self.job.on_bad_row)
+            if stage == "predict":
+                way = replace(way, job=replace(self.job, on_bad_row="refuse"))  # each row is answered
+            source = sources.read_once(data, stage, way.job.on_bad_row)
             rows = held_out(way, source.parts)
+            left_out = len(source.skipped) + sum(len(part.rows) for part in source.parts) - len(rows)
+            if left_out:
+                log("skipped", f"{left_out:,} rows that cannot be used")
             if source.collate is not None:
                 way = replace(way, source=source)
             if source.batch_size is not None:
-                size = max(source.batch_size // world.size, 1)
+                size, accumulation = max(source.batch_size // world.size, 1), 1
         if rows is None:
             raise ConfigError(f"run.{stage}: the job has held out no rows, so give some: run.{stage}(data)")
         count = engine.item_count
@@ -131,7 +142,7 @@ class Evaluator:
         def items(batch: Any, samples: int) -> float:
             return samples if count is None or stage == "predict" else count().of(batch, samples)
 
-        return loader_once(rows, way, size, 1, world, items, device == "cuda")
+        return loader_once(rows, way, size, accumulation, world, items, device == "cuda")
 
 
 def _listed(logger: Any) -> Sequence[Any]:
@@ -154,14 +165,14 @@ def _by_row(rows: Sequence[int], output: Any) -> list[tuple[int, Any]]:
 
 def _split(output: Any, count: int) -> list[Any]:
     if isinstance(output, Tensor) and output.ndim and len(output) == count:
-        return list(output.detach().cpu().unbind(0))
+        return [each.clone() for each in output.detach().cpu().unbind(0)]  # a view would travel with its whole batch
     if isinstance(output, Mapping) and output:
         parts = {name: _split(each, count) for name, each in output.items()}
         return [{name: part[place] for name, part in parts.items()} for place in range(count)]
     if isinstance(output, tuple) and output:
         return list(zip(*(_split(each, count) for each in output), strict=True))
     if isinstance(output, list) and len(output) == count:
-        return [each.detach().cpu() if isinstance(each, Tensor) else each for each in output]
+        return [each.detach().cpu().clone() if isinstance(each, Tensor) else each for each in output]
     raise ModelError(
         f"predict_step gave {shown(output)} for a batch of {count} rows: return a tensor with a row for each, a list of as "
         "many, or a mapping or tuple of those"

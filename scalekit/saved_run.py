@@ -25,7 +25,7 @@ from scalekit.data.rows import held_out
 from scalekit.data.sources import Source
 from scalekit.data.way import Way, processor_for
 from scalekit.engines.precision import plugin
-from scalekit.errors import CheckpointError, ConfigError, shown
+from scalekit.errors import CheckpointError, ConfigError, RowError, shown
 from scalekit.evaluator import Evaluator
 from scalekit.files import write_at_once
 from scalekit.job import Job
@@ -34,7 +34,7 @@ from scalekit.module import ScaleModule
 from scalekit.objectives.measured import ReductionCheck
 from scalekit.scores import Scores
 from scalekit.strategies import Strategy
-from scalekit.tracking.samples import replied
+from scalekit.tracking.samples import check_prompt, replied
 from scalekit.vocabulary import tokenizer_of
 from scalekit.world import World, connect, device_type, gather
 
@@ -149,21 +149,24 @@ def _open(run: str | Path, data: Any, strategy: str | None, has_loss: bool = Fal
     spec = Strategy.load(strategy or ("ddp" if world.size > 1 else "single"))
     if spec.name not in _STRATEGIES:
         raise ConfigError(f"strategy={shown(strategy)}: rows are run without training under {', '.join(_STRATEGIES)}")
-    checkpoint = _checkpoint(Path(run))
+    checkpoint = _checkpoint(Path(run).resolve())
     saved = _saved(checkpoint.parent.parent)
-    if has_loss and saved["config"].get("loss") is not None:
-        raise ConfigError(
-            f"the loss of {run} is {saved['config']['loss']}, which no file holds: call run.test in Python"
-        )
+    for name in ("validation_transform", *(("loss", "item_count") if has_loss else ())):
+        if saved["config"].get(name) is not None:
+            raise ConfigError(
+                f"{run}: its {name} is {saved['config'][name]}, which no file holds: call run.test or run.predict in Python"
+            )
     task = saved["data"].get("task") or saved["config"].get("task")
     with job_log(world):
-        source = sources.read_once(data, "test", saved["config"].get("on_bad_row", "refuse"))
+        source = sources.read_once(data, "test", saved["config"]["on_bad_row"] if has_loss else "refuse")
         connect(world)
         trusts = bool(saved["config"].get("trust_remote_code"))
         resolved = models.resolve(str(checkpoint / "model"), task, trusts).source
         model = resolved if isinstance(resolved, nn.Module) else resolved()
     precision = dtypes.resolve(saved["plan"].get("precision", "32-true"), device)
     settings = {name: saved["config"][name] for name in _KEPT if name in saved["config"]}
+    if not has_loss:
+        settings["on_bad_row"] = "refuse"  # each row is answered
     return _Opened(checkpoint / "model", settings, task, model, source, spec, precision, world)
 
 
@@ -202,23 +205,35 @@ def _completed(opened: _Opened, max_new_tokens: int) -> list[dict[str, Any]]:
     tokenizer = tokenizer_of(processor_for(opened.task or "causal-lm", opened.processor, str(opened.folder)))
     model = precision.convert_module(opened.model).to(device).eval()
     rows: ConcatDataset[Any] = ConcatDataset([part.rows for part in opened.source.parts])
+    asked = [_prompt(rows[place], place + 1) for place in range(len(rows))]
+    for number, (prompt, _) in enumerate(asked, start=1):
+        check_prompt(number, prompt, tokenizer, max_new_tokens, model.config)
     mine: dict[int, str] = {}
     with torch.no_grad(), precision.forward_context():
         for place in tqdm(range(world.rank, len(rows), world.size), disable=None if world.rank == 0 else True):
-            turns, tools = _prompt(rows[place])
-            mine[place] = replied(model, tokenizer, turns, max_new_tokens, device, tools=tools)
+            prompt, tools = asked[place]
+            mine[place] = replied(model, tokenizer, prompt, max_new_tokens, device, tools=tools)
     found = {place: text for part in gather(mine, world) for place, text in part.items()}
     return [{"completion": found[place]} for place in range(len(rows))]
 
 
-def _prompt(row: dict[str, Any]) -> tuple[Any, Any]:
-    """What a row asks: a text, or the turns before its last answer; and the tools that may be called."""
+def _prompt(row: dict[str, Any], number: int) -> tuple[Any, Any]:
+    """What a row asks: a text, or the turns before its last answer; and the tools that may be called.
+
+    Raises:
+        RowError: it asks nothing.
+    """
     chat = Chat.of({**row, "completion": row.get("completion") or []})
     if chat is None:
-        return row.get("prompt") or row.get("text"), None
+        found = row.get("prompt") or row.get("text")
+        if not isinstance(found, str):
+            raise RowError(f"row {number} has neither a conversation nor a prompt nor a text, but {', '.join(row)}")
+        return found, None
     turns = list(chat.turns)
     while turns and turns[-1].get("role") == "assistant":
         turns.pop()
+    if not turns:
+        raise RowError(f"row {number} is a conversation in which nobody but the assistant says anything")
     return turns, chat.tools
 
 
@@ -245,11 +260,20 @@ def _checkpoint(run: Path) -> Path:
 
 
 def _saved(run: Path) -> dict[str, dict[str, Any]]:
-    """What a run's folder says of its job; nothing where it does not."""
+    """What a run's folder says of its job.
+
+    Raises:
+        CheckpointError: it does not, as where a checkpoint was moved out of it.
+    """
     found: dict[str, dict[str, Any]] = {}
     for name, read in (("config.yaml", yaml.safe_load), ("data.json", json.loads), ("plan.json", json.loads)):
-        path = run / name
-        found[Path(name).stem] = (read(path.read_text()) or {}) if path.is_file() else {}
+        try:
+            found[Path(name).stem] = read((run / name).read_text())
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise CheckpointError(
+                f"{run / name} cannot be read, which says how rows reach the model: {error}. A checkpoint stays in its run's "
+                "folder"
+            ) from error
     return found
 
 

@@ -386,7 +386,7 @@ def _run(job: Job, world: World, request: StopRequest, held_until_end: ExitStack
     item_count = engine.item_count = partial(_item_count, module, own)
     if isinstance(module, ScaleModule):
         if job.loss_couples is not None and world.size > 1 and isinstance(coupled := module.objective, CoupledLoss):
-            coupled.own_rows = lambda: engine.own_rows
+            coupled.own_rows = lambda: _engine_of(module).own_rows
         engine.scores = Scores(job.metrics, job.task or rows.way.task, _learned(job, rows))
     metrics = Metrics(folder.path, folder.step, plan.flops_share, order.global_batch_size)
     evaluations = EvaluationSteps.of(job.evaluate_every, total_steps, plan.steps_per_epoch)
@@ -641,6 +641,13 @@ def _module(job: Job, model: models.Model | None, rows: Rows, total_steps: int, 
     built = source if isinstance(source, nn.Module) else seeded
     loss = _objective(job, rows.way.is_shifted)
     return ScaleModule(built, loss, settings, total_steps, job.item_count, rows.way.processor, recompute)
+
+
+def _engine_of(module: pl.LightningModule) -> Engine:
+    """The one that runs a module just now."""
+    engine: Any = module.trainer.strategy
+    found: Engine = engine
+    return found
 
 
 def _item_count(module: pl.LightningModule, own: OwnStep | None) -> ItemCount:

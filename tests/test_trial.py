@@ -24,7 +24,7 @@ def fit(folder: Path, **settings: Any) -> scalekit.Run:
         "max_epochs": 2,
         "output_dir": str(folder / "run"),
     }
-    return scalekit.fit(nn.Linear(1, 1), ROWS, **{**usual, **settings})
+    return scalekit.fit(nn.Linear(1, 1), **{"data": ROWS, **usual, **settings})
 
 
 @pytest.mark.parametrize(("given", "steps"), [(True, 1), (3, 3)])
@@ -43,6 +43,13 @@ def test_a_trial_leaves_nothing_behind(
     assert run.validate()["loss"] > 0
     assert [path.name for path in tmp_path.iterdir()] == ["passing"]
     assert not list((tmp_path / "passing").glob("scalekit-fast-dev-run-*"))
+
+
+def test_a_trial_of_any_job(tmp_path: Path) -> None:
+    run = fit(tmp_path, fast_dev_run=True, warmup_steps=100, schedule="linear")
+    assert len(run.history) == 1
+    run = fit(tmp_path, fast_dev_run=True, overfit_batches=2)
+    assert len(run.history) == 1
 
 
 def test_a_limited_epoch_is_resumed_where_it_was(tmp_path: Path) -> None:
@@ -64,6 +71,10 @@ def test_a_limited_epoch_is_resumed_where_it_was(tmp_path: Path) -> None:
         ({"limit_train_batches": 0.01}, "a share of 0.01 of 10 global batches to train is none"),
         ({"limit_val_batches": 2, "validation": None}, "limit_val_batches: there are no rows held out"),
         ({"overfit_batches": 1, "limit_val_batches": 2}, "overfit_batches is limit_val_batches too"),
+        (
+            {"overfit_batches": 1, "data": scalekit.Mixture([(ROWS, 1.0), (ROWS, 2.0)])},
+            "rows that have weights are drawn anew",
+        ),
         ({"gradient_clip_algorithm": "value"}, "give `gradient_clip`"),
         ({"gradient_clip_algorithm": "value", "gradient_clip": 1.0, "strategy": "zero2"}, "take ddp or fsdp2"),
     ],

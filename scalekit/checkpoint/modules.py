@@ -46,7 +46,8 @@ def load_module(kind: type[M], checkpoint: str | Path, **arguments: Any) -> M:
             f"{folder} has {', '.join(missing)} by its text alone ({found[_KEY][missing[0]]}): "
             f"give load_module({kind.__name__}, checkpoint, {given})"
         )
-    if not TensorFiles.found(folder, WEIGHTS).places:
+    places = TensorFiles.found(folder, WEIGHTS).places
+    if not places:
         raise CheckpointError(f"{folder} holds no whole model, and so no LightningModule")
     try:
         with warnings.catch_warnings(action="ignore", category=UserWarning):  # that the weights come after it
@@ -54,6 +55,9 @@ def load_module(kind: type[M], checkpoint: str | Path, **arguments: Any) -> M:
     except TypeError as error:
         raise ConfigError(f"{kind.__name__} cannot be made of {folder}: {error}") from error
     families = ModelFormat(module).families()
+    for name, each in families.get(WEIGHTS, {}).items():
+        if name in places and each.is_floating_point():
+            each.data = each.data.to(places[name].dtype)  # a job's precision is that of what it saves
     parts = {
         stem: [Part(name, tuple(each.shape), each.detach()) for name, each in family.items()]
         for stem, family in families.items()

@@ -13,6 +13,7 @@ from scalekit.data.rows import Rows
 from scalekit.data.shards import shards
 from scalekit.data.stream import StreamLoader
 from scalekit.data.way import Way
+from scalekit.data.weighted import Weighted
 from scalekit.errors import ConfigError
 from scalekit.world import World, total
 
@@ -38,6 +39,12 @@ def order_of(rows: Rows, micro_batch_size: int, world: World) -> Order | Lanes:
         if limit is not None:
             raise ConfigError("a stream has no epochs whose batches could be limited: give max_steps alone")
         return Lanes(shards(rows.train).count, **shared, shuffle=shuffle, shuffle_rows=job.shuffle_rows)
+    if job.overfit_batches is not None and any(
+        part.weight is not None or isinstance(part.rows, Weighted) for part in rows.way.source.parts
+    ):
+        raise ConfigError(
+            "overfit_batches runs the same rows again and again, and rows that have weights are drawn anew: leave out one"
+        )
     whole = Order(len(rows.train), **shared, shuffle=shuffle)
     return replace(whole, limit=_limited("train", limit, whole.steps_per_epoch))
 

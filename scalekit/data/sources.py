@@ -150,10 +150,14 @@ def read_once(data: Any, stage: str, on_bad_row: str = "refuse") -> Source:
         DataError: no such data, a stream, or a kind that cannot be used.
     """
     if hasattr(data, "train_dataloader"):
-        opened = _from_stage(data, stage)
-        found = Source((opened.train(),), (), opened.collate, False, opened.workers, opened.batch_size)
+        opened = [_from_stage(data, stage)]
     else:
-        found = replace(read(data, None, 0, on_bad_row), validation=())
+        is_named = isinstance(data, Mapping) and data.get("split") is not None
+        opened = [each if is_named else each.of_stage(stage) for each in _open_all(data, on_bad_row == "skip", 0)]
+    parts, first = tuple(each.train() for each in opened), opened[0]
+    _check_rows(parts)
+    skipped = tuple(chain.from_iterable(each.skipped for each in opened))
+    found = Source(parts, (), first.collate, False, first.workers, first.batch_size, skipped)
     if any(part.is_stream for part in found.parts):
         raise DataError(f"rows to {stage} are shared out by their places, and cannot be a stream: load them whole")
     return found
@@ -233,6 +237,21 @@ class _Opened:
         trained_on = _names(self.split)
         usual = (name for name in _HELD_OUT if name in self.splits and name not in trained_on)
         return next((self._pick(name) for name in usual if not self.splits[name].is_stream), None)
+
+    def of_stage(self, stage: str) -> _Opened:
+        """With the split that is for a stage.
+
+        Raises:
+            DataError: there are several, and none is plainly for it.
+        """
+        usual = {"validate": _HELD_OUT, "test": ("test",)}.get(stage, ())
+        names = list(self.splits) if len(self.splits) == 1 else [name for name in usual if name in self.splits]
+        if not names:
+            raise DataError(
+                f"{_called(self.name)} has the splits {', '.join(self.splits)}: name the one to {stage}, as "
+                "{'path': ..., 'split': ...}, or give its rows"
+            )
+        return replace(self, split=names[0])
 
     def has(self, split: str) -> bool:
         return bool(_names(split) & set(self.splits))

@@ -132,6 +132,7 @@ class DeepSpeedEngine(Engine, DeepSpeedStrategy):
         if self.accelerator is not None:
             self.accelerator.setup(trainer)
         self.model = trained_by.model
+        self._module.to(self.root_device)  # what is whole on every rank was moved away when the job ended
         self.barrier()
 
     def _init_optimizers(self) -> Any:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from lightning.fabric.utilities.apply_func import move_data_to_device
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -328,7 +329,7 @@ class Engine(Checkpointed):
     def predict_step(self, *args: Any, **kwargs: Any) -> Any:
         output, micro = self._without_training(super().predict_step, *args, **kwargs)
         if micro is not None and micro.items:
-            self.predicted.append((micro.rows, output))
+            self.predicted.append((micro.rows, move_data_to_device(output, "cpu")))
         return output
 
     def _evaluate(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -106,9 +106,9 @@ class Results(_ResultCollection):
         if metric.is_tensor and metric.meta.is_mean_reduction and not batch_size:
             metric.has_reset = False
             return
-        if metric.is_tensor and key in self._engine.logged_sums and self._engine.batch_rows:
+        if metric.is_tensor and key in self._engine.logged_sums and self._engine.own_rows:
             # Lightning weighs a batch's sum by the batch's rows: so is each part's, and they add up.
-            value = value * (self._engine.batch_rows / batch_size)
+            value = value * (self._engine.batch_rows / self._engine.own_rows)
         super().update_metrics(key, value, batch_size)
         if self.training and metric.meta.on_step and metric.is_tensor:
             share = _Share.of(value.detach().to(torch.float64), batch_size, metric.meta)

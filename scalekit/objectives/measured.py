@@ -321,7 +321,7 @@ def _logged_sums(
     sums, neither = set(), []
     with suppress(Exception), engine.standing_in(), keyed(0), _Constant():  # type: ignore[no-untyped-call]
         module.eval()
-        for name in ("training_step", "validation_step"):
+        for name in ("training_step", "validation_step", "test_step"):
             if not is_overridden(name, module):
                 continue
             whole, *each = (_heard(engine, module, name, batch) for batch in (parts.whole, *parts.each))

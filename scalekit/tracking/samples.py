@@ -173,7 +173,16 @@ def check_samples(settings: Mapping[str, Any], model: Model, tokenizer: Any) -> 
         _check_generates(built)
     config = getattr(built, "config", model.config)
     for number, prompt in enumerate(settings["prompts"], start=1):
-        _check_length(number, _length(number, prompt, tokenizer), _new_tokens(settings), config)
+        check_prompt(number, prompt, tokenizer, _new_tokens(settings), config)
+
+
+def check_prompt(number: int, prompt: Any, tokenizer: Any, new_tokens: int, config: Any) -> None:
+    """Whether a prompt can be encoded, and leaves room for what is written behind it.
+
+    Raises:
+        ConfigError: it cannot, or does not.
+    """
+    _check_length(number, _length(number, prompt, tokenizer), new_tokens, config)
 
 
 def _new_tokens(settings: Mapping[str, Any]) -> int:

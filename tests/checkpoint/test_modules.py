@@ -55,6 +55,15 @@ def test_it_is_the_one_that_was_trained(run: scalekit.Run) -> None:
         assert torch.equal(module.state_dict()[name], tensor), name
 
 
+def test_it_has_the_precision_of_its_job(tmp_path: Path) -> None:
+    data = torch.utils.data.DataLoader(torch.randn(8, 3), batch_size=4)
+    settings = {"precision": "bf16-true", "strategy": "single", "max_steps": 1, "output_dir": str(tmp_path / "run")}
+    run = scalekit.fit(Tied(3, partial(torch.optim.SGD, lr=0.1)), data, **settings)
+    module = scalekit.load_module(Tied, run.checkpoint, optimizer=None)
+    assert module.first.weight.dtype == torch.bfloat16
+    assert torch.equal(module.first.weight, run.module.first.weight)
+
+
 def test_an_argument_that_no_file_holds_must_be_given(run: scalekit.Run) -> None:
     with pytest.raises(
         ConfigError, match=r"has optimizer by its text alone .*load_module\(Tied, checkpoint, optimizer="

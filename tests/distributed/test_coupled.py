@@ -73,6 +73,7 @@ def test_ranks_do_what_one_process_does(
     assert max(reference(number)[1]) > 0.3
     for one, two in zip(found["evaluations"], alone[number].evaluations, strict=True):
         assert one["loss"] == pytest.approx(two["loss"], rel=1e-5)
+    assert found["validated"] == pytest.approx(found["evaluations"][-1]["loss"], rel=1e-6)
 
 
 def test_one_process_is_a_plain_loop(alone: dict[int, scalekit.Run]) -> None:

@@ -1,6 +1,7 @@
 """`scalekit evaluate` and `scalekit predict`: the model of an earlier run on other rows, on one process and several."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,19 @@ def test_what_cannot_be_is_refused(folder: Path, tmp_path: Path) -> None:
         evaluate(folder / "run", data, strategy="zero3")
     with pytest.raises(ScaleKitError, match="lukewarm"):
         evaluate(folder / "run", str(write(folder / "other.jsonl", rows(6, ("hot", "lukewarm")))))
+    moved = tmp_path / "moved"
+    shutil.copytree(folder / "run" / "checkpoints" / "step-00000004", moved)
+    with pytest.raises(ScaleKitError, match="A checkpoint stays in its run's folder"):
+        evaluate(moved, data)
+    with pytest.raises(ScaleKitError, match="line 2"):
+        (folder / "broken.jsonl").write_text('{"text": "a"}\n{"text": 3, \n{"text": "b"}\n')
+        predict(folder / "run", str(folder / "broken.jsonl"))
+    (folder / "parts").mkdir()
+    for part in ("train", "validation"):
+        write(folder / "parts" / f"{part}.jsonl", rows(3))
+    with pytest.raises(ScaleKitError, match="has the splits train, validation: name the one to test"):
+        evaluate(folder / "run", str(folder / "parts"))
+    assert evaluate(folder / "run", {"path": str(folder / "parts"), "split": "validation"})["items"] == 3
     plain = scalekit.fit(
         nn.Linear(1, 1),
         [{"x": [1.0], "y": [1.0]}] * 8,
@@ -155,3 +169,7 @@ def test_a_language_model_goes_on(tmp_path: Path, nproc: int) -> None:
         assert said == tokenizer.decode(made, skip_special_tokens=True)
     with pytest.raises(ConfigError, match="each have the whole model"):
         predict(run.folder, str(data), strategy="fsdp2")
+    with pytest.raises(ConfigError, match="prompt 1 needs"):
+        predict(run.folder, str(data), max_new_tokens=100_000)
+    with pytest.raises(ScaleKitError, match="row 1 is a conversation in which nobody but the assistant"):
+        predict(run.folder, [{"messages": [{"role": "assistant", "content": "yes"}]}])

@@ -68,6 +68,7 @@ if __name__ == "__main__":
     folder, *strategies = sys.argv[1:]
     for strategy, number in product(strategies, SIZES):
         run = train(Path(folder), strategy, number)
+        validated = run.validate()["loss"]
         if os.environ["RANK"] == "0":
-            found = {"history": run.history, "evaluations": run.evaluations}
+            found = {"history": run.history, "evaluations": run.evaluations, "validated": validated}
             (Path(folder) / f"{strategy}-{number}.json").write_text(json.dumps(found))

@@ -73,6 +73,7 @@ class Regression(pl.LightningModule):
         self.kept.append(len(found))
         self.log("test_loss", nn.functional.mse_loss(found, batch[1]))
         self.log("test_error", self.error)
+        self.log("above", (found > 0).float().sum())
 
     def on_test_epoch_end(self) -> None:
         self.log("rows", float(sum(self.kept)), reduce_fx="sum", sync_dist=True)
