@@ -123,8 +123,8 @@ def test_what_cannot_be_is_refused(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder / "run" / "checkpoints" / "step-00000004", moved)
     with pytest.raises(ScaleKitError, match="A checkpoint stays in its run's folder"):
         evaluate(moved, data)
+    (folder / "broken.jsonl").write_text('{"text": "a"}\n{"text": 3, \n{"text": "b"}\n')
     with pytest.raises(ScaleKitError, match="line 2"):
-        (folder / "broken.jsonl").write_text('{"text": "a"}\n{"text": 3, \n{"text": "b"}\n')
         predict(folder / "run", str(folder / "broken.jsonl"))
     (folder / "parts").mkdir()
     for part in ("train", "validation"):
