@@ -236,6 +236,12 @@ def either(*legal: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda v: any(each(v) for each in legal)
 
 
+def limit(value: Any) -> bool:
+    if isinstance(value, bool):
+        return False
+    return value >= 1 if isinstance(value, int) else isinstance(value, float) and 0 < value < 1
+
+
 AUTO, COUNT = one_of("auto"), whole(1)
 LEGAL: dict[str, Callable[[Any], bool]] = {
     "model": either(place, function(0, classes=True)),
@@ -265,6 +271,10 @@ LEGAL: dict[str, Callable[[Any], bool]] = {
     "memory_check": one_of("refuse", "probe", "warn"),
     "max_steps": COUNT,
     "max_epochs": real(lambda n: n > 0),
+    "limit_train_batches": or_none(limit),
+    "limit_val_batches": or_none(limit),
+    "overfit_batches": or_none(limit),
+    "fast_dev_run": either(boolean, COUNT),
     "optimizer": either(one_of("adamw", "adam", "sgd"), function(1, classes=True)),
     "optimizer_options": or_none(options),
     "learning_rate": real(lambda n: n >= 0),
@@ -272,6 +282,7 @@ LEGAL: dict[str, Callable[[Any], bool]] = {
     "warmup_steps": whole(0),
     "weight_decay": real(lambda n: n >= 0),
     "gradient_clip": or_none(either(real(lambda n: n > 0), AUTO)),
+    "gradient_clip_algorithm": one_of("norm", "value"),
     "average_decay": or_none(real(lambda n: 0 < n < 1)),
     "seed": whole(0, 2**32 - 1),
     "devices": either(COUNT, AUTO),
@@ -285,6 +296,7 @@ LEGAL: dict[str, Callable[[Any], bool]] = {
     "keep_every": or_none(COUNT),
     "keep_best": or_none(text),
     "evaluate_every": or_none(either(COUNT, real(lambda n: 0 < n < 1), one_of("epoch"))),
+    "log_every_n_steps": either(COUNT, AUTO),
     "resume": one_of("auto", "never"),
     "watchdog_seconds": or_none(either(real(lambda n: n > 0), AUTO)),
     "trust_remote_code": boolean,
@@ -295,6 +307,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     "item_count": {"loss": of_two},
     "loss_couples": {"loss": of_two},
     "packing": {"sequence_length": 4},
+    "gradient_clip_algorithm": {"gradient_clip": 1.0},
     "keep_every": {"keep_last": 1},
     "keep_best": {"keep_last": 1, "evaluate_every": 1},
 }
