@@ -158,7 +158,7 @@ def _open(run: str | Path, data: Any, strategy: str | None, has_loss: bool = Fal
             )
     task = saved["data"].get("task") or saved["config"].get("task")
     with job_log(world):
-        source = sources.read_once(data, "test", saved["config"]["on_bad_row"] if has_loss else "refuse")
+        source = sources.read_once(data, "test", saved["config"].get("on_bad_row", "refuse") if has_loss else "refuse")
         connect(world)
         trusts = bool(saved["config"].get("trust_remote_code"))
         resolved = models.resolve(str(checkpoint / "model"), task, trusts).source

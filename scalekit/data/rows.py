@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import ConcatDataset, Dataset, TensorDataset
 
+from scalekit.data import tasks
 from scalekit.data.encoders.encoder import Drawn, Encoder, Row, drawn_by_content, refused, tried, undecoded
 from scalekit.data.encoders.limit import Limit
 from scalekit.data.mixture import Mixed
@@ -146,6 +147,9 @@ def held_out(way: Way, parts: Sequence[Part]) -> Any:
     Raises:
         ScaleKitError: rows that cannot be used.
     """
+    if way.task is not None:
+        for part in parts:
+            tasks.check_columns(list(part.rows.column_names), way.task, part.name, way.columns)
     if way.encoder is None and not way.is_ready:
         return _keyed(way, _one_after_another([_tensors(part.rows) for part in parts]), parts)
     prepared = [_prepared(way, part, way.validation_encoder).rows for part in parts]
