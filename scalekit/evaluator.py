@@ -17,6 +17,7 @@ from scalekit.data import sources
 from scalekit.data.loader import Loader
 from scalekit.data.loaders import loader_once
 from scalekit.data.rows import held_out
+from scalekit.data.sources import Source
 from scalekit.data.way import Way
 from scalekit.engines.engine import Engine
 from scalekit.errors import ConfigError, ModelError, shown
@@ -24,6 +25,7 @@ from scalekit.job import Job
 from scalekit.log import job_log, log
 from scalekit.loops import make_trainer
 from scalekit.strategies import Strategy
+from scalekit.tracking.loggers import check_loggers
 from scalekit.world import World, device_type, gather
 
 _STEPS = {"validate": "validation_step", "test": "test_step", "predict": "predict_step"}
@@ -86,7 +88,7 @@ class Evaluator:
             world,
             [*self.job.callbacks, *self.callbacks],
             data if isinstance(data, pl.LightningDataModule) else self.job.data,
-            logger=[each for each in _listed(self.job.logger) if _is_open(each)] or False,
+            logger=[each for each in check_loggers(self.job) if _is_open(each)] or False,
         )
         options = {"return_predictions": False} if stage == "predict" else {"verbose": False}
         with ExitStack() as ending:
@@ -127,10 +129,7 @@ class Evaluator:
             if stage == "predict":
                 way = replace(way, job=replace(self.job, on_bad_row="refuse"))  # each row is answered
             source = sources.read_once(data, stage, way.job.on_bad_row)
-            rows = held_out(way, source.parts)
-            left_out = len(source.skipped) + sum(len(part.rows) for part in source.parts) - len(rows)
-            if left_out:
-                log("skipped", f"{left_out:,} rows that cannot be used")
+            rows = made_ready(way, source)
             if source.collate is not None:
                 way = replace(way, source=source)
             if source.batch_size is not None:
@@ -145,8 +144,13 @@ class Evaluator:
         return loader_once(rows, way, size, accumulation, world, items, device == "cuda")
 
 
-def _listed(logger: Any) -> Sequence[Any]:
-    return logger if isinstance(logger, (list, tuple)) else [logger]
+def made_ready(way: Way, source: Source) -> Any:
+    """A source's rows in the way of a job's own; how many are left out, is said."""
+    rows = held_out(way, source.parts)
+    left_out = len(source.skipped) + sum(len(part.rows) for part in source.parts) - len(rows)
+    if left_out:
+        log("skipped", f"{left_out:,} rows that cannot be used")
+    return rows
 
 
 def _is_open(logger: Any) -> bool:

@@ -15,18 +15,16 @@ from torch.utils.data import ConcatDataset
 from tqdm import tqdm
 
 from scalekit import dtypes, engines, models
-from scalekit.checkpoint.layout import MANIFEST
-from scalekit.checkpoint.load import latest
+from scalekit.checkpoint.load import chosen
 from scalekit.checkpoint.model_files import holds_adapter
 from scalekit.data import sources
 from scalekit.data.encoders.causal import Chat
 from scalekit.data.encoders.labels import Classes, SeveralClasses
-from scalekit.data.rows import held_out
 from scalekit.data.sources import Source
 from scalekit.data.way import Way, processor_for
 from scalekit.engines.precision import plugin
 from scalekit.errors import CheckpointError, ConfigError, RowError, shown
-from scalekit.evaluator import Evaluator
+from scalekit.evaluator import Evaluator, made_ready
 from scalekit.files import write_at_once
 from scalekit.job import Job
 from scalekit.log import job_log
@@ -185,7 +183,7 @@ def _evaluator(opened: _Opened, micro_batch_size: int, metrics: Any = None, is_l
     )
     with job_log(opened.world):
         way = Way(job, opened.source, opened.model)
-        rows = held_out(way, opened.source.parts)
+        rows = made_ready(way, opened.source)
     engine = engines.engine(opened.spec, opened.precision, device_type(), opened.world)
     module = ScaleModule(opened.model, processor=way.processor)
     engine.item_count = lambda: module.objective.count
@@ -244,12 +242,11 @@ def _checkpoint(run: Path) -> Path:
         CheckpointError: there is none.
         ConfigError: its model is no whole Hugging Face model.
     """
-    found = run if (run / MANIFEST).is_file() else latest(run / "checkpoints")
-    if found is None:
-        raise CheckpointError(f"{run} is neither a run's folder with a checkpoint nor a checkpoint")
+    found = chosen(run)
     if holds_adapter(found):
         raise ConfigError(
-            f"{found} holds an adapter: scalekit export {found} FOLDER --merge, and evaluate FOLDER in Python"
+            f"{found} holds an adapter, which evaluate and predict do not open: scalekit export {found} FOLDER --merge "
+            "writes the whole model, which transformers opens"
         )
     if not (found / "model" / "config.json").is_file():
         raise ConfigError(

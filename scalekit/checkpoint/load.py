@@ -24,6 +24,18 @@ def latest(checkpoints: Path) -> Path | None:
     return next(reversed(published(checkpoints)), None)
 
 
+def chosen(folder: Path) -> Path:
+    """The checkpoint that a folder is, or the newest of a run's.
+
+    Raises:
+        CheckpointError: it is neither.
+    """
+    found = folder if (folder / MANIFEST).is_file() else latest(folder / "checkpoints")
+    if found is None:
+        raise CheckpointError(f"{folder} is neither a checkpoint nor a run's folder with one")
+    return found
+
+
 def check(folder: Path, rank: int, gather: Callable[[Any], list[Any]], ranks: int) -> None:
     """Reads a checkpoint through, shared out over the ranks, and compares it with its manifest; every rank calls it.
 

@@ -89,7 +89,7 @@ class Checkpointed(LightningStrategy):
             CheckpointError: on every rank: the job goes on from a checkpoint that was trained on others.
         """
         parts = [self._part(name, tensor) for name, tensor in self._format.base().items()]
-        if not any(self._gather(bool(parts))):
+        if not parts:
             return
         mine = fingerprints(owned(parts, self._rank, self._world_size))
         self._base = together(self._gather(mine))

@@ -87,12 +87,8 @@ class Engine(Checkpointed):
         self._learning_rate: float | None = None  # of the first optimizer that a module has stepped by itself
         self.finds_unused = False  # whether ddp looks for parameters that a step has left out, by a walk over the graph
         self.own_rows = 0  # of the micro-batch under way, that count
-        self.trained_by: Engine | None = (
-            None  # the engine that has placed and trained the module, which is not placed again
-        )
-        self.overheard: dict[str, Heard] | None = (
-            None  # what rows that stand in would have logged, where somebody listens
-        )
+        self.trained_by: Engine | None = None  # has placed the module, which is not placed again
+        self.overheard: dict[str, Heard] | None = None  # what rows that stand in would log, where somebody listens
         self.logged_sums: frozenset[str] = frozenset()  # of what a module logs, by hook and name, sums over the batch
         self.batch_rows = 0  # of the batch under way, over all ranks
         self.predicted: list[tuple[tuple[int, ...], Any]] = []  # of this rank's rows, by their places

@@ -29,11 +29,12 @@ def export(checkpoint: str | Path, output: str | Path, format: str = "huggingfac
     """
     if format not in FORMATS:
         raise UnknownNameError("format", format, FORMATS)
-    source = _newest(Path(checkpoint))
-    target = _free(Path(output), source)
     from safetensors import SafetensorError
 
-    from scalekit.checkpoint.load import check
+    from scalekit.checkpoint.load import check, chosen
+
+    source = chosen(Path(checkpoint))
+    target = _free(Path(output), source)
 
     log("checking", str(source))
     check(source, 0, lambda found: [found], 1)
@@ -50,16 +51,6 @@ def export(checkpoint: str | Path, output: str | Path, format: str = "huggingfac
     sizes = [path.stat().st_size for path in target.rglob("*") if path.is_file()]
     log("exported", f"{output}: {len(sizes)} files, {sum(sizes):,} bytes")
     return Path(output)
-
-
-def _newest(folder: Path) -> Path:
-    from scalekit.checkpoint.layout import MANIFEST
-    from scalekit.checkpoint.load import latest
-
-    found = folder if (folder / MANIFEST).is_file() else latest(folder / "checkpoints")
-    if found is None:
-        raise CheckpointError(f"{folder} is neither a checkpoint nor a run's folder with one")
-    return found
 
 
 def _free(output: Path, checkpoint: Path) -> Path:

@@ -216,6 +216,7 @@ class ReductionCheck(Callback):
             return
         counts = [objective.count] if is_given else candidates(parts.whole, config, objective.count)
         loss = self._loss_of_model if self._own is None else self._own.loss
+        more: Parts | None = None
         try:
             # What an own step does with rows may depend on what they hold: its count is tried on more of them.
             more = None if self._own is None else Parts.in_two(self._rows, self._collate)
@@ -225,11 +226,11 @@ class ReductionCheck(Callback):
                 raise
             warn(f"the loss is taken for a mean over samples; training_step could not be tried: {error}")
             found = None
-        rows, self._rows = self._rows, ()
+        self._rows = ()
         if found is not None:
             self._tell(found, objective)
-        if self._own is not None and self._splits:
-            engine.logged_sums = agree(_logged_sums(engine, pl_module, rows, self._collate), self._world)
+        if more is not None and self._splits:
+            engine.logged_sums = agree(_logged_sums(engine, pl_module, more), self._world)
 
     @staticmethod
     def _loss_of_model(engine: Any, module: Any, batch: Any) -> Tensor:
@@ -310,14 +311,11 @@ def _measured(
     return found if _is_finite(found) else None
 
 
-def _logged_sums(
-    engine: Any, module: LightningModule, rows: Sequence[Any], collate: Callable[[list[Any]], Any]
-) -> frozenset[str]:
+def _logged_sums(engine: Any, module: LightningModule, parts: Parts) -> frozenset[str]:
     """What of a module's logged numbers are sums over a batch, where most are means; it says what is neither.
 
-    Rows are run together and in two parts. Of parts as they are run in a job, a mean is weighed by rows.
+    Rows are run together and in parts. Of parts as they are run in a job, a mean is weighed by rows.
     """
-    parts = Parts.in_two(rows, collate)
     sums, neither = set(), []
     with suppress(Exception), engine.standing_in(), keyed(0), _Constant():  # type: ignore[no-untyped-call]
         module.eval()

@@ -52,6 +52,7 @@ def test_a_prediction_for_each_row_in_order(found: dict[str, Any], expected: dic
     wanted = [float(each) for batch in expected["predict"] for each in batch["prediction"]]
     assert [each["prediction"] for each in predicted] == pytest.approx(wanted, rel=1e-4, abs=1e-6)
     assert [each["is_large"] for each in predicted] == [each > 0 for each in wanted]
+    assert found["own"]["places"][:2] == [0, 1]
     assert set(found["own"]["places"]) <= set(range(evaluated.ROWS))
     assert len(set(found["own"]["places"])) == len(found["own"]["places"])
 

@@ -113,7 +113,7 @@ def test_classes_keep_their_numbers_where_rows_have_some_of_them(folder: Path) -
 
 def test_what_cannot_be_is_refused(folder: Path, tmp_path: Path) -> None:
     data = str(folder / "held.jsonl")
-    with pytest.raises(ScaleKitError, match="neither a run's folder"):
+    with pytest.raises(ScaleKitError, match="neither a checkpoint nor a run's folder with one"):
         evaluate(tmp_path, data)
     with pytest.raises(ConfigError, match="single, ddp, fsdp2"):
         evaluate(folder / "run", data, strategy="zero3")
