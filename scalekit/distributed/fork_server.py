@@ -31,6 +31,7 @@ from dataclasses import asdict
 from typing import Any, final
 
 from scalekit.distributed.program import Program
+from scalekit.distributed.swift_exit import SwiftExit
 
 ADDRESS = "SCALEKIT_FORK_SERVER"
 """The variable that names a server which stands already; `connected` takes that one."""
@@ -188,6 +189,7 @@ class ForkedProcess:
 def main() -> None:
     """Serves: ``python -c ... LISTENER ALIVE MODULE ...``. A process that is forked returns from here to its end."""
     listener, alive, *modules = sys.argv[1:]
+    end = SwiftExit()
     with _silence():
         for name in modules:
             with suppress(Exception):  # the job itself will meet it, and say so
@@ -195,8 +197,7 @@ def main() -> None:
     gc.collect()
     gc.freeze()  # what is shared stays shared: a collection would write to all of it
     program = _Server(socket.socket(fileno=int(listener)), int(alive)).serve()
-    if program is not None:
-        program.run()
+    end.after(program.run if program is not None else lambda: None)
 
 
 @contextmanager

@@ -112,7 +112,7 @@ def _of_job(job: Mapping[str, Any]) -> Iterator[str]:
             kind = json.loads((Path(model) / "config.json").read_text()).get("model_type")
             yield f"transformers.models.{kind}.modeling_{kind}"
     if str(job.get("strategy", "auto")).startswith("zero") and not has_gpu_driver():
-        yield "deepspeed"  # it asks the driver for GPUs while it is imported
+        yield "deepspeed.runtime.zero.muon.muon_optimizer"  # deepspeed asks the driver for GPUs while it is imported
     if job.get("logger") == "wandb":
         yield "wandb"
 

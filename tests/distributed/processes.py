@@ -21,10 +21,11 @@ ROOT = Path(__file__).parents[2]
 IMPORTED = (
     "scalekit.training",
     "scalekit.distributed.elastic_agent",
-    "deepspeed",
     "datasets",
     "wandb",
-    "transformers.models.auto.modeling_auto",
+    "deepspeed.runtime.zero.muon.muon_optimizer",
+    "transformers.generation.utils",
+    *(f"transformers.models.{name}.modeling_{name}" for name in ("auto", "bert", "gpt2", "llama", "t5")),
     "tests.distributed.parity_cases",
     "tests.tiny",
     "tests.legs",
