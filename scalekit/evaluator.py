@@ -129,6 +129,8 @@ class Evaluator:
             if stage == "predict":
                 way = replace(way, job=replace(self.job, on_bad_row="refuse"))  # each row is answered
             source = sources.read_once(data, stage, way.job.on_bad_row)
+            if stage == "predict":
+                source = way.labelled(source)
             rows = made_ready(way, source)
             if source.collate is not None:
                 way = replace(way, source=source)

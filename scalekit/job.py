@@ -72,7 +72,7 @@ class Job:
     """
 
     model: Annotated[AnyModel | Annotated[Place, Says("the hub id of a model, the folder of one")], Raises(ModelError)]
-    data: Annotated[Source, Raises(DataError)]
+    data: Annotated[Source | None, Raises(DataError)] = None
     task: Annotated[TaskName | None, LeftToModule] = None
     loss: Annotated[AnyLoss | None, LeftToModule] = None
     item_count: _ItemCount | None = None
@@ -170,8 +170,12 @@ class Job:
     verbose: Annotated[bool, MayChange] = False
 
     def __post_init__(self) -> None:
+        for name in ("model", "data", "validation", "callbacks", "logger"):
+            _check_package(name, getattr(self, name))
         for name, value in check_settings({each.name: getattr(self, each.name) for each in fields(self)}).items():
             object.__setattr__(self, name, value)
+        if self.data is None:
+            object.__setattr__(self, "data", _own_loaders(self.model))
         if self.strategy != "auto":
             Strategy.load(self.strategy)
         self._check_together()
@@ -258,9 +262,8 @@ class Job:
         for name in block:
             if name not in known:
                 raise UnknownNameError("key in the job", name, known)
-        for name in ("model", "data"):
-            if name not in block:
-                raise ConfigError(f"the job names no {name}")
+        if "model" not in block:
+            raise ConfigError("the job names no model")
         return cls(**block)
 
     def resolved(self) -> dict[str, Any]:
@@ -294,6 +297,36 @@ def _is_limit(value: Any) -> bool:
     if isinstance(value, bool):
         return False
     return value >= 1 if isinstance(value, int) else isinstance(value, float) and 0 < value < 1
+
+
+def _check_package(name: str, value: Any) -> None:
+    """Whether a value is one of Lightning's as this package knows them.
+
+    Raises:
+        ConfigError: it is one of `pytorch_lightning`, which has classes of its own by the same names. None of its steps and
+            hooks would be called.
+    """
+    for each in value if isinstance(value, (list, tuple)) else (value,):
+        if any(kind.__module__.partition(".")[0] == "pytorch_lightning" for kind in type(each).__mro__):
+            raise ConfigError(
+                f"{name}={shown(each)} is made of the package pytorch_lightning, whose classes are not those of lightning: "
+                "write `import lightning.pytorch as pl` in the place of `import pytorch_lightning as pl`"
+            )
+
+
+def _own_loaders(model: Any) -> Any:
+    """A LightningModule that makes its own loaders, as data.
+
+    Raises:
+        ConfigError: it makes none, or the model is another one.
+    """
+    if not is_a(model, "lightning.pytorch.LightningModule"):
+        raise ConfigError("the job names no data")
+    from lightning.pytorch.utilities.model_helpers import is_overridden
+
+    if not is_overridden("train_dataloader", model):
+        raise ConfigError(f"the job names no data, and {type(model).__name__} has no train_dataloader of its own")
+    return model
 
 
 def _has_no_validation(data: Any) -> bool:

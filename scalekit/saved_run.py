@@ -21,6 +21,7 @@ from scalekit.data import sources
 from scalekit.data.encoders.causal import Chat
 from scalekit.data.encoders.labels import Classes, SeveralClasses
 from scalekit.data.sources import Source
+from scalekit.data.tasks import CLASSIFIED
 from scalekit.data.way import Way, processor_for
 from scalekit.engines.precision import plugin
 from scalekit.errors import CheckpointError, ConfigError, RowError, shown
@@ -38,7 +39,6 @@ from scalekit.world import World, connect, device_type, gather
 
 _FEW = 16
 _WRITTEN = ("causal-lm", "seq2seq-lm")
-_CLASSIFIED = ("sequence-classification", "image-classification", "audio-classification")
 _KEPT = ("sequence_length", "loss_on", "sampling_rate", "on_bad_row", "trust_remote_code")
 """Settings by which rows reach the model as in the run's job."""
 
@@ -87,7 +87,7 @@ def predict(
     opened = _open(run, data, strategy)
     if opened.task in _WRITTEN:
         return _completed(opened, max_new_tokens)
-    if opened.task not in _CLASSIFIED:
+    if opened.task not in CLASSIFIED:
         raise ConfigError(
             f"predict is for models that classify rows, give their numbers or write text, and the task here is {opened.task}: "
             "load the model with from_pretrained"

@@ -133,7 +133,7 @@ class Run:
 
 def fit(
     model: Any,
-    data: Any,
+    data: Any = None,
     task: str | None = None,
     *,
     loss: LossFunction | None = None,
@@ -198,8 +198,8 @@ def fit(
             which keeps its own steps, optimizers and callbacks.
         data: a Hugging Face data set, a stream or a dictionary of them; a hub id, a file or folder; a mapping of ``path``,
             ``name``, ``split``, ``revision``, ``streaming``; a `Mixture`; a list of rows; a torch `Dataset` or `DataLoader`; or
-            a LightningDataModule. Of a DataLoader its rows, its collator, its workers, whether it shuffles
-            and its batch size are taken. What the rows look like decides their task.
+            a LightningDataModule. None is for a LightningModule that makes its own loaders. Of a DataLoader its rows, its
+            collator, its workers, whether it shuffles and its batch size are taken. What the rows look like decides their task.
         task: which head a hub model gets, one of `names.TaskName`; the one it was saved with by default.
         loss: a `torch.nn` loss, or a function of output and target; by default the model's own.
         item_count: of a batch, what its loss is a mean over; by default that is measured on the first rows, among samples,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import lightning.pytorch as pl
 import pytest
 import torch
 from torch import nn
@@ -206,12 +207,60 @@ def test_a_job_that_began_with_anothers_checkpoint_goes_on_by_the_same_command(
 
 
 def test_settings_that_a_lightning_module_would_not_use() -> None:
-    import lightning.pytorch as pl
-
     with pytest.raises(errors.ConfigError, match="decides by itself on loss, learning_rate"):
         fit(pl.LightningModule(), learning_rate=1.0)
     with pytest.raises(errors.ConfigError, match="item_count=3 must be a function of a batch"):
         fit(item_count=3)
+
+
+class Written(pl.LightningModule):
+    """A module whose hooks a test writes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = nn.Linear(4, 1)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return self.model(batch[0]).mean()
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+@pytest.mark.parametrize(
+    ("hooks", "said"),
+    [
+        (
+            {"training_epoch_end": lambda self, outputs: None},
+            "training_epoch_end is of Lightning 1.*on_train_epoch_end",
+        ),
+        ({"validation_epoch_end": lambda self, outputs: None}, "on_validation_epoch_end"),
+        ({"test_epoch_end": lambda self, outputs: None}, "on_test_epoch_end"),
+        ({"training_step": lambda self, batch, batch_idx, optimizer_idx: None}, "optimizer_idx"),
+        ({"training_step": lambda self, dataloader_iter: None}, "dataloader_iter"),
+        ({"training_step": pl.LightningModule.training_step}, "no training_step"),
+        ({"configure_optimizers": pl.LightningModule.configure_optimizers}, "no configure_optimizers"),
+    ],
+)
+def test_a_module_that_lightning_would_not_run(hooks: dict[str, Any], said: str, tmp_path: Path) -> None:
+    module = type("Old", (Written,), hooks)()
+    with pytest.raises(errors.ConfigError, match=said):
+        scalekit.fit(module, "no such data", max_steps=1, output_dir=str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["model", "data", "validation", "callbacks", "logger"])
+def test_what_is_made_of_the_other_lightning_package(name: str) -> None:
+    """Its modules would be trained as plain ones, without their own steps."""
+    twin = type("Own", (), {"__module__": "pytorch_lightning.core"})
+    given = {"model": Written(), "data": [], "max_steps": 1, name: [twin()] if name == "callbacks" else twin()}
+    with pytest.raises(errors.ConfigError, match=f"{name}=.*import lightning.pytorch as pl"):
+        scalekit.fit(**given)
+
+
+def test_a_module_without_data_and_loaders() -> None:
+    with pytest.raises(errors.ConfigError, match="names no data, and Written has no train_dataloader"):
+        scalekit.fit(Written(), max_steps=1)
 
 
 def test_a_damaged_checkpoint_is_named(capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,8 +21,8 @@ from scalekit.errors import ConfigError, DataError, EmptyDataError, UnknownNameE
 from scalekit.names import ON_BAD_ROW
 from scalekit.settings import checked, is_a
 
-_LOADERS = {"validate": "val", "test": "test", "predict": "predict"}
-"""Of a LightningDataModule, by the stage."""
+_LOADERS = {"train": "train", "validate": "val", "test": "test", "predict": "predict"}
+"""Of a data module, by the stage: a LightningDataModule, or a LightningModule that makes its own loaders."""
 
 _HELD_OUT = ("validation", "valid", "val", "dev", "test")
 
@@ -181,17 +181,23 @@ def with_column(source: Source, names: Sequence[str], value: Any) -> Source:
 
 
 def _from_stage(module: Any, stage: str) -> _Opened:
-    """The loader that a LightningDataModule has for a stage."""
-    from lightning.pytorch import LightningDataModule
-
-    name = f"{_LOADERS[stage]}_dataloader"
-    loader = getattr(module, name, None)
-    if loader is None or getattr(loader, "__func__", None) is getattr(LightningDataModule, name):
-        raise DataError(f"{type(module).__name__} has no {name}, of which the rows to {stage} would be")
+    """The loader that a data module has for a stage."""
+    loader = _loader_of(module, stage)
+    if loader is None:
+        raise DataError(f"{type(module).__name__} has no {_LOADERS[stage]}_dataloader, for rows to {stage}")
     with files.alone("prepare_data"):
         module.prepare_data()
     module.setup(stage)
     return _from_loader(loader(), seed=0)
+
+
+def _loader_of(module: Any, stage: str) -> Callable[[], Any] | None:
+    """What makes a data module's loader for a stage; None where it has no such method of its own."""
+    from lightning.pytorch.core.hooks import DataHooks
+
+    name = f"{_LOADERS[stage]}_dataloader"
+    found = getattr(module, name, None)
+    return None if getattr(found, "__func__", found) is getattr(DataHooks, name) else found
 
 
 def _check_rows(parts: Sequence[Part]) -> None:
@@ -469,16 +475,16 @@ def _own_order(loader: Any) -> str | None:
 
 
 def _from_datamodule(module: Any, seed: int) -> _Opened:
-    from lightning.pytorch import LightningDataModule
     from lightning.pytorch.trainer.states import TrainerFn
 
+    training, validation = _loader_of(module, "train"), _loader_of(module, "validate")
+    if training is None:
+        raise DataError(f"{type(module).__name__} has no train_dataloader, for rows to train on")
     with files.alone("prepare_data"):
         module.prepare_data()
     module.setup(TrainerFn.FITTING)
-    opened = _from_loader(module.train_dataloader(), seed)
-    held_out_by = getattr(module, "val_dataloader", None)
-    overridden = getattr(held_out_by, "__func__", held_out_by) is not LightningDataModule.val_dataloader
-    held_out = held_out_by() if overridden and held_out_by is not None else None
+    opened = _from_loader(training(), seed)
+    held_out = validation() if validation is not None else None
     if held_out is None:
         return opened
     return replace(opened, splits=opened.splits | {"validation": _from_loader(held_out, seed).splits["train"]})

@@ -33,6 +33,9 @@ TEXTS = frozenset({"text", "text_pair", "prompt", "completion", "question", "con
 CONVERSATIONS = frozenset({"messages", "conversations", "prompt", "completion"})
 """The columns that may hold turns."""
 
+CLASSIFIED = ("sequence-classification", "image-classification", "audio-classification")
+"""Tasks in which a row has a label, which may be left out where it is only asked for."""
+
 _SHOWN = {"image": "pictures", "images": "pictures", "audio": "sounds", "audios": "sounds"}
 
 _MODALITIES = ("image-classification", "audio-classification")

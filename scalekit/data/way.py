@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import default_collate
 
 from scalekit import models
-from scalekit.data import chat, encoders, tasks
+from scalekit.data import chat, encoders, sources, tasks
 from scalekit.data.encoders.causal import TURN_KEYS
 from scalekit.data.encoders.encoder import Encoder, undecoded
 from scalekit.data.encoders.labelled import Head
@@ -179,6 +179,13 @@ class Way:
     def labels(self) -> Labels | None:
         """What the labels are, where the task has some."""
         return getattr(self.encoder, "labels", None)
+
+    def labelled(self, source: Source) -> Source:
+        """A source whose rows have some label, where they have none and the task is told by one."""
+        if self.task not in tasks.CLASSIFIED:
+            return source
+        encoder: Any = self.encoder
+        return sources.with_column(source, [encoder.column], encoder.labels.example())
 
     def _encoder(self) -> Encoder | None:
         if self.task is None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Generator
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from itertools import compress
+from itertools import compress, pairwise
 from math import prod
 from typing import Any
 
@@ -102,7 +103,7 @@ class FSDPEngine(Engine, _StepsThroughRoot):
         ties = weights.ties(module)
         weights.to_meta(module)
         mesh = self.device_mesh["data_parallel"]
-        for part in (*weights.blocks(module), module):
+        for part in (*_units(module), [module]):
             fully_shard(part, mesh=mesh, mp_policy=self._policy())
         with _metrics_kept(module, self.root_device):
             module.to_empty(device=self.root_device)
@@ -148,3 +149,26 @@ def _metrics_kept(module: nn.Module, device: torch.device) -> Generator[None, No
 def _unique(module: nn.Module) -> list[Tensor]:
     """Every parameter and buffer once, in an order that sharding does not change."""
     return list({id(tensor): tensor for _, _, tensor in weights.tensors(module)}.values())
+
+
+def _units(module: nn.Module) -> list[list[nn.Module]]:
+    """The blocks, each with what changes its output in place behind it.
+
+    FSDP2 gathers a unit for the backward pass when the gradient of its output comes. Where that output is a view, as a linear
+    layer's is, and is changed in place outside of the unit, autograd does not tell it, and the weights would not be there.
+    """
+    uses = Counter(id(each) for _, each in module.named_modules(remove_duplicate=False))
+    followers: dict[int, list[nn.Module]] = {}
+    for each in module.modules():
+        for block, behind in _with_those_behind(list(each) if isinstance(each, nn.Sequential) else []):
+            is_changed = any(getattr(one, "inplace", False) for one in behind)
+            if is_changed and all(uses[id(one)] == 1 for one in behind):
+                followers[id(block)] = behind
+    return [[block, *followers.get(id(block), [])] for block in weights.blocks(module)]
+
+
+def _with_those_behind(members: list[nn.Module]) -> Iterator[tuple[nn.Module, list[nn.Module]]]:
+    """Each member that has parameters, with those without any up to the next one."""
+    places = [place for place, each in enumerate(members) if next(each.parameters(), None) is not None]
+    for place, following in pairwise([*places, len(members)]):
+        yield members[place], members[place + 1 : following]

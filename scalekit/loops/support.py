@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -30,6 +31,13 @@ _ANYWHERE: dict[type[Any], str] = {
 _SEE_GRADIENTS = ("on_after_backward", "on_before_optimizer_step")
 """Hooks in which people read or change gradients."""
 
+_REMOVED = {
+    "training_epoch_end": "on_train_epoch_end",
+    "validation_epoch_end": "on_validation_epoch_end",
+    "test_epoch_end": "on_test_epoch_end",
+}
+"""Hooks of Lightning 1, and those in their place."""
+
 _NEEDS_LOGGER = (callbacks.LearningRateMonitor, callbacks.DeviceStatsMonitor, callbacks.ThroughputMonitor)
 
 _WHOLE_WEIGHTS = (callbacks.StochasticWeightAveraging, callbacks.WeightAveraging)
@@ -37,11 +45,13 @@ _WHOLE_WEIGHTS = (callbacks.StochasticWeightAveraging, callbacks.WeightAveraging
 
 
 def check_anywhere(job: Job) -> None:
-    """Whether a job's callbacks can be had at all.
+    """Whether a job's module and callbacks can be had at all.
 
     Raises:
         ConfigError: one cannot.
     """
+    if isinstance(job.model, LightningModule):
+        _check_module(job.model)
     is_manual = isinstance(job.model, LightningModule) and not job.model.automatic_optimization
     if is_manual and isinstance(job.gradient_clip, float):
         raise ConfigError(
@@ -56,6 +66,36 @@ def check_anywhere(job: Job) -> None:
             raise ConfigError(
                 f"the callback {type(callback).__name__} writes to a logger, and there is none: give `logger`, or leave it "
                 "out; metrics.jsonl has the learning rate, time and memory of each step"
+            )
+
+
+def _check_module(module: LightningModule) -> None:
+    """Whether Lightning would run a module, and its batches are what its steps are given.
+
+    Raises:
+        ConfigError: it is written for an older Lightning, lacks what training needs, or takes batches by itself.
+    """
+    name = type(module).__name__
+    for needed in ("training_step", "configure_optimizers"):
+        if not is_overridden(needed, module):
+            raise ConfigError(f"{name} has no {needed}, without which it cannot be trained: write it")
+    for old, new in _REMOVED.items():
+        if callable(getattr(module, old, None)):
+            raise ConfigError(
+                f"{name}.{old} is of Lightning 1, and is never called by this one: make it {new}, and keep the steps' outputs "
+                "in the module"
+            )
+    taken = inspect.signature(module.training_step).parameters
+    if "optimizer_idx" in taken:
+        raise ConfigError(
+            f"{name}.training_step takes optimizer_idx, which is of Lightning 1: set self.automatic_optimization = False, and "
+            "step self.optimizers() by itself"
+        )
+    for step in ("training_step", "validation_step", "test_step", "predict_step"):
+        if is_overridden(step, module) and "dataloader_iter" in inspect.signature(getattr(module, step)).parameters:
+            raise ConfigError(
+                f"{name}.{step} takes dataloader_iter, and so its batches by itself, which nobody could weigh: "
+                "take `batch`"
             )
 
 

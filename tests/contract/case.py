@@ -57,6 +57,7 @@ class Case:
         module: makes the module; called anew for each run.
         callbacks: made for each run.
         datamodule: made for each run; None for two loaders.
+        has_loaders: whether the module makes its own, and no data is given.
         refused: by the strategy's name, what the refusal says; the same numbers are expected elsewhere.
         trainer: arguments of Lightning's own Trainer that ScaleKit has as settings, or as the module's own.
         settings: of ScaleKit's job.
@@ -69,6 +70,7 @@ class Case:
     module: Callable[[], pl.LightningModule]
     callbacks: Callable[[], list[pl.Callback]] = list
     datamodule: Callable[[], pl.LightningDataModule] | None = None
+    has_loaders: bool = False
     refused: dict[str, str] = field(default_factory=dict)
     trainer: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
@@ -116,7 +118,9 @@ def by_lightning(case: Case, folder: Path) -> dict[str, Any]:
         default_root_dir=folder,
         **{"num_sanity_val_steps": -1, **case.trainer},
     )
-    if case.datamodule is None:
+    if case.has_loaders:
+        trainer.fit(module)
+    elif case.datamodule is None:
         trainer.fit(module, loader(ROWS, 1), loader(HELD_OUT, 2))
     else:
         trainer.fit(module, datamodule=case.datamodule())
@@ -127,8 +131,12 @@ def by_lightning(case: Case, folder: Path) -> dict[str, Any]:
 def by_scalekit(case: Case, folder: Path, strategy: str) -> dict[str, Any]:
     """What ScaleKit makes of it on the processes that there are; or how it is refused."""
     module, observer = case.module(), Observer()
-    data: Any = loader(ROWS, 1) if case.datamodule is None else case.datamodule()
-    validation = loader(HELD_OUT, 2) if case.datamodule is None else None
+    data: Any = None
+    validation = None
+    if case.datamodule is not None:
+        data = case.datamodule()
+    elif not case.has_loaders:
+        data, validation = loader(ROWS, 1), loader(HELD_OUT, 2)
     settings = {"global_batch_size": GLOBAL_BATCH, "max_epochs": case.epochs, **case.settings}
     if "max_steps" in settings:
         del settings["max_epochs"]

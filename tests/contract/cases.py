@@ -205,6 +205,36 @@ class ManualClips(TwoOptimizers):
         return torch.optim.SGD(self.parameters(), lr=0.05)
 
 
+class InPlace(Plain):
+    """Layers over a sequence, whose outputs are views, and change in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.first = nn.Linear(1, 6)
+        self.body = nn.Sequential(nn.Linear(6, 6), nn.Dropout(0.0), nn.ReLU(inplace=True), nn.Linear(6, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.head(self.body(self.first(x.unsqueeze(-1))).mean(1))
+        return found
+
+
+class HasLoaders(Plain):
+    """Makes its own loaders, of rows that it prepares."""
+
+    def prepare_data(self) -> None:
+        self.is_prepared = True
+
+    def setup(self, stage: str) -> None:
+        self.rows, self.held_out = loader(ROWS, 1), loader(HELD_OUT, 2)
+
+    def train_dataloader(self) -> Any:
+        return self.rows
+
+    def val_dataloader(self) -> Any:
+        return self.held_out
+
+
 class Gan(pl.LightningModule):
     """A generator and a discriminator, as Lightning's own example has them."""
 
@@ -655,6 +685,8 @@ CASES = {
     "returns": Case("`training_step` that returns a mapping", Returns, reads=lambda m: everybody(sum(m.read))),
     "hyperparameters": Case("`save_hyperparameters` with what no file can hold", odd),
     "data module": Case("a LightningDataModule's hooks", KnowsItsData, datamodule=Data, reads=data_read),
+    "own loaders": Case("a module's own loaders, without data", HasLoaders, has_loaders=True),
+    "in place": Case("activations that change a layer's output in place", InPlace),
     "transfer hooks": Case("a module's own transfer hooks", TransfersItself),
     "early stopping": Case(
         "`EarlyStopping` on a validation metric",

@@ -66,6 +66,29 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("key", ["label", "labels"])
+def test_a_run_predicts_rows_without_labels(tmp_path: Path, key: str) -> None:
+    """Nobody has the labels of the rows that a model is asked about."""
+    config = BertConfig(
+        vocab_size=32, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, num_labels=3
+    )
+    model, labelled = (
+        BertForSequenceClassification(config),
+        [{"text": row["text"], key: CLASSES.index(row["label"])} for row in rows(12)],
+    )
+    run = scalekit.fit(
+        model,
+        labelled,
+        "sequence-classification",
+        processor=tiny.make_word_tokenizer(),
+        strategy="single",
+        max_steps=1,
+        output_dir=str(tmp_path / "run"),
+    )
+    found = run.predict([{"text": row["text"]} for row in labelled])
+    assert torch.equal(torch.stack(found), torch.stack(run.predict(labelled)))
+
+
 @pytest.fixture
 def evaluated(folder: Path) -> dict[str, Any]:
     found = json.loads((folder / "evaluated.json").read_text())

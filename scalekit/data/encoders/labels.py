@@ -38,6 +38,10 @@ class Labels(ABC):
         """
 
     @abstractmethod
+    def example(self) -> Any:
+        """A label of theirs, as data has it."""
+
+    @abstractmethod
     def identity(self) -> tuple[Any, ...]:
         """All that `encode` depends on, as plain values."""
 
@@ -66,6 +70,9 @@ class Classes(Labels):
         if isinstance(value, int) and 0 <= value < len(self.names):
             return value
         raise RowError(f"the label {value!r} is out of range: there are {shown(self.names)}")
+
+    def example(self) -> str:
+        return self.names[0]
 
     def identity(self) -> tuple[Any, ...]:
         return self.names, self.numbered
@@ -102,6 +109,9 @@ class SeveralClasses(Labels):
             )
         return found
 
+    def example(self) -> list[Any]:
+        return [self.names[0]] if self.one is not None else [0.0] * len(self.names)
+
     def identity(self) -> tuple[Any, ...]:
         return "several", self.names, None if self.one is None else self.one.identity()
 
@@ -128,6 +138,9 @@ class Numbers(Labels):
             wanted = "a finite number" if len(self.names) == 1 else f"{len(self.names)} finite numbers"
             raise RowError(f"the label {value!r} should be {wanted}")
         return found[0] if len(found) == 1 else found
+
+    def example(self) -> float | list[float]:
+        return 0.0 if len(self.names) == 1 else [0.0] * len(self.names)
 
     def identity(self) -> tuple[Any, ...]:
         return "numbers", len(self.names)
