@@ -206,7 +206,9 @@ class Job:
             )
         limited = [name for name in ("limit_train_batches", "limit_val_batches") if getattr(self, name) is not None]
         if limited and self.overfit_batches is not None:
-            raise ConfigError(f"overfit_batches is {' and '.join(limited)} too: give one or the other")
+            raise ConfigError(
+                f"overfit_batches limits training and validation alike: leave {' and '.join(limited)} out"
+            )
         if callable(self.optimizer) and self.optimizer_options:
             raise ConfigError("optimizer_options are for an optimizer that is named: set them in your function instead")
         if callable(self.schedule) and self.warmup_steps:
@@ -306,10 +308,11 @@ def _check_package(name: str, value: Any) -> None:
         ConfigError: it is one of `pytorch_lightning`, which has classes of its own by the same names. None of its steps and
             hooks would be called.
     """
-    for each in value if isinstance(value, (list, tuple)) else (value,):
+    is_several = name in ("callbacks", "logger") and isinstance(value, (list, tuple))
+    for each in value if is_several else (value,):
         if any(kind.__module__.partition(".")[0] == "pytorch_lightning" for kind in type(each).__mro__):
             raise ConfigError(
-                f"{name}={shown(each)} is made of the package pytorch_lightning, whose classes are not those of lightning: "
+                f"{name}: {type(each).__name__} is of the package pytorch_lightning, whose classes are not those of lightning: "
                 "write `import lightning.pytorch as pl` in the place of `import pytorch_lightning as pl`"
             )
 

@@ -704,6 +704,8 @@ def _plan(
         trained_parameters=None if parameters is None else parameters[1],
         tokens=None if rows.lengths is None else rows.lengths.total,
         validation_samples=validation_samples(rows),
+        all_samples=order.length if isinstance(order, Order) else None,
+        all_validation_samples=None if rows.validation is None else len(rows.validation),
     )
 
 

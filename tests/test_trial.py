@@ -56,6 +56,7 @@ def test_a_limited_epoch_is_resumed_where_it_was(tmp_path: Path) -> None:
     settings = {"limit_train_batches": 3, "checkpoint_every": 2, "max_epochs": None}
     whole = fit(tmp_path / "whole", **{**settings, "max_steps": 6})
     assert [each["samples"] for each in whole.history] == [4, 8, 12, 16, 20, 24]
+    assert "on 12 of 40 samples" in str(whole.plan)
     resumed = fit(
         tmp_path / "resumed",
         **{**settings, "max_steps": 6, "resume": str(whole.folder / "checkpoints" / "step-00000002")},
@@ -70,7 +71,10 @@ def test_a_limited_epoch_is_resumed_where_it_was(tmp_path: Path) -> None:
         ({"limit_train_batches": True}, "a share of them below 1, or None for all"),
         ({"limit_train_batches": 0.01}, "a share of 0.01 of 10 global batches to train is none"),
         ({"limit_val_batches": 2, "validation": None}, "limit_val_batches: there are no rows held out"),
-        ({"overfit_batches": 1, "limit_val_batches": 2}, "overfit_batches is limit_val_batches too"),
+        (
+            {"overfit_batches": 1, "limit_val_batches": 2},
+            "overfit_batches limits training and validation alike: leave limit_val_batches out",
+        ),
         (
             {"overfit_batches": 1, "data": scalekit.Mixture([(ROWS, 1.0), (ROWS, 2.0)])},
             "rows that have weights are drawn anew",

@@ -254,7 +254,7 @@ def test_what_is_made_of_the_other_lightning_package(name: str) -> None:
     """Its modules would be trained as plain ones, without their own steps."""
     twin = type("Own", (), {"__module__": "pytorch_lightning.core"})
     given = {"model": Written(), "data": [], "max_steps": 1, name: [twin()] if name == "callbacks" else twin()}
-    with pytest.raises(errors.ConfigError, match=f"{name}=.*import lightning.pytorch as pl"):
+    with pytest.raises(errors.ConfigError, match=f"{name}: Own is of .*import lightning.pytorch as pl"):
         scalekit.fit(**given)
 
 

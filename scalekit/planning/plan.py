@@ -19,7 +19,7 @@ class Plan:
         global_batch_size, micro_batch_size: samples.
         accumulation: micro-batches an optimizer step and rank.
         activation_checkpointing: whether blocks are computed anew in the backward pass.
-        samples: rows of training data; None of a stream.
+        samples: rows of training data that an epoch runs; None of a stream.
         steps_per_epoch, total_steps: optimizer steps.
         loss: what it is a mean over.
         predicted: peak_bytes of a rank with its items and when it is, step_seconds; empty where the model cannot be traced.
@@ -27,7 +27,8 @@ class Plan:
         model: its name.
         parameters, trained_parameters: elements; None where they are not known.
         tokens: of the training data, as it is encoded; None of a stream, and of rows that are no tokens.
-        validation_samples: rows of the validation set; None where there is none.
+        validation_samples: rows of the validation set that an evaluation runs; None where there is none.
+        all_samples, all_validation_samples: as many as there are; None where that is not known.
     """
 
     strategy: str
@@ -51,6 +52,8 @@ class Plan:
     trained_parameters: int | None = None
     tokens: int | None = None
     validation_samples: int | None = None
+    all_samples: int | None = None
+    all_validation_samples: int | None = None
 
     @property
     def flops_share(self) -> float | None:
@@ -97,8 +100,11 @@ class Plan:
         if self.samples is None:
             data = "a stream"
         else:
-            data = f"{self.samples:,} samples" + (f" ({_count(self.tokens)} tokens)" if self.tokens else "")
-        return data + (f", validation on {self.validation_samples:,}" if self.validation_samples else "")
+            data = f"{_out_of(self.samples, self.all_samples)} samples"
+            data += f" ({_count(self.tokens)} tokens)" if self.tokens else ""
+        if not self.validation_samples:
+            return data
+        return f"{data}, validation on {_out_of(self.validation_samples, self.all_validation_samples)}"
 
     def _ranks(self) -> str:
         kind = {"cuda": "GPU", "cpu": "CPU"}.get(self.device, self.device)
@@ -129,3 +135,8 @@ def readable(size_bytes: float) -> str:
     if size_bytes >= 2**30:
         return f"{size_bytes / 2**30:.2f} GiB"
     return f"{size_bytes / 2**20:.1f} MiB" if size_bytes >= 2**20 / 10 else f"{size_bytes / 2**10:.1f} KiB"
+
+
+def _out_of(run: int, there: int | None) -> str:
+    """How many rows are run, and of how many where those are more."""
+    return f"{run:,}" if there is None or there == run else f"{run:,} of {there:,}"
