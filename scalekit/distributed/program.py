@@ -56,6 +56,8 @@ class Program:
         """
         try:
             _run(list(self.words))
+        except SystemExit:  # `PreemptedError` is an `Exception` too
+            raise
         except Exception as error:
             trace = error.__traceback__
             while trace is not None and trace.tb_frame.f_code.co_filename in (

@@ -4,8 +4,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,10 +20,8 @@ import scalekit
 from scalekit import errors
 from scalekit.checkpoint import load
 from tests.distributed import parity_cases as parity
-from tests.distributed.processes import ROOT
+from tests.distributed.processes import start
 from tests.legs import EndedError, Ends
-
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "WANDB_MODE": "offline"}
 
 
 class GetsWorse(LightningModule):
@@ -170,15 +166,20 @@ def test_a_request_may_reach_every_process(name: str, tmp_path: Path) -> None:
     """As from SLURM: what reads rows, writes checkpoints and tracks the run is needed until the job has saved."""
     script = tmp_path / "job.py"
     script.write_text(EVERYBODY)
-    command = [sys.executable, str(script), name, str(tmp_path)]
-    first = subprocess.run(command, capture_output=True, text=True, timeout=240, env=ENVIRONMENT)
-    assert first.returncode == 75, first.stdout + first.stderr
-    asked = re.search(r"^processes (\d+)$", first.stdout, re.MULTILINE)
+
+    def ended() -> tuple[int | None, str]:
+        log = tmp_path / "log"
+        code = start([script, name, tmp_path], log, environment={"WANDB_MODE": "offline"}).wait(240)
+        return code, log.read_text(errors="replace")
+
+    code, said = ended()
+    assert code == 75, said
+    asked = re.search(r"^processes (\d+)$", said, re.MULTILINE)
     assert asked is not None
     assert int(asked[1]) >= 5  # two that read rows, one that writes, W&B's, and the job
     assert (tmp_path / "run" / "checkpoints" / "step-00000005").is_dir()
-    again = subprocess.run(command, capture_output=True, text=True, timeout=240, env=ENVIRONMENT)
-    assert again.returncode == 0, again.stdout + again.stderr
+    code, said = ended()
+    assert code == 0, said
     assert [step for step, _ in lines(tmp_path / "run", "metrics.jsonl")] == list(range(1, 13))
 
 

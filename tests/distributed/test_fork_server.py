@@ -75,6 +75,7 @@ def test_a_process_is_as_python_starts_it(kind: str, server: ForkServer, tmp_pat
         ("import atexit; atexit.register(print, 'last')", 0, "last\n"),
         ("import sys; sys.exit('no')", 1, "no\n"),
         ("import sys; sys.exit(257)", 1, ""),
+        ("from scalekit.errors import PreemptedError; raise PreemptedError('asked to stop')", 75, ""),
         ("print('unwritten', end='')", 0, "unwritten"),
         ("file = open('/proc/self/fd/1', 'w'); file.write('never closed')", 0, "never closed"),
         ("import ctypes; ctypes.CDLL(None).printf(b'by a library')", 0, "by a library"),

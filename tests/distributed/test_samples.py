@@ -27,7 +27,7 @@ def test_where_one_rank_fails_alone_nobody_waits(strategy: str, tmp_path: Path) 
     began = time.monotonic()
     said = run(
         [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
+            *(sys.executable, "-m", "scalekit", "launch", "--nproc=2", "--"),
             *(str(WORKERS / "samples.py"), str(tmp_path), "1", strategy),
         ],
         timeout_seconds=240,
