@@ -321,14 +321,16 @@ def _own_loaders(model: Any) -> Any:
     """A LightningModule that makes its own loaders, as data.
 
     Raises:
-        ConfigError: it makes none, or the model is another one.
+        DataError: it makes none, or the model is another one.
     """
     if not is_a(model, "lightning.pytorch.LightningModule"):
-        raise ConfigError("the job names no data")
+        raise DataError(
+            "the job names no data: data=None must be rows, but for a LightningModule that makes its own loaders"
+        )
     from lightning.pytorch.utilities.model_helpers import is_overridden
 
     if not is_overridden("train_dataloader", model):
-        raise ConfigError(f"the job names no data, and {type(model).__name__} has no train_dataloader of its own")
+        raise DataError(f"the job names no data, and {type(model).__name__} has no train_dataloader of its own")
     return model
 
 

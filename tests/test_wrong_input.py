@@ -259,7 +259,7 @@ def test_what_is_made_of_the_other_lightning_package(name: str) -> None:
 
 
 def test_a_module_without_data_and_loaders() -> None:
-    with pytest.raises(errors.ConfigError, match="names no data, and Written has no train_dataloader"):
+    with pytest.raises(errors.DataError, match="names no data, and Written has no train_dataloader"):
         scalekit.fit(Written(), max_steps=1)
 
 
