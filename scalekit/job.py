@@ -170,8 +170,6 @@ class Job:
     verbose: Annotated[bool, MayChange] = False
 
     def __post_init__(self) -> None:
-        for name in ("model", "data", "validation", "callbacks", "logger"):
-            _check_package(name, getattr(self, name))
         for name, value in check_settings({each.name: getattr(self, each.name) for each in fields(self)}).items():
             object.__setattr__(self, name, value)
         if self.data is None:
@@ -301,22 +299,6 @@ def _is_limit(value: Any) -> bool:
     return value >= 1 if isinstance(value, int) else isinstance(value, float) and 0 < value < 1
 
 
-def _check_package(name: str, value: Any) -> None:
-    """Whether a value is one of Lightning's as this package knows them.
-
-    Raises:
-        ConfigError: it is one of `pytorch_lightning`, which has classes of its own by the same names. None of its steps and
-            hooks would be called.
-    """
-    is_several = name in ("callbacks", "logger") and isinstance(value, (list, tuple))
-    for each in value if is_several else (value,):
-        if any(kind.__module__.partition(".")[0] == "pytorch_lightning" for kind in type(each).__mro__):
-            raise ConfigError(
-                f"{name}: {type(each).__name__} is of the package pytorch_lightning, whose classes are not those of lightning: "
-                "write `import lightning.pytorch as pl` in the place of `import pytorch_lightning as pl`"
-            )
-
-
 def _own_loaders(model: Any) -> Any:
     """A LightningModule that makes its own loaders, as data.
 
@@ -325,7 +307,7 @@ def _own_loaders(model: Any) -> Any:
     """
     if not is_a(model, "lightning.pytorch.LightningModule"):
         raise DataError(
-            "the job names no data: data=None must be rows, but for a LightningModule that makes its own loaders"
+            "the job names no data: data=None must be rows, unless the model is a LightningModule with a train_dataloader"
         )
     from lightning.pytorch.utilities.model_helpers import is_overridden
 

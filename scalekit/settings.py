@@ -136,6 +136,20 @@ def is_a(value: Any, *kinds: str) -> bool:
     return False
 
 
+def check_package(name: str, value: Any) -> None:
+    """Whether a value that is to be one of Lightning's is one of the package that ScaleKit stands on.
+
+    Raises:
+        ConfigError: it is one of `pytorch_lightning`, which has classes of its own by the same names. None of its steps and
+            hooks would be called.
+    """
+    if any(kind.__module__.partition(".")[0] == "pytorch_lightning" for kind in type(value).__mro__):
+        raise ConfigError(
+            f"{name}: {type(value).__name__} is of the package pytorch_lightning, whose classes are not those of lightning: "
+            "write `import lightning.pytorch as pl` instead of `import pytorch_lightning as pl`"
+        )
+
+
 def takes(*arguments: str) -> Callable[[Any], bool]:
     """A test for functions that can be called with so many arguments, as far as their signature says."""
 
@@ -248,6 +262,7 @@ class _RefusedError(Exception):
 
 
 def _converted(path: tuple[Any, ...], value: Any, hint: Any) -> Any:
+    check_package(str(path[0]), value)
     kind, found = _bare(hint), markers(hint)
     if FromPath in found and isinstance(value, os.PathLike):
         value = os.fspath(value)

@@ -19,7 +19,7 @@ from scalekit.data.opening import Loaded
 from scalekit.data.weighted import Weighted
 from scalekit.errors import ConfigError, DataError, EmptyDataError, UnknownNameError
 from scalekit.names import ON_BAD_ROW
-from scalekit.settings import checked, is_a
+from scalekit.settings import check_package, checked, is_a
 
 _LOADERS = {"train": "train", "validate": "val", "test": "test", "predict": "predict"}
 """Of a data module, by the stage: a LightningDataModule, or a LightningModule that makes its own loaders."""
@@ -149,6 +149,7 @@ def read_once(data: Any, stage: str, on_bad_row: str = "refuse") -> Source:
     Raises:
         DataError: no such data, a stream, or a kind that cannot be used.
     """
+    check_package("data", data)
     if hasattr(data, "train_dataloader"):
         opened = [_from_stage(data, stage)]
     else:

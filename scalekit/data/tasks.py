@@ -33,12 +33,13 @@ TEXTS = frozenset({"text", "text_pair", "prompt", "completion", "question", "con
 CONVERSATIONS = frozenset({"messages", "conversations", "prompt", "completion"})
 """The columns that may hold turns."""
 
-CLASSIFIED = ("sequence-classification", "image-classification", "audio-classification")
-"""Tasks in which a row has a label, which may be left out where it is only asked for."""
-
 _SHOWN = {"image": "pictures", "images": "pictures", "audio": "sounds", "audios": "sounds"}
 
 _MODALITIES = ("image-classification", "audio-classification")
+
+CLASSIFIED = ("sequence-classification", *_MODALITIES)
+"""Tasks in which a row has a label, which a prediction does without."""
+
 _TELLING = (*_MODALITIES, "token-classification", "question-answering", "sequence-classification")
 
 

@@ -159,8 +159,8 @@ def _units(module: nn.Module) -> list[list[nn.Module]]:
     """
     uses = Counter(id(each) for _, each in module.named_modules(remove_duplicate=False))
     followers: dict[int, list[nn.Module]] = {}
-    for each in module.modules():
-        for block, behind in _with_those_behind(list(each) if isinstance(each, nn.Sequential) else []):
+    for sequence in (each for each in module.modules() if isinstance(each, nn.Sequential)):
+        for block, behind in _with_those_behind(list(sequence)):
             is_changed = any(getattr(one, "inplace", False) for one in behind)
             if is_changed and all(uses[id(one)] == 1 for one in behind):
                 followers[id(block)] = behind

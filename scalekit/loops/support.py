@@ -52,12 +52,11 @@ def check_anywhere(job: Job) -> None:
     """
     if isinstance(job.model, LightningModule):
         _check_module(job.model)
-    is_manual = isinstance(job.model, LightningModule) and not job.model.automatic_optimization
-    if is_manual and isinstance(job.gradient_clip, float):
-        raise ConfigError(
-            f"gradient_clip={job.gradient_clip}: {type(job.model).__name__} steps its optimizers by itself, and so clips by "
-            "itself: leave gradient_clip out, and call self.clip_gradients in its step"
-        )
+        if not job.model.automatic_optimization and isinstance(job.gradient_clip, float):
+            raise ConfigError(
+                f"gradient_clip={job.gradient_clip}: {type(job.model).__name__} steps its optimizers by itself, and so clips "
+                "by itself: leave gradient_clip out, and call self.clip_gradients in its step"
+            )
     for callback in job.callbacks:
         for kind, why in _ANYWHERE.items():
             if isinstance(callback, kind):
@@ -82,20 +81,18 @@ def _check_module(module: LightningModule) -> None:
     for old, new in _REMOVED.items():
         if callable(getattr(module, old, None)):
             raise ConfigError(
-                f"{name}.{old} is of Lightning 1, and is never called by this one: make it {new}, and keep the steps' outputs "
-                "in the module"
+                f"{name}.{old} is of Lightning 1, and Lightning 2 never calls it: rename it to {new}, and keep the steps' "
+                "outputs in the module"
             )
-    taken = inspect.signature(module.training_step).parameters
-    if "optimizer_idx" in taken:
+    if "optimizer_idx" in inspect.signature(module.training_step).parameters:
         raise ConfigError(
             f"{name}.training_step takes optimizer_idx, which is of Lightning 1: set self.automatic_optimization = False, and "
-            "step self.optimizers() by itself"
+            "step self.optimizers() in training_step"
         )
     for step in ("training_step", "validation_step", "test_step", "predict_step"):
         if is_overridden(step, module) and "dataloader_iter" in inspect.signature(getattr(module, step)).parameters:
             raise ConfigError(
-                f"{name}.{step} takes dataloader_iter, and so its batches by itself, which nobody could weigh: "
-                "take `batch`"
+                f"{name}.{step} takes dataloader_iter, so that ScaleKit cannot know which rows a step has: take `batch`"
             )
 
 
