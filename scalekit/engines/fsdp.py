@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from itertools import compress, pairwise
+from itertools import compress
 from math import prod
 from typing import Any
 
@@ -16,6 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils._pytree import tree_map_only
 from torchmetrics import Metric
 
 from scalekit import weights
@@ -103,7 +103,10 @@ class FSDPEngine(Engine, _StepsThroughRoot):
         ties = weights.ties(module)
         weights.to_meta(module)
         mesh = self.device_mesh["data_parallel"]
-        for part in (*_units(module), [module]):
+        blocks = weights.blocks(module)
+        for block in blocks:
+            block.register_forward_hook(_own_output)  # before FSDP2's own, and so called before it
+        for part in (*blocks, module):
             fully_shard(part, mesh=mesh, mp_policy=self._policy())
         with _metrics_kept(module, self.root_device):
             module.to_empty(device=self.root_device)
@@ -151,24 +154,10 @@ def _unique(module: nn.Module) -> list[Tensor]:
     return list({id(tensor): tensor for _, _, tensor in weights.tensors(module)}.values())
 
 
-def _units(module: nn.Module) -> list[list[nn.Module]]:
-    """The blocks, each with what changes its output in place behind it.
+def _own_output(module: nn.Module, inputs: Any, output: Any) -> Any:
+    """A forward hook: copies the views that a block returns, as a linear layer does over a sequence.
 
-    FSDP2 gathers a unit for the backward pass when the gradient of its output comes. Where that output is a view, as a linear
-    layer's is, and is changed in place outside of the unit, autograd does not tell it, and the weights would not be there.
+    FSDP2 gathers a block for the backward pass when the gradient of its output comes. Of a view that is changed in place behind
+    the block, autograd does not tell it: the weights would not be there, or others would.
     """
-    uses = Counter(id(each) for _, each in module.named_modules(remove_duplicate=False))
-    followers: dict[int, list[nn.Module]] = {}
-    for sequence in (each for each in module.modules() if isinstance(each, nn.Sequential)):
-        for block, behind in _with_those_behind(list(sequence)):
-            is_changed = any(getattr(one, "inplace", False) for one in behind)
-            if is_changed and all(uses[id(one)] == 1 for one in behind):
-                followers[id(block)] = behind
-    return [[block, *followers.get(id(block), [])] for block in weights.blocks(module)]
-
-
-def _with_those_behind(members: list[nn.Module]) -> Iterator[tuple[nn.Module, list[nn.Module]]]:
-    """Each member that has parameters, with those without any up to the next one."""
-    places = [place for place, each in enumerate(members) if next(each.parameters(), None) is not None]
-    for place, following in pairwise([*places, len(members)]):
-        yield members[place], members[place + 1 : following]
+    return tree_map_only(Tensor, lambda each: each if each._base is None else each.clone(), output)

@@ -212,7 +212,8 @@ class InPlace(Plain):
         super().__init__()
         torch.manual_seed(1)
         self.first = nn.Linear(1, 6)
-        self.body = nn.Sequential(nn.Linear(6, 6), nn.Dropout(0.0), nn.ReLU(inplace=True), nn.Linear(6, 6))
+        shared = nn.LeakyReLU(inplace=True)
+        self.body = nn.Sequential(nn.Linear(6, 6), nn.Dropout(0.0), shared, nn.Linear(6, 6), shared)
 
     def forward(self, x: Tensor) -> Tensor:
         found: Tensor = self.head(self.body(self.first(x.unsqueeze(-1))).mean(1))
