@@ -34,7 +34,7 @@ def by_scalekit() -> scalekit.Run:
         loss=nn.MSELoss(),
         optimizer="sgd",
         learning_rate=LEARNING_RATE,
-        schedule="constant",
+        lr_schedule="constant",
         gradient_clip=None,
         global_batch_size=len(ROWS),
         max_steps=STEPS,

@@ -10,25 +10,25 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from scalekit.checkpoint.modules import load_module
-    from scalekit.data.mixture import Mixture
+    from scalekit.api import plan, strategy
+    from scalekit.checkpoint.module_state import load_module
+    from scalekit.data.sources.mixture import Mixture
     from scalekit.errors import ScaleKitError
     from scalekit.exporting import export
-    from scalekit.module import ScaleModule
-    from scalekit.public import plan, strategy
-    from scalekit.training import Run, fit
+    from scalekit.training.fit import Run, fit
+    from scalekit.training.module import ScaleModule
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "fit": "scalekit.training",
-    "Run": "scalekit.training",
-    "ScaleModule": "scalekit.module",
-    "Mixture": "scalekit.data.mixture",
+    "fit": "scalekit.training.fit",
+    "Run": "scalekit.training.fit",
+    "ScaleModule": "scalekit.training.module",
+    "Mixture": "scalekit.data.sources.mixture",
     "ScaleKitError": "scalekit.errors",
-    "load_module": "scalekit.checkpoint.modules",
-    "plan": "scalekit.public",
-    "strategy": "scalekit.public",
+    "load_module": "scalekit.checkpoint.module_state",
+    "plan": "scalekit.api",
+    "strategy": "scalekit.api",
     "export": "scalekit.exporting",
 }
 

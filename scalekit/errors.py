@@ -54,7 +54,21 @@ def nearest(name: object, known: Iterable[str]) -> str:
 
 
 class ScaleKitError(Exception):
-    """The root of ScaleKit's errors. One travels between processes as its type and its message."""
+    """The root of ScaleKit's errors. One travels between processes as its type and its message.
+
+    Attributes:
+        setting: the name of the setting that is wrong, where it is one.
+    """
+
+    setting: str | None = None
+
+    def at(self, place: str) -> ScaleKitError:
+        """The same error, with the place of what is wrong.
+
+        Args:
+            place: such as a file and a line.
+        """
+        return _again(type(self), f"{self} ({place})")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _again, (type(self), str(self))
@@ -82,6 +96,7 @@ class UnknownNameError(ConfigError):
 
     def __init__(self, kind: str, name: object, known: Iterable[str], rule: str | None = None) -> None:
         self.name = name
+        self.setting = str(name) if rule is None else kind
         self.known = sorted(known)
         hint = nearest(name, self.known)
         if rule is None:

@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 
-from scalekit.decision import _reasons
+from scalekit.config.job import Job
 from scalekit.hardware import Hardware
-from scalekit.job import Job
-from scalekit.planning.choose import Forecast, choose
+from scalekit.planning.search import Forecast, choose
+from scalekit.training.autotune import _reasons
 from tests.planning.test_choose import asked
 
 JOB = Job("model", "data", max_steps=1)

@@ -15,8 +15,9 @@ import pytest
 import torch
 
 import scalekit
-from scalekit import dtypes, hardware
+from scalekit import hardware
 from scalekit.cli import main
+from scalekit.config.precision import resolve_precision
 from scalekit.errors import ConfigError, ScaleKitError, UnknownNameError
 from scalekit.hardware import (
     COMPUTE_TYPES,
@@ -33,7 +34,7 @@ from scalekit.hardware import (
     slow_precision_warning,
 )
 from scalekit.hardware.precision import fastest
-from scalekit.planning.tasks import usual_precision
+from scalekit.planning.request import usual_precision
 
 OWN_DEVICE = """
 device:
@@ -576,7 +577,7 @@ def test_a_card_without_bfloat16_takes_float32(written: Callable[[str], Path]) -
 def test_auto_is_what_was_measured_to_be_the_fastest_here(no_gpu: None) -> None:
     rates = measure.product_flops(torch.get_num_threads())
     expected = "bf16-mixed" if rates["bfloat16"] >= 1.3 * rates["float32"] else "32-true"
-    assert dtypes.resolve("auto", "cpu") == expected
+    assert resolve_precision("auto", "cpu") == expected
     assert usual_precision(detect()) == usual_precision(Hardware.parse("2xlocal")) == expected
     assert slow_precision_warning(expected, "cpu") is None
 

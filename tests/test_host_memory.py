@@ -8,7 +8,7 @@ import pytest
 
 STEPS = """
 import contextlib, resource, sys, torch
-from scalekit.host_memory import kept_when_freed
+from scalekit.utils.host_memory import kept_when_freed
 torch.set_num_threads(1)
 def step():
     return sum(torch.ones(n * 2**20).sum() for n in (4, 1, 8, 2))

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 from _pytest.logging import LogCaptureHandler
 
-from scalekit.log import WANDB, alarm, detail, duration, hear, job_log, line, log, warn
-from scalekit.world import World
+from scalekit.utils.log import WANDB, alarm, detail, duration, hear, job_log, line, log, warn
 
 Captured = pytest.CaptureFixture[str]
 
@@ -96,7 +95,7 @@ def test_times_as_people_write_them(seconds: float, text: str) -> None:
 
 
 def test_the_screen_shows_what_one_can_act_on_and_the_file_everything(tmp_path: Path, capsys: Captured) -> None:
-    with job_log(World()) as job:
+    with job_log(0) as job:
         everything()  # before there is a folder
         job.open(tmp_path)
         log("result", "done")
@@ -111,7 +110,7 @@ def test_the_screen_shows_what_one_can_act_on_and_the_file_everything(tmp_path: 
 
 
 def test_a_verbose_job_shows_everything(capsys: Captured) -> None:
-    with job_log(World(), is_verbose=True):
+    with job_log(0, is_verbose=True):
         everything()
     screen = said(capsys)
     for text in (*ON_SCREEN, *IN_FILE_ALONE):
@@ -119,7 +118,7 @@ def test_a_verbose_job_shows_everything(capsys: Captured) -> None:
 
 
 def test_other_ranks_say_what_is_wrong_alone(tmp_path: Path, capsys: Captured) -> None:
-    with job_log(World(rank=1, size=2)) as job:
+    with job_log(1) as job:
         job.open(tmp_path)
         everything()
         alarm("no progress")
@@ -131,7 +130,7 @@ def test_other_ranks_say_what_is_wrong_alone(tmp_path: Path, capsys: Captured) -
 
 
 def fail(folder: Path, number: int) -> None:
-    with job_log(World()) as job:
+    with job_log(0) as job:
         job.open(folder)
         log("run", f"number {number}")
         1 / 0  # noqa: B018
@@ -149,7 +148,7 @@ def test_a_job_that_resumes_appends_and_its_end_is_written(tmp_path: Path) -> No
 
 def test_a_full_disk_does_not_end_a_job(tmp_path: Path, capsys: Captured) -> None:
     (tmp_path / "log.txt").symlink_to("/dev/full")
-    with job_log(World()) as job:
+    with job_log(0) as job:
         job.open(tmp_path)
         log("run", "goes on")
     assert "goes on" in said(capsys)
@@ -159,7 +158,7 @@ def test_a_job_that_is_refused_before_it_has_a_folder_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ZeroDivisionError), job_log(World()):
+    with pytest.raises(ZeroDivisionError), job_log(0):
         1 / 0  # noqa: B018
     assert not list(tmp_path.iterdir())
 
@@ -167,7 +166,7 @@ def test_a_job_that_is_refused_before_it_has_a_folder_writes_nothing(
 def test_a_library_that_is_imported_during_a_job_is_heard(tmp_path: Path, capsys: Captured) -> None:
     library, own = logging.getLogger("DeepSpeed"), logging.StreamHandler()
     before = handlers(["DeepSpeed"])["DeepSpeed"]
-    with job_log(World()) as job:
+    with job_log(0) as job:
         library.addHandler(own)  # as its import does
         hear("DeepSpeed")
         job.open(tmp_path)

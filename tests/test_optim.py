@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from transformers import get_scheduler
 
+from scalekit.config.names import SCHEDULES
 from scalekit.errors import ConfigError
-from scalekit.names import SCHEDULES
-from scalekit.optim import WSD_DECAY, build_schedule, parameter_groups
+from scalekit.optim.optimizers import WSD_DECAY, build_schedule, parameter_groups
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

@@ -23,9 +23,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 import scalekit
-from scalekit import cli, errors, models, names
-from scalekit.job import Job, read_yaml
-from scalekit.settings import MayChange, hints_of, marked, rule
+from scalekit import cli, errors
+from scalekit.config import names
+from scalekit.config.checks import hints_of, marked, rule
+from scalekit.config.job import Job
+from scalekit.config.job_file import read_yaml
+from scalekit.config.markers import MayChange
+from scalekit.models.resolve import HEADS
 from tests.distributed.processes import ROOT
 
 NAMES = [each.name for each in fields(Job)]
@@ -246,7 +250,7 @@ AUTO, COUNT = one_of("auto"), whole(1)
 LEGAL: dict[str, Callable[[Any], bool]] = {
     "model": either(place, function(0, classes=True)),
     "data": either(place, block, rows),
-    "task": or_none(one_of(*models.CLASSES)),
+    "task": or_none(one_of(*HEADS)),
     "loss": or_none(function(2)),
     "item_count": or_none(function(1)),
     "loss_couples": or_none(one_of("batch")),
@@ -259,8 +263,8 @@ LEGAL: dict[str, Callable[[Any], bool]] = {
     "transform": or_none(function(1)),
     "validation_transform": or_none(function(1)),
     "sampling_rate": or_none(COUNT),
-    "shuffle_rows": COUNT,
-    "on_bad_row": one_of("refuse", "skip"),
+    "shuffle_buffer_size": COUNT,
+    "on_bad_row": one_of("error", "skip"),
     "metrics": or_none(scores),
     "generate": or_none(generates),
     "strategy": one_of("auto", *(path.stem for path in (ROOT / "strategies").glob("*.yaml"))),
@@ -268,7 +272,7 @@ LEGAL: dict[str, Callable[[Any], bool]] = {
     "global_batch_size": COUNT,
     "micro_batch_size": either(COUNT, AUTO),
     "activation_checkpointing": either(boolean, AUTO),
-    "memory_check": one_of("refuse", "probe", "warn"),
+    "memory_check": one_of("error", "probe", "warn"),
     "max_steps": COUNT,
     "max_epochs": real(lambda n: n > 0),
     "limit_train_batches": or_none(limit),
@@ -278,16 +282,16 @@ LEGAL: dict[str, Callable[[Any], bool]] = {
     "optimizer": either(one_of("adamw", "adam", "sgd"), function(1, classes=True)),
     "optimizer_options": or_none(options),
     "learning_rate": real(lambda n: n >= 0),
-    "schedule": either(one_of("constant", "linear", "cosine", "wsd"), function(1)),
+    "lr_schedule": either(one_of("constant", "linear", "cosine", "wsd"), function(1)),
     "warmup_steps": whole(0),
     "weight_decay": real(lambda n: n >= 0),
     "gradient_clip": or_none(either(real(lambda n: n > 0), AUTO)),
     "gradient_clip_algorithm": one_of("norm", "value"),
-    "average_decay": or_none(real(lambda n: 0 < n < 1)),
+    "ema_decay": or_none(real(lambda n: 0 < n < 1)),
     "seed": whole(0, 2**32 - 1),
     "devices": either(COUNT, AUTO),
     "num_nodes": either(COUNT, AUTO),
-    "workers": either(whole(0, 1024), AUTO),
+    "num_workers": either(whole(0, 1024), AUTO),
     "logger": or_none(either(one_of("wandb"), lambda v: isinstance(v, (list, tuple)) and all(map(one_of("wandb"), v)))),
     "callbacks": lambda v: isinstance(v, (list, tuple)) and not v,
     "output_dir": or_none(lambda v: place(v) and v != Path("/etc/hostname")),
@@ -471,8 +475,8 @@ def ends_well(name: str, value: Any) -> None:
         ("optimizer_options", {"lr": 1.0}),
         ("optimizer_options", {"weight_decay": 1.0}),
         ("optimizer_options", {"momentum": 0.9}),
-        ("schedule", of_any),
-        ("schedule", lambda step: math.inf),
+        ("lr_schedule", of_any),
+        ("lr_schedule", lambda step: math.inf),
         ("warmup_steps", 1),
         ("micro_batch_size", 3),
         ("keep_best", "accurcy"),
@@ -505,7 +509,7 @@ def test_an_option_is_refused_before_data_is_read() -> None:
         ({"weight_decay": -1}, "weight_decay=-1 must be a number of at least 0"),
         ({"sequence_length": -5}, "sequence_length=-5 must be a whole number of at least 1 (tokens) or None"),
         ({"trust_remote_code": "no"}, "trust_remote_code='no' must be true or false"),
-        ({"workers": -1}, "workers=-1 must be a whole number of at least 0 (processes) or 'auto'"),
+        ({"num_workers": -1}, "num_workers=-1 must be a whole number of at least 0 (processes) or 'auto'"),
         ({"learning_rate": "auto"}, "learning_rate='auto' must be a number of at least 0"),
         ({"seed": -1}, "seed=-1 must be a whole number of at least 0 and at most 4294967295"),
         ({"max_steps": math.inf}, "max_steps=inf must be a whole number of at least 1"),
@@ -530,13 +534,13 @@ def test_an_option_is_refused_before_data_is_read() -> None:
             {"optimizer": of_one, "optimizer_options": {"eps": 1}},
             "optimizer_options are for an optimizer that is named",
         ),
-        ({"schedule": of_one, "warmup_steps": 1}, "warmup_steps is for a schedule that is named"),
+        ({"lr_schedule": of_one, "warmup_steps": 1}, "warmup_steps is for a schedule that is named"),
         ({"loss": nn.MSELoss}, "must be a torch.nn loss such as nn.MSELoss()"),
         ({"data": {"path": "a", "splt": "b"}}, "unknown key in data 'splt'. Did you mean 'split'?"),
         ({"data": {"path": "a", "weight": 1}}, "given only in a mixture"),
         ({"data": {"mixture": [{"path": "a", "weight": -1}]}}, "data.mixture[0].weight=-1 must be a number above 0"),
         ({"validation": 1.5}, "validation=1.5 must be a share of the data between 0 and 1"),
-        ({"workers": 10**9}, "workers=1000000000 must be a whole number of at least 0 and at most 1024"),
+        ({"num_workers": 10**9}, "num_workers=1000000000 must be a whole number of at least 0 and at most 1024"),
         (
             {"output_dir": "/etc/hostname"},
             "output_dir='/etc/hostname' must be a folder, or a path where one can be made",
@@ -557,8 +561,8 @@ def test_each_wrong_setting_by_name(given: dict[str, Any], said: str) -> None:
 
 
 def test_a_name_that_is_none_is_an_error_of_its_own() -> None:
-    with pytest.raises(errors.UnknownNameError, match=r"schedule='cosin' must be .*Did you mean 'cosine'") as caught:
-        Job("m", "d", max_steps=1, schedule="cosin")
+    with pytest.raises(errors.UnknownNameError, match=r"lr_schedule='cosin' must be .*Did you mean 'cosine'") as caught:
+        Job("m", "d", max_steps=1, lr_schedule="cosin")
     assert caught.value.name == "cosin"
 
 
@@ -586,18 +590,19 @@ def test_values_that_lose_nothing_are_taken() -> None:
 def test_what_may_change_when_a_run_is_resumed_is_marked() -> None:
     saved = Job("m", "d", max_steps=1).resolved()
     assert "verbose" in marked(Job, MayChange)
-    assert Job("m", "d", max_steps=2, verbose=True, workers=1).differences(saved) == []
+    assert Job("m", "d", max_steps=2, verbose=True, num_workers=1).differences(saved) == []
     assert Job("m", "d", max_steps=2, seed=1, learning_rate=1).differences(saved) == ["learning_rate", "seed"]
 
 
 def test_names_are_those_that_the_code_knows() -> None:
-    from scalekit import dtypes, optim
+    from scalekit.config.precision import dtypes_for
+    from scalekit.optim.optimizers import check_optimizer
 
-    assert set(models.CLASSES) == set(get_args(names.TaskName))
+    assert set(HEADS) == set(get_args(names.TaskName))
     for precision in names.PRECISIONS:
-        assert dtypes.promised(precision)
+        assert dtypes_for(precision)
     for optimizer in names.OPTIMIZERS:
-        optim.check_optimizer(optimizer, 0.1, 0.0, {})
+        check_optimizer(optimizer, 0.1, 0.0, {})
 
 
 def test_every_rule_has_words() -> None:
@@ -686,7 +691,7 @@ def test_launch_refuses_a_job_at_once_and_without_torch(job_file: str) -> None:
     assert done.returncode == 2
     assert len(said) == 1
     assert said[0].startswith("ConfigError: max_steps=-3 must be a whole number of at least 1")
-    assert "scalekit.job" in imported
+    assert "scalekit.config.job" in imported
     assert not {"torch", "numpy", "transformers", "lightning"} & set(imported)
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from scalekit.config.strategy import OWNED_BY_LAYER, StrategyConfig, names
 from scalekit.errors import StrategyError, UnknownNameError
-from scalekit.strategies import OWNED_BY_LAYER, Strategy, names
 
 SHIPPED = {"single", "ddp", "fsdp2", "zero1", "zero2", "zero3"} | {
     "zero2-offload",
@@ -18,11 +18,11 @@ SHIPPED = {"single", "ddp", "fsdp2", "zero1", "zero2", "zero3"} | {
 def test_all_are_shipped_and_load() -> None:
     assert set(names()) == SHIPPED
     for name in names():
-        assert Strategy.load(name).name == name
+        assert StrategyConfig.load(name).name == name
 
 
 def test_each_says_what_it_is_for() -> None:
-    from scalekit.resources import folder
+    from scalekit.utils.paths import folder
 
     for path in folder("strategies").glob("*.yaml"):
         text = path.read_text()
@@ -32,13 +32,13 @@ def test_each_says_what_it_is_for() -> None:
 def test_a_file_of_ones_own(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("engine: deepspeed\nshards: [optimizer]\ndeepspeed: {zero_optimization: {stage: 1}}\n")
-    assert Strategy.load(path) == Strategy.load(str(path))
-    assert Strategy.load(path).name == "mine"
+    assert StrategyConfig.load(path) == StrategyConfig.load(str(path))
+    assert StrategyConfig.load(path).name == "mine"
 
 
 def test_unknown_strategy_names_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match="Did you mean 'zero3'"):
-        Strategy.load("zer03")
+        StrategyConfig.load("zer03")
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_unknown_strategy_names_the_nearest() -> None:
 )
 def test_wrong_files_are_refused(block: dict, error: type, said: str) -> None:
     with pytest.raises(error, match=said):
-        Strategy.from_mapping("mine", block)
+        StrategyConfig.from_mapping("mine", block)
 
 
 @pytest.mark.parametrize("path", OWNED_BY_LAYER)
@@ -71,14 +71,14 @@ def test_what_the_layer_owns_is_refused(path: str) -> None:
         node = node.setdefault(parent, {})
     node[leaf] = 1
     with pytest.raises(StrategyError, match=path):
-        Strategy.from_mapping("mine", {"engine": "deepspeed", "deepspeed": block})
+        StrategyConfig.from_mapping("mine", {"engine": "deepspeed", "deepspeed": block})
 
 
 def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("engine: ddp\nshards: []\nengine: deepspeed\n")
     with pytest.raises(StrategyError, match="the key 'engine' stands twice"):
-        Strategy.load(path)
+        StrategyConfig.load(path)
     path.write_text("base: &base {engine: ddp}\n<<: *base\nshards: []\n")
     with pytest.raises(UnknownNameError, match="base"):  # a merge is no key
-        Strategy.load(path)
+        StrategyConfig.load(path)

@@ -46,7 +46,7 @@ def test_a_trial_leaves_nothing_behind(
 
 
 def test_a_trial_of_any_job(tmp_path: Path) -> None:
-    run = fit(tmp_path, fast_dev_run=True, warmup_steps=100, schedule="linear")
+    run = fit(tmp_path, fast_dev_run=True, warmup_steps=100, lr_schedule="linear")
     assert len(run.history) == 1
     run = fit(tmp_path, fast_dev_run=True, overfit_batches=2)
     assert len(run.history) == 1

@@ -5,7 +5,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-from scalekit.strategies import names
+from scalekit.config.strategy import names
 
 ROOT = Path(__file__).parents[1]
 
@@ -20,7 +20,7 @@ def test_wheel_carries_strategies_and_launch_files(tmp_path: Path) -> None:
         archive.extractall(site)
     assert {top for top in tops if not top.endswith(".dist-info")} == {"scalekit"}
     code = (
-        "import scalekit, scalekit.resources as r, scalekit.strategies as s;"
+        "import scalekit, scalekit.utils.paths as r, scalekit.config.strategy as s;"
         "print(scalekit.__file__, r.folder('strategies'), r.folder('launch'), *s.names(), s.Strategy.load('zero3').shards)"
     )
     command = [sys.executable, "-S", "-c", f"import sys; sys.path[:0] = {[str(site), *_site()]}; {code}"]

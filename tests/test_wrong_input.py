@@ -16,7 +16,7 @@ from torch import nn
 
 import scalekit
 from scalekit import errors
-from scalekit.job import Job
+from scalekit.config.job import Job
 from tests.distributed import parity_cases as parity
 from tests.distributed.processes import run
 from tests.legs import EndedError, Ends
@@ -55,7 +55,7 @@ def text_model(tmp_path: Path) -> str:
     [
         ({"strategy": "zero4"}, errors.UnknownNameError, "unknown strategy 'zero4'. Did you mean 'zero"),
         ({"precision": "bf16-mixd"}, errors.UnknownNameError, "Did you mean 'bf16-mixed'"),
-        ({"schedule": "cosin"}, errors.UnknownNameError, "Did you mean 'cosine'"),
+        ({"lr_schedule": "cosin"}, errors.UnknownNameError, "Did you mean 'cosine'"),
         ({"optimizer": "adanw"}, errors.UnknownNameError, "Did you mean 'adamw'"),
         ({"task": "causal"}, errors.UnknownNameError, "Did you mean 'causal-lm'"),
         ({"loss_on": "completion"}, errors.UnknownNameError, "Did you mean 'completions'"),
@@ -284,7 +284,7 @@ def test_a_damaged_checkpoint_is_named(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_a_folder_in_use_is_nobody_elses(tmp_path: Path) -> None:
-    from scalekit.lock import claim, join
+    from scalekit.distributed.run_lock import claim, join
 
     taken = claim(tmp_path / "run"), join(tmp_path / "run")
     with pytest.raises(errors.RunInUseError, match="in use by another job, that of process"):

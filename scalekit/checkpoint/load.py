@@ -8,11 +8,11 @@ from operator import xor
 from pathlib import Path
 from typing import Any
 
-from scalekit.checkpoint import documents
-from scalekit.checkpoint.layout import MANIFEST, Listed, checksum, published, read_manifest
-from scalekit.checkpoint.parts import Part
-from scalekit.checkpoint.tensorfiles import Reader, TensorFiles
-from scalekit.dtypes import type_name
+from scalekit.checkpoint import state_json
+from scalekit.checkpoint.format import MANIFEST, Listed, checksum, published, read_manifest
+from scalekit.checkpoint.safetensors_io import Reader, TensorFiles
+from scalekit.config.precision import type_name
+from scalekit.distributed.shards import TensorShard
 from scalekit.errors import CheckpointError
 
 _SHOWN = 3
@@ -71,11 +71,11 @@ def state(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: it cannot be read.
     """
-    found: dict[str, Any] = documents.read(folder, "state")
+    found: dict[str, Any] = state_json.read(folder, "state")
     return found
 
 
-def fill(families: Mapping[str, Sequence[Part]], folder: Path) -> None:
+def fill(families: Mapping[str, Sequence[TensorShard]], folder: Path) -> None:
     """Reads a rank's parts of a model's tensors, in place.
 
     Args:
@@ -114,7 +114,7 @@ def _checked(folder: Path, files: Mapping[str, Listed], rank: int, ranks: int) -
     return checksum(folder, files, rank, ranks)
 
 
-def _compare(parts: Sequence[Part], files: TensorFiles, folder: Path) -> None:
+def _compare(parts: Sequence[TensorShard], files: TensorFiles, folder: Path) -> None:
     wanted = {part.name: part for part in parts}
     problems = [
         *_listed("it lacks", (name for name in wanted if name not in files.places)),

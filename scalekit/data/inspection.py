@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scalekit.data.rows import Rows
-from scalekit.data.way import padding_share
+from scalekit.data.pipeline import padding_share
+from scalekit.data.prepared import Rows
 from scalekit.errors import ConfigError, DependencyError
 from scalekit.objectives.counts import IGNORED
 
@@ -96,7 +96,7 @@ def _histogram(lengths: NDArray[np.int64]) -> Iterator[str]:
 
 def _row(rows: Rows, place: int, colours: bool) -> Iterator[str]:
     row = _seen(rows, place)
-    if not isinstance(row, dict) or "input_ids" not in row or not hasattr(rows.way.processor, "decode"):
+    if not isinstance(row, dict) or "input_ids" not in row or not hasattr(rows.pipeline.processor, "decode"):
         yield f"row {place}: {_shown(row)}"
         return
     ids = [int(token) for token in row["input_ids"]]
@@ -109,14 +109,16 @@ def _row(rows: Rows, place: int, colours: bool) -> Iterator[str]:
     counted = f", {sum(learned)} with loss" if per_token else ""
     yield f"row {place}: {len(ids)} tokens{counted}" + (f"; {_shown(beside)}" if beside else "")
     yield "".join(
-        _coloured(rows.way.processor, ids, learned, lengths) if colours else _marked(rows.way.processor, ids, learned)
+        _coloured(rows.pipeline.processor, ids, learned, lengths)
+        if colours
+        else _marked(rows.pipeline.processor, ids, learned)
     )
 
 
 def _seen(rows: Rows, place: int) -> Any:
     """A row; where tokens are made with the batch, as a batch of it has it."""
     row = rows.train[place]
-    if rows.way.task != "image-text-to-text":
+    if rows.pipeline.task != "image-text-to-text":
         return row
     return {name: value[0] for name, value in rows.collate([row]).items()}
 

@@ -6,51 +6,51 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from scalekit.data.lanes import Lanes
-from scalekit.data.loader import Loader
-from scalekit.data.order import Order
-from scalekit.data.rows import Rows
-from scalekit.data.shards import shards
-from scalekit.data.stream import StreamLoader
-from scalekit.data.way import Way
-from scalekit.data.weighted import Weighted
+from scalekit.data.loading.map_loader import Loader
+from scalekit.data.loading.stream_loader import StreamLoader
+from scalekit.data.loading.stream_shards import shards
+from scalekit.data.pipeline import DataPipeline
+from scalekit.data.prepared import Rows
+from scalekit.data.sampling.batch_order import BatchOrder
+from scalekit.data.sampling.stream_order import StreamOrder
+from scalekit.data.sources.weighted import Weighted
+from scalekit.distributed.world import World, all_reduce_sum
 from scalekit.errors import ConfigError
-from scalekit.world import World, total
 
 Count = Callable[[Any, int], float]
 
 
-def order_of(rows: Rows, micro_batch_size: int, world: World) -> Order | Lanes:
+def order_of(rows: Rows, micro_batch_size: int, world: World) -> BatchOrder | StreamOrder:
     """Which rows make which global batch, and which rank runs them.
 
     Raises:
         BatchSizeError: the global batch cannot be split.
     """
-    job = rows.way.job
+    job = rows.pipeline.job
     shared = {
         "global_batch_size": job.batch,
         "micro_batch_size": micro_batch_size,
         "world_size": world.size,
         "seed": job.seed,
     }
-    shuffle = rows.way.source.shuffle and job.overfit_batches is None
+    shuffle = rows.pipeline.source.shuffle and job.overfit_batches is None
     limit = job.overfit_batches or job.limit_train_batches
     if rows.is_stream:
         if limit is not None:
             raise ConfigError("a stream has no epochs whose batches could be limited: give max_steps alone")
-        return Lanes(shards(rows.train).count, **shared, shuffle=shuffle, shuffle_rows=job.shuffle_rows)
+        return StreamOrder(shards(rows.train).count, **shared, shuffle=shuffle, shuffle_rows=job.shuffle_buffer_size)
     if job.overfit_batches is not None and any(
-        part.weight is not None or isinstance(part.rows, Weighted) for part in rows.way.source.parts
+        part.weight is not None or isinstance(part.rows, Weighted) for part in rows.pipeline.source.parts
     ):
         raise ConfigError(
             "overfit_batches runs the same rows again and again, and rows that have weights are drawn anew: leave out one"
         )
-    whole = Order(len(rows.train), **shared, shuffle=shuffle)
+    whole = BatchOrder(len(rows.train), **shared, shuffle=shuffle)
     return replace(whole, limit=_limited("train", limit, whole.steps_per_epoch))
 
 
 def training_loader(
-    rows: Rows, order: Order | Lanes, world: World, count: Count, pin_memory: bool, state: Mapping[str, Any]
+    rows: Rows, order: BatchOrder | StreamOrder, world: World, count: Count, pin_memory: bool, state: Mapping[str, Any]
 ) -> Loader | StreamLoader:
     """The loader for training.
 
@@ -62,8 +62,8 @@ def training_loader(
         pin_memory: whether batches are put where a GPU copies from without waiting.
         state: what ScaleKit kept in the checkpoint that the job goes on from; empty for a new job.
     """
-    way = rows.way
-    if isinstance(order, Order):
+    pipeline = rows.pipeline
+    if isinstance(order, BatchOrder):
         position = int(state.get("position", 0))
         return Loader(
             rows.train,
@@ -71,10 +71,10 @@ def training_loader(
             order,
             world.rank,
             count,
-            way.workers,
+            pipeline.workers,
             pin_memory,
             position,
-            draws=way.collate_draws,
+            draws=pipeline.collate_draws,
         )
     return StreamLoader(
         rows.train,
@@ -83,30 +83,32 @@ def training_loader(
         order,
         world.rank,
         count,
-        way.workers,
+        pipeline.workers,
         pin_memory,
         state=state.get("stream"),
-        on_bad_row=way.job.on_bad_row,
+        on_bad_row=pipeline.job.on_bad_row,
         draw=rows.draw,
-        capacity=way.job.sequence_length if rows.packed else None,
-        sum_over_ranks=lambda tensor: total(tensor, world),
+        capacity=pipeline.job.sequence_length if rows.packed else None,
+        sum_over_ranks=lambda tensor: all_reduce_sum(tensor, world),
     )
 
 
-def validation_loader(rows: Rows, order: Order | Lanes, world: World, count: Count, pin_memory: bool) -> Loader | None:
+def validation_loader(
+    rows: Rows, order: BatchOrder | StreamOrder, world: World, count: Count, pin_memory: bool
+) -> Loader | None:
     """The loader for rows held out: each once, in their own order; None where there are none."""
     samples = validation_samples(rows)
     if samples is None:
         return None
     batches = (order.micro_batch_size, order.accumulation)
-    return loader_once(rows.validation, rows.way, *batches, world, count, pin_memory, samples)
+    return loader_once(rows.validation, rows.pipeline, *batches, world, count, pin_memory, samples)
 
 
 def validation_samples(rows: Rows) -> int | None:
     """How many rows held out an evaluation runs; None where there are none."""
     if rows.validation is None:
         return None
-    job, length = rows.way.job, len(rows.validation)
+    job, length = rows.pipeline.job, len(rows.validation)
     limit = _limited("validate", job.overfit_batches or job.limit_val_batches, -(-length // job.batch))
     return length if limit is None else min(length, limit * job.batch)
 
@@ -126,7 +128,7 @@ def _limited(what: str, limit: int | float | None, batches: int) -> int | None:
 
 def loader_once(
     rows: Any,
-    way: Way,
+    pipeline: DataPipeline,
     micro_batch_size: int,
     accumulation: int,
     world: World,
@@ -138,7 +140,7 @@ def loader_once(
 
     Args:
         rows: map-style.
-        way: by which they were made ready.
+        pipeline: by which they were made ready.
         micro_batch_size: rows that a rank runs at once.
         accumulation: how many times it does for a global batch.
         world: the job's processes.
@@ -149,27 +151,29 @@ def loader_once(
     global_batch_size = micro_batch_size * accumulation * world.size
     return Loader(
         rows,
-        way.collate,
-        Order(samples or len(rows), global_batch_size, micro_batch_size, world.size, way.job.seed, shuffle=False),
+        pipeline.collate,
+        BatchOrder(
+            samples or len(rows), global_batch_size, micro_batch_size, world.size, pipeline.job.seed, shuffle=False
+        ),
         world.rank,
         count,
-        way.workers,
+        pipeline.workers,
         pin_memory,
         advances=False,
-        draws=way.collate_draws,
+        draws=pipeline.collate_draws,
     )
 
 
-def total_steps(rows: Rows, order: Order | Lanes) -> int:
+def job_steps(rows: Rows, order: BatchOrder | StreamOrder) -> int:
     """Optimizer steps of the whole job.
 
     Raises:
         ConfigError: none, or epochs of a stream, whose length is not known.
     """
-    job = rows.way.job
+    job = rows.pipeline.job
     if job.max_steps is not None:
         return job.max_steps
-    if isinstance(order, Lanes):
+    if isinstance(order, StreamOrder):
         raise ConfigError("a stream's length is not known, and so not how many steps an epoch has: give max_steps")
     steps = -int(-(job.max_epochs or 0) * order.steps_per_epoch // 1)
     if steps < 1:

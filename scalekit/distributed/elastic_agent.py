@@ -24,10 +24,10 @@ from torch.distributed.elastic.rendezvous.api import RendezvousError
 
 from scalekit.distributed.fork_server import ADDRESS, ForkedProcess, ForkServer
 from scalekit.distributed.launcher import Launch
+from scalekit.distributed.preemption import SignalForwarder
 from scalekit.distributed.program import Program
+from scalekit.distributed.world import HEARTBEAT_STORE
 from scalekit.errors import PreemptedError
-from scalekit.preemption import Forward
-from scalekit.world import BOARD
 
 REFUSED = 2
 """The exit code of a job whose settings, data or model are wrong: they are so the next time too."""
@@ -64,7 +64,7 @@ class Agent(SimpleElasticAgent):
         sizes: Sequence[int],
         server: ForkServer,
         serve: Callable[[], ForkServer],
-        stop: Forward,
+        stop: SignalForwarder,
     ) -> None:
         super().__init__(spec)
         self._words, self._sizes = words, list(sizes)
@@ -85,14 +85,14 @@ class Agent(SimpleElasticAgent):
         store: Any = worker_group.store
         if worker_group.group_rank == 0:
             self._board = TCPStore(str(worker_group.master_addr), 0, is_master=True, wait_for_workers=False)
-            store.set(BOARD, f"{self._board.host}:{self._board.port}")
-        board = store.get(BOARD).decode()
+            store.set(HEARTBEAT_STORE, f"{self._board.host}:{self._board.port}")
+        board = store.get(HEARTBEAT_STORE).decode()
         self._failing_since, self._processes = None, {}
         for worker in worker_group.workers:
             environment = {
                 **os.environ,
                 **self._environment(worker_group, worker),
-                BOARD: board,
+                HEARTBEAT_STORE: board,
                 ADDRESS: self._server.address,
             }
             name = f"rank {worker.global_rank}"
@@ -215,7 +215,7 @@ def run(
     sizes: Sequence[int],
     server: ForkServer,
     serve: Callable[[], ForkServer],
-    stop: Forward,
+    stop: SignalForwarder,
 ) -> int:
     """Starts a node's processes and waits for them; arguments are as `Agent` takes them.
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from scalekit.distributed.fork_server import ForkServer
+from scalekit.distributed.preemption import SignalForwarder, handle_stop_signals
 from scalekit.distributed.program import has_gpu_driver, imports
 from scalekit.errors import ConfigError
-from scalekit.preemption import Forward, answered_by
 
 _PORT = 29500
 
@@ -93,8 +93,8 @@ def launch(settings: Launch, program: Sequence[str], job: Mapping[str, Any] | No
         return ForkServer.connected(imports(words, job))
 
     server = serve()  # it imports while this process does, too
-    forward = Forward()
-    with answered_by(forward):
+    forward = SignalForwarder()
+    with handle_stop_signals(forward):
         from scalekit.distributed import elastic_agent
 
         return elastic_agent.run(settings, words, sizes, server, serve, forward)

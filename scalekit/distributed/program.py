@@ -106,7 +106,7 @@ def imports(words: Sequence[str], job: Mapping[str, Any] | None = None) -> list[
 
 
 def _of_job(job: Mapping[str, Any]) -> Iterator[str]:
-    yield "scalekit.training"
+    yield "scalekit.training.fit"
     model = job.get("model")
     if isinstance(model, str):
         yield from ("datasets", "transformers.models.auto.modeling_auto")
@@ -134,7 +134,7 @@ def _of_script(script: Path) -> Iterator[str]:
             if root in _HEAVY and (root != "deepspeed" or not has_gpu_driver()):
                 yield name
             elif root == "scalekit":
-                yield from ("scalekit.training", name)
+                yield from ("scalekit.training.fit", name)
 
 
 def has_gpu_driver() -> bool:

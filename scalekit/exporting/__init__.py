@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from scalekit.errors import CheckpointError, ConfigError, UnknownNameError
-from scalekit.log import log
+from scalekit.utils.log import log
 
 FORMATS = {"huggingface": "scalekit.exporting.huggingface"}
 """Where each has its ``write(checkpoint, folder, merge)``, which fills an empty folder."""

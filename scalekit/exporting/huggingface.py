@@ -18,15 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scalekit import models
-from scalekit.checkpoint.base import fingerprints, first_change
-from scalekit.checkpoint.layout import ADAPTER, REST, WEIGHTS
+from scalekit.checkpoint.adapter_base import fingerprints, first_change
+from scalekit.checkpoint.format import ADAPTER, REST, WEIGHTS
 from scalekit.checkpoint.load import fill, first_few, state
-from scalekit.checkpoint.model_files import ModelFormat
-from scalekit.checkpoint.parts import Part
-from scalekit.checkpoint.tensorfiles import FILE_BYTES, Place, TensorFiles
+from scalekit.checkpoint.model_state import ModelFormat
+from scalekit.checkpoint.safetensors_io import FILE_BYTES, TensorFiles, TensorLocation
+from scalekit.distributed.shards import TensorShard
 from scalekit.errors import ConfigError, DependencyError, ModelError
-from scalekit.weights import build
+from scalekit.models.initialization import build_module
+from scalekit.models.resolve import known_of, resolve_model
 
 _WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
 _ADAPTER_FILES = ("adapter_config.json", "README.md")
@@ -76,7 +76,7 @@ def _empty(source: Path) -> nn.Module | None:
     import transformers
 
     (name, *_) = json.loads(config.read_text()).get("architectures") or [""]
-    return build(models.resolve(str(source)).source, here=False) if hasattr(transformers, name) else None
+    return build_module(resolve_model(str(source)).source, here=False) if hasattr(transformers, name) else None
 
 
 def _original(model: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -86,7 +86,7 @@ def _original(model: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def _is_converted(model: nn.Module, places: Mapping[str, Place]) -> bool:
+def _is_converted(model: nn.Module, places: Mapping[str, TensorLocation]) -> bool:
     here = _without_memory(places)
     there = _original(model, here)
     return here.keys() != there.keys() or any(there[name] is not tensor for name, tensor in here.items())
@@ -117,7 +117,7 @@ def _convert_files(model: nn.Module, files: list[Path], target: Path) -> dict[st
     return {name: tensor.nbytes for name, tensor in made.items()}
 
 
-def _grouped(model: nn.Module, places: Mapping[str, Place]) -> dict[str, list[str]]:
+def _grouped(model: nn.Module, places: Mapping[str, TensorLocation]) -> dict[str, list[str]]:
     """The checkpoint's files that each file of the export is made of: one each where that comes to the same."""
     files = sorted({place.file for place in places.values()})
     try:
@@ -132,7 +132,7 @@ def _grouped(model: nn.Module, places: Mapping[str, Place]) -> dict[str, list[st
     return {"model.safetensors": files}
 
 
-def _without_memory(places: Mapping[str, Place]) -> dict[str, Tensor]:
+def _without_memory(places: Mapping[str, TensorLocation]) -> dict[str, Tensor]:
     return {name: torch.empty(place.shape, dtype=place.dtype, device="meta") for name, place in places.items()}
 
 
@@ -153,7 +153,7 @@ def _merge(checkpoint: Path, folder: Path) -> None:
     model = _adapted(checkpoint)
     places, tensors = TensorFiles.found(checkpoint, REST).places, model.state_dict()
     trained = [
-        Part(name, tuple(tensor.shape), torch.empty_like(tensor, dtype=places[name].dtype))
+        TensorShard(name, tuple(tensor.shape), torch.empty_like(tensor, dtype=places[name].dtype))
         for name, tensor in tensors.items()
         if name in places
     ]
@@ -173,7 +173,7 @@ def _check_base(model: nn.Module, checkpoint: Path, beside: set[str]) -> None:
         ModelError: it is another, under the same name.
     """
     base = {name: tensor for name, tensor in ModelFormat(model).base().items() if name not in beside}
-    parts = [Part(name, tuple(tensor.shape), tensor) for name, tensor in base.items()]
+    parts = [TensorShard(name, tuple(tensor.shape), tensor) for name, tensor in base.items()]
     changed = first_change(state(checkpoint)["scalekit"].get("base", {}), fingerprints(parts))
     if changed is not None:
         raise ModelError(
@@ -196,7 +196,7 @@ def _adapted(checkpoint: Path) -> Any:
     if not base:
         raise ModelError(f"{checkpoint} holds an adapter that names no base model to merge it into")
     try:
-        models.known_of(base)
+        known_of(base)
     except ModelError as error:
         raise ModelError(f"{checkpoint} holds an adapter, and its base model cannot be found: {error}") from error
     places = TensorFiles.found(checkpoint, ADAPTER).places

@@ -21,8 +21,8 @@ from statistics import median
 from threading import Barrier, Event
 from typing import Any
 
-from scalekit.files import alone, write_at_once
-from scalekit.resources import cache_folder
+from scalekit.utils.files import atomic_write_text, exclusive_lock
+from scalekit.utils.paths import cache_folder
 
 PRODUCT_TYPES = ("float32", "bfloat16")
 """What products are timed in; float16 is left out, since nothing trains in it on a CPU."""
@@ -238,7 +238,7 @@ def host_cores() -> int:
 @contextmanager
 def _undisturbed() -> Iterator[None]:
     """One process of the user's measures at a time; where no lock can be had, it measures as it is."""
-    lock = alone("measure")
+    lock = exclusive_lock("measure")
     try:
         lock.__enter__()
     except OSError:
@@ -265,7 +265,7 @@ def _read(file: Path, names: tuple[str, ...]) -> Rates | None:
 def _write(file: Path, record: Mapping[str, Any]) -> None:
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_at_once(file, json.dumps(record, indent=1))
+        atomic_write_text(file, json.dumps(record, indent=1))
 
 
 def remembered_contexts() -> dict[str, int]:

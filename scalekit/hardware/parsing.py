@@ -12,7 +12,7 @@ from scalekit.errors import ConfigError
 from scalekit.hardware.catalog import LARGEST_NODE, THIS_MACHINE, find_device, hardware_of
 from scalekit.hardware.local import cpu, detect
 from scalekit.hardware.spec import COMPUTE_TYPES, KINDS, Device, Hardware, check_known, positive, whole
-from scalekit.yaml_text import parse_yaml
+from scalekit.utils.yaml_text import parse_yaml
 
 
 def parse(text_or_path: str | Path) -> Hardware:

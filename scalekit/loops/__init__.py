@@ -11,17 +11,17 @@ from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelSummary, ProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
 
-from scalekit.engines.engine import Engine
+from scalekit.distributed.world import World
 from scalekit.loops.data_module import AttachedData
 from scalekit.loops.evaluation import EvaluationLoop
 from scalekit.loops.prediction import PredictionLoop
 from scalekit.loops.signals import SignalConnector
 from scalekit.loops.training import EpochLoop
-from scalekit.world import World
+from scalekit.strategies.base import BaseStrategy
 
 
 def make_trainer(
-    engine: Engine,
+    strategy: BaseStrategy,
     device: str,
     world: World,
     callbacks: Sequence[Callback],
@@ -32,7 +32,7 @@ def make_trainer(
     """Lightning's Trainer on a job's processes, with ScaleKit's loops in the place of its own.
 
     Args:
-        engine: its strategy.
+        strategy: its strategy.
         device: ``"cuda"`` or ``"cpu"``.
         world: the job's processes.
         callbacks: of the user's and ScaleKit's.
@@ -45,7 +45,7 @@ def make_trainer(
         kind: any(isinstance(each, kind) for each in callbacks) for kind in (Checkpoint, ProgressBar, ModelSummary)
     }
     trainer = Trainer(
-        strategy=engine,
+        strategy=strategy,
         accelerator="gpu" if device == "cuda" else "cpu",
         devices=world.local_size,
         num_nodes=world.num_nodes,
@@ -58,10 +58,10 @@ def make_trainer(
         **options,
     )
     own = trainer.fit_loop.epoch_loop
-    trainer.fit_loop.epoch_loop = EpochLoop(trainer, engine, own.min_steps, own.max_steps, total_steps)
-    trainer.fit_loop.epoch_loop.val_loop = EvaluationLoop(trainer, engine)
-    trainer.validate_loop = EvaluationLoop(trainer, engine, TrainerFn.VALIDATING)
-    trainer.test_loop = EvaluationLoop(trainer, engine, TrainerFn.TESTING)
-    trainer.predict_loop = PredictionLoop(trainer, engine)
+    trainer.fit_loop.epoch_loop = EpochLoop(trainer, strategy, own.min_steps, own.max_steps, total_steps)
+    trainer.fit_loop.epoch_loop.val_loop = EvaluationLoop(trainer, strategy)
+    trainer.validate_loop = EvaluationLoop(trainer, strategy, TrainerFn.VALIDATING)
+    trainer.test_loop = EvaluationLoop(trainer, strategy, TrainerFn.TESTING)
+    trainer.predict_loop = PredictionLoop(trainer, strategy)
     trainer._signal_connector = SignalConnector(trainer)
     return trainer

@@ -9,8 +9,8 @@ from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
 from lightning.pytorch.trainer import call
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn
 
-from scalekit.engines.engine import Engine
 from scalekit.loops.results import Results
+from scalekit.strategies.base import BaseStrategy
 
 
 @final
@@ -19,30 +19,30 @@ class EvaluationLoop(_EvaluationLoop):
 
     Args:
         trainer: whose loop it is.
-        engine: its strategy.
+        strategy: its strategy.
         function: what the trainer is asked for: to fit, to validate or to test.
     """
 
     _results: Results
 
-    def __init__(self, trainer: Trainer, engine: Engine, function: TrainerFn = TrainerFn.FITTING) -> None:
+    def __init__(self, trainer: Trainer, strategy: BaseStrategy, function: TrainerFn = TrainerFn.FITTING) -> None:
         stage = RunningStage.TESTING if function == TrainerFn.TESTING else RunningStage.VALIDATING
         super().__init__(trainer, function, stage, verbose=False, inference_mode=False)
         self._step = f"{'test' if stage == RunningStage.TESTING else 'validation'}_step"
-        self._engine, self._results = engine, Results(engine, training=False)
+        self._strategy, self._results = strategy, Results(strategy, training=False)
 
     def run(self) -> list[Any]:
-        before, self._engine.rows_of_pass = self._engine.rows_of_pass, None
+        before, self._strategy.rows_of_pass = self._strategy.rows_of_pass, None
         try:
             found: list[Any] = super().run()
         finally:
-            self._engine.rows_of_pass = before
+            self._strategy.rows_of_pass = before
         return found
 
     def _evaluation_step(self, batch: Any, batch_idx: int, dataloader_idx: int, dataloader_iter: Any) -> None:
         """Lightning's own; where this rank has no rows left, what the others' collectives need, of which no hook hears."""
         trainer = self.trainer
-        if self._engine.has_rows:
+        if self._strategy.has_rows:
             super()._evaluation_step(batch, batch_idx, dataloader_idx, dataloader_iter)
             return
         batch = moved(trainer, batch, dataloader_idx)

@@ -9,8 +9,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loops.prediction_loop import _PredictionLoop
 from lightning.pytorch.trainer import call
 
-from scalekit.engines.engine import Engine
 from scalekit.loops.evaluation import moved
+from scalekit.strategies.base import BaseStrategy
 
 
 @final
@@ -19,18 +19,18 @@ class PredictionLoop(_PredictionLoop):
 
     Args:
         trainer: whose loop it is.
-        engine: its strategy.
+        strategy: its strategy.
     """
 
-    def __init__(self, trainer: Trainer, engine: Engine) -> None:
+    def __init__(self, trainer: Trainer, strategy: BaseStrategy) -> None:
         super().__init__(trainer, inference_mode=False)
-        self._engine = engine
+        self._strategy = strategy
 
     def _predict_step(
         self, batch: Any, batch_idx: int, dataloader_idx: int, dataloader_iter: Iterator[Any] | None
     ) -> None:
         """Lightning's own; where this rank has no rows left, what the others' collectives need, of which no hook hears."""
-        if self._engine.has_rows:
+        if self._strategy.has_rows:
             super()._predict_step(batch, batch_idx, dataloader_idx, dataloader_iter)
             return
         batch = moved(self.trainer, batch, dataloader_idx)
@@ -39,4 +39,4 @@ class PredictionLoop(_PredictionLoop):
 
     def _get_batch_indices(self, dataloader: object) -> Mapping[int, list[int]]:  # type: ignore[override]
         """The rows' places, for the batch that is run next."""
-        return {self.batch_progress.current.ready - 1: list(self._engine.next_rows)}
+        return {self.batch_progress.current.ready - 1: list(self._strategy.next_rows)}

@@ -21,9 +21,9 @@ from lightning.pytorch.trainer.connectors.logger_connector.result import (
 )
 from torch import Tensor
 
-from scalekit.dtypes import type_name
-from scalekit.engines.engine import Engine
+from scalekit.config.precision import type_name
 from scalekit.objectives.own_step import Heard
+from scalekit.strategies.base import BaseStrategy
 
 _DESCRIBED = (
     "fx",
@@ -79,25 +79,25 @@ class Results(_ResultCollection):
     """Lightning's collection of logged values, which are means over rows, sums, least or largest ones.
 
     Args:
-        engine: the trainer's strategy.
+        strategy: the trainer's strategy.
         training: whether it is of training, and not of an evaluation.
     """
 
-    def __init__(self, engine: Engine, training: bool) -> None:
+    def __init__(self, strategy: BaseStrategy, training: bool) -> None:
         super().__init__(training)
-        self._engine = engine
+        self._strategy = strategy
         self._step: dict[str, dict[int, _Share]] = {}  # by the key, and the micro-batch
         self._open: set[str] = set()  # keys that have been logged since the pass was closed
         self._restored: set[str] = set()  # hooks whose values are counted on from a checkpoint
 
     def log(self, fx: str, name: str, value: Any, *args: Any, **options: Any) -> None:
         """See Lightning's `LightningModule.log`; ``sync_dist`` makes no difference: what ranks have is always reduced."""
-        if not self._engine.stands_in:
+        if not self._strategy.stands_in:
             super().log(fx, name, value, *args, **{**options, "sync_dist": True, "sync_dist_fn": _as_it_is})
-        elif self._engine.overheard is not None and isinstance(value, Tensor) and value.numel() == 1:
+        elif self._strategy.overheard is not None and isinstance(value, Tensor) and value.numel() == 1:
             reduce_fx = options.get("reduce_fx", "mean")
             reduced_by = reduce_fx if isinstance(reduce_fx, str) else reduce_fx.__name__
-            self._engine.overheard[f"{fx}.{name}"] = Heard(float(value), reduced_by)
+            self._strategy.overheard[f"{fx}.{name}"] = Heard(float(value), reduced_by)
 
     def update_metrics(self, key: str, value: Any, batch_size: int) -> None:
         """Counts a value, once for each row; of no row, as what a rank without any has of a mean, nothing."""
@@ -106,13 +106,13 @@ class Results(_ResultCollection):
         if metric.is_tensor and metric.meta.is_mean_reduction and not batch_size:
             metric.has_reset = False
             return
-        if metric.is_tensor and key in self._engine.logged_sums and self._engine.own_rows:
+        if metric.is_tensor and key in self._strategy.logged_sums and self._strategy.own_rows:
             # Lightning weighs a batch's sum by the batch's rows: so is each part's, and they add up.
-            value = value * (self._engine.batch_rows / self._engine.own_rows)
+            value = value * (self._strategy.batch_rows / self._strategy.own_rows)
         super().update_metrics(key, value, batch_size)
         if self.training and metric.meta.on_step and metric.is_tensor:
             share = _Share.of(value.detach().to(torch.float64), batch_size, metric.meta)
-            self._step.setdefault(key, {})[self._engine.micro_batch] = share
+            self._step.setdefault(key, {})[self._strategy.micro_batch] = share
 
     def close_step(self) -> None:
         """Has values that are logged by the step be those of the whole global batch; every rank calls it after one."""
@@ -161,9 +161,9 @@ class Results(_ResultCollection):
             reduce_fx = getattr(torch, share["reduce_fx"])
             meta = _Metadata(**{**{name: share[name] for name in _DESCRIBED}, "reduce_fx": reduce_fx})
             metric = self._place(_Known(meta, getattr(torch, share["dtype"])))
-            metric.value = torch.tensor(share["number"], dtype=torch.float64, device=self._engine.root_device)
+            metric.value = torch.tensor(share["number"], dtype=torch.float64, device=self._strategy.root_device)
             if meta.is_mean_reduction:
-                metric.cumulated_batch_size = torch.tensor(int(share["weight"]), device=self._engine.root_device)
+                metric.cumulated_batch_size = torch.tensor(int(share["weight"]), device=self._strategy.root_device)
             self[share["key"]] = metric
             self._open.add(share["key"])
             self._restored.add(meta.fx)
@@ -177,12 +177,12 @@ class Results(_ResultCollection):
 
     def _extract_batch_size(self, value: _ResultMetric, batch_size: int | None, meta: _Metadata) -> int:
         """The rows that a value comes from: known, and not guessed from the shape of a batch."""
-        if batch_size is not None or not self._engine.knows_rows:
+        if batch_size is not None or not self._strategy.knows_rows:
             found: int = super()._extract_batch_size(value, batch_size, meta)
             return found
         if self.batch is not None:
-            return self._engine.own_rows
-        rows = self._engine.rows_of_pass
+            return self._strategy.own_rows
+        rows = self._strategy.rows_of_pass
         return 1 if rows is None else rows
 
     # -- all ranks ---------------------------------------------------------------------------------------------------
@@ -190,12 +190,12 @@ class Results(_ResultCollection):
     def _agree(self, logged: Iterable[str]) -> list[str]:
         """What any rank has logged, in one order on all of them; a rank that lacks a value is given a place for it."""
         keys = sorted(logged)
-        if self._engine.ranks == 1:
+        if self._strategy.ranks == 1:
             return keys
-        same, any_ = self._engine.agree(zlib.crc32("\n".join(keys).encode()), bool(keys))
+        same, any_ = self._strategy.agree(zlib.crc32("\n".join(keys).encode()), bool(keys))
         if same or not any_:
             return keys
-        parts = self._engine.gather({key: self[key].known for key in keys})
+        parts = self._strategy.gather({key: self[key].known for key in keys})
         everything = {key: known for part in parts for key, known in part.items()}
         for key, known in everything.items():
             if key not in self:
@@ -208,14 +208,14 @@ class Results(_ResultCollection):
         if isinstance(metric, _Logged):
             return metric
         dtype = torch.promote_types(value.dtype, torch.float32) if metric.is_tensor else None
-        own = self[key] = _Logged(_Known(metric.meta, dtype), self._engine.root_device)
+        own = self[key] = _Logged(_Known(metric.meta, dtype), self._strategy.root_device)
         return own
 
     def _place(self, known: _Known) -> _Logged:
         known.meta.sync = _Sync(fn=_as_it_is, _should=True)
-        metric = _Logged(known, self._engine.root_device)
+        metric = _Logged(known, self._strategy.root_device)
         if not metric.is_tensor:
-            metric.value = self._engine.attribute(known.meta.metric_attribute or "")
+            metric.value = self._strategy.attribute(known.meta.metric_attribute or "")
         return metric
 
     def _over_ranks(self, keys: list[str], mine: list[_Share]) -> list[Tensor]:
@@ -224,10 +224,10 @@ class Results(_ResultCollection):
 
     def _shared(self, keys: list[str], mine: list[_Share]) -> list[_Share]:
         """The share of each that all ranks have together."""
-        if not keys or self._engine.ranks == 1:
+        if not keys or self._strategy.ranks == 1:
             return mine
-        device = self._engine.root_device
-        everybody = self._engine.gather_tensor(torch.stack([share.tensor(device) for share in mine]))
+        device = self._strategy.root_device
+        everybody = self._strategy.gather_tensor(torch.stack([share.tensor(device) for share in mine]))
         return [_joined([_Share(*each) for each in everybody[:, i]], self[key]) for i, key in enumerate(keys)]
 
 

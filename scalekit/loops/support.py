@@ -10,9 +10,9 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, callbacks
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from scalekit.config.job import Job
+from scalekit.config.strategy import StrategyConfig
 from scalekit.errors import ConfigError
-from scalekit.job import Job
-from scalekit.strategies import Strategy
 
 _ANYWHERE: dict[type[Any], str] = {
     callbacks.GradientAccumulationScheduler: (
@@ -119,18 +119,18 @@ def tried(job: Job) -> Job:
     )
 
 
-def refusal(job: Job, strategy: Strategy) -> str | None:
+def refusal(job: Job, strategy: StrategyConfig) -> str | None:
     """Why a strategy cannot run what a job brings; None where it can."""
     return next(_refusals(job, strategy), None)
 
 
-def _refusals(job: Job, strategy: Strategy) -> Iterator[str]:
+def _refusals(job: Job, strategy: StrategyConfig) -> Iterator[str]:
     is_deepspeed = strategy.engine == "deepspeed"
     for callback in job.callbacks:
         name = f"the callback {type(callback).__name__}"
         if isinstance(callback, _WHOLE_WEIGHTS) and strategy.engine not in ("single", "ddp"):
             yield (
-                f"{name} copies weights, of which {strategy.name} leaves no rank all: take ddp, or `average_decay`, which "
+                f"{name} copies weights, of which {strategy.name} leaves no rank all: take ddp, or `ema_decay`, which "
                 "averages under every strategy"
             )
         if isinstance(callback, callbacks.BaseFinetuning) and is_deepspeed:

@@ -7,8 +7,8 @@ from typing import Any, final
 from lightning.pytorch import Trainer
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 
-from scalekit.engines.engine import Engine
 from scalekit.loops.results import Results
+from scalekit.strategies.base import BaseStrategy
 
 
 @final
@@ -20,7 +20,7 @@ class EpochLoop(_TrainingEpochLoop):
 
     Args:
         trainer: whose loop it is.
-        engine: its strategy.
+        strategy: its strategy.
         min_steps, max_steps: as Lightning counts them.
         total_steps: global batches, after which the job is done. Lightning counts what each optimizer does.
     """
@@ -29,11 +29,11 @@ class EpochLoop(_TrainingEpochLoop):
     _results: Results
 
     def __init__(
-        self, trainer: Trainer, engine: Engine, min_steps: int | None, max_steps: int, total_steps: int
+        self, trainer: Trainer, strategy: BaseStrategy, min_steps: int | None, max_steps: int, total_steps: int
     ) -> None:
         super().__init__(trainer, min_steps, max_steps)
-        self._engine, self._total_steps = engine, total_steps
-        self._results = Results(engine, training=True)
+        self._strategy, self._total_steps = strategy, total_steps
+        self._results = Results(strategy, training=True)
 
     def _broadcast_sigterm_tensor(self) -> None:
         """Nothing."""
@@ -41,7 +41,7 @@ class EpochLoop(_TrainingEpochLoop):
     @property
     def done(self) -> bool:
         """Whether the job, or the epoch, is through; the evaluation of a step has been run by the time that it is asked."""
-        return self._engine.step >= self._total_steps or super().done
+        return self._strategy.step >= self._total_steps or super().done
 
     @property
     def batch_idx(self) -> int:
@@ -54,9 +54,9 @@ class EpochLoop(_TrainingEpochLoop):
         return place // self.trainer.accumulate_grad_batches if self._counts_steps else place
 
     def run(self, data_fetcher: Any) -> None:
-        self._engine.rows_of_pass = None
+        self._strategy.rows_of_pass = None
         super().run(data_fetcher)
-        if self._engine.step >= self._total_steps:
+        if self._strategy.step >= self._total_steps:
             self.max_steps = self.global_step  # the end, as Lightning counts it, which the loop of epochs looks for
         # Lightning leaves schedules out at the end of an epoch in which a job was resumed.
         self.trainer.fit_loop._restarting = False
@@ -84,7 +84,7 @@ class EpochLoop(_TrainingEpochLoop):
             self._close_step()
         super().update_lr_schedulers(interval, update_plateau_schedulers)
         if interval == "epoch" and update_plateau_schedulers:
-            self._engine.close_epoch()
+            self._strategy.close_epoch()
 
     def _close_step(self) -> None:
         if not self._should_accumulate():

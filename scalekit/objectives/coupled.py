@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from scalekit.errors import ConfigError, InputsError, shown
 from scalekit.objectives.counts import Samples
-from scalekit.objectives.objective import LossFunction, Objective, Outcome, called, has_target, split
+from scalekit.objectives.objective import LossFunction, ModelOutput, Objective, called, has_target, split
 
 
 @final
@@ -36,7 +36,7 @@ class CoupledLoss(Objective):
         self.count = Samples()
         self.own_rows: Callable[[], int] | None = None
 
-    def outcome(self, model: nn.Module, batch: Any) -> Outcome:
+    def outcome(self, model: nn.Module, batch: Any) -> ModelOutput:
         inputs, target = split(batch) if has_target(batch) else (batch, None)
         output = called(model, inputs)
         tree_map(_check, output)
@@ -45,7 +45,7 @@ class CoupledLoss(Objective):
         loss = self.function(output, target)
         if not isinstance(loss, Tensor) or loss.ndim:
             raise ConfigError("a loss that couples samples must give one number, a tensor of shape []")
-        return Outcome(loss)
+        return ModelOutput(loss)
 
     def describe(self) -> str:
         return "samples, which it couples over the whole batch"

@@ -20,12 +20,12 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from scalekit.distributed.world import World, broadcast_object
 from scalekit.errors import LossReductionError, NoLossError, ScaleKitError
-from scalekit.log import log, warn
 from scalekit.objectives.counts import Counted, ItemCount, candidates, tensors_of
 from scalekit.objectives.own_step import Heard, OwnStep, run
-from scalekit.randomness import keyed
-from scalekit.world import World, agree
+from scalekit.utils.log import log, warn
+from scalekit.utils.randomness import keyed
 
 _MOST_ROWS = 4
 _TOLERANCE = {torch.bfloat16: 1e-2, torch.float16: 2e-3}
@@ -199,7 +199,7 @@ class ReductionCheck(Callback):
         Raises:
             LossReductionError: nothing that could be counted holds, and global batches are run in parts.
         """
-        engine: Any = trainer.strategy
+        strategy: Any = trainer.strategy
         objective: Any = self._own or pl_module.objective
         is_given = isinstance(objective.count, Counted)
         # A user's own step may do more than give a loss: it is not run where nothing depends on it.
@@ -220,7 +220,7 @@ class ReductionCheck(Callback):
         try:
             # What an own step does with rows may depend on what they hold: its count is tried on more of them.
             more = None if self._own is None else Parts.in_two(self._rows, self._collate)
-            found = self._agreed(_measured(engine, pl_module, loss, parts, counts, more), counts)
+            found = self._agreed(_measured(strategy, pl_module, loss, parts, counts, more), counts)
         except Exception as error:
             if self._own is None or isinstance(error, ScaleKitError):
                 raise
@@ -230,17 +230,17 @@ class ReductionCheck(Callback):
         if found is not None:
             self._tell(found, objective)
         if more is not None and self._splits:
-            engine.logged_sums = agree(_logged_sums(engine, pl_module, more), self._world)
+            strategy.logged_sums = broadcast_object(_logged_sums(strategy, pl_module, more), self._world)
 
     @staticmethod
-    def _loss_of_model(engine: Any, module: Any, batch: Any) -> Tensor:
-        loss: Tensor = engine.run(lambda: module.objective.outcome(module.model, batch).loss)
+    def _loss_of_model(strategy: Any, module: Any, batch: Any) -> Tensor:
+        loss: Tensor = strategy.run(lambda: module.objective.outcome(module.model, batch).loss)
         return loss
 
     def _agreed(self, found: Measured | None, counts: Sequence[ItemCount]) -> Measured | None:
         """What rank 0 has found. A count travels by its place, since functions of the user's may not."""
         place = counts.index(found.count) if found is not None and found.count is not None else None
-        told = agree(None if found is None else (place, found.whole, found.each, found.samples), self._world)
+        told = broadcast_object(None if found is None else (place, found.whole, found.each, found.samples), self._world)
         if told is None:
             return None
         place, whole, each, samples = told
@@ -267,7 +267,7 @@ class ReductionCheck(Callback):
 
 
 def _measured(
-    engine: Any,
+    strategy: Any,
     module: Any,
     loss: Callable[[Any, Any, Any], Tensor],
     parts: Parts,
@@ -279,25 +279,25 @@ def _measured(
     A model that draws random numbers while it evaluates, or has a loss in training alone, is run with constants for them.
 
     Args:
-        engine: the trainer's strategy.
+        strategy: the trainer's strategy.
         module: the LightningModule, which is left as it was.
-        loss: of the engine, the module and a batch.
+        loss: of the strategy, the module and a batch.
         parts: of a batch.
         counts: what could be counted.
         more: parts on which a count must hold too, or where the first ones say nothing.
     """
-    dtypes = engine.dtypes
+    dtypes = strategy.dtypes
     # Autocast is left off where each rank has all parameters, and in float32.
-    is_exact = dtypes.compute == torch.float32 or (dtypes.parameters == torch.float32 and not engine.is_shared)
+    is_exact = dtypes.compute == torch.float32 or (dtypes.parameters == torch.float32 and not strategy.is_shared)
     tolerance = _EXACT_TOLERANCE if is_exact else _TOLERANCE[dtypes.compute]
 
     def loss_of(batch: Any) -> float:
-        moved = engine.to_device(batch)
-        autocast = torch.autocast(engine.root_device.type, enabled=False) if is_exact else nullcontext()
-        with engine.standing_in(), autocast:  # what a module keeps of one batch says nothing of the next one
-            return float(loss(engine, module, moved).double())
+        moved = strategy.to_device(batch)
+        autocast = torch.autocast(strategy.root_device.type, enabled=False) if is_exact else nullcontext()
+        with strategy.standing_in(), autocast:  # what a module keeps of one batch says nothing of the next one
+            return float(loss(strategy, module, moved).double())
 
-    with engine.standing_in(), keyed(0):
+    with strategy.standing_in(), keyed(0):
         module.eval()
         try:
             is_drawn = not _is_near(loss_of(parts.whole), loss_of(parts.whole), tolerance)
@@ -311,18 +311,18 @@ def _measured(
     return found if _is_finite(found) else None
 
 
-def _logged_sums(engine: Any, module: LightningModule, parts: Parts) -> frozenset[str]:
+def _logged_sums(strategy: Any, module: LightningModule, parts: Parts) -> frozenset[str]:
     """What of a module's logged numbers are sums over a batch, where most are means; it says what is neither.
 
     Rows are run together and in parts. Of parts as they are run in a job, a mean is weighed by rows.
     """
     sums, neither = set(), []
-    with suppress(Exception), engine.standing_in(), keyed(0), _Constant():  # type: ignore[no-untyped-call]
+    with suppress(Exception), strategy.standing_in(), keyed(0), _Constant():  # type: ignore[no-untyped-call]
         module.eval()
         for name in ("training_step", "validation_step", "test_step"):
             if not is_overridden(name, module):
                 continue
-            whole, *each = (_heard(engine, module, name, batch) for batch in (parts.whole, *parts.each))
+            whole, *each = (_heard(strategy, module, name, batch) for batch in (parts.whole, *parts.each))
             for key, heard in whole.items():
                 kind = _kind(heard, [part[key] for part in each if key in part], parts.samples)
                 sums |= {key} if kind == "sum" else set()
@@ -338,15 +338,15 @@ def _logged_sums(engine: Any, module: LightningModule, parts: Parts) -> frozense
     return frozenset(sums)
 
 
-def _heard(engine: Any, module: LightningModule, name: str, batch: Any) -> dict[str, Heard]:
+def _heard(strategy: Any, module: LightningModule, name: str, batch: Any) -> dict[str, Heard]:
     """What a step would log of a batch."""
     heard: dict[str, Heard] = {}
-    engine.overheard = heard
+    strategy.overheard = heard
     try:
-        with engine.standing_in():
-            run(engine, module, name, engine.to_device(batch))
+        with strategy.standing_in():
+            run(strategy, module, name, strategy.to_device(batch))
     finally:
-        engine.overheard = None
+        strategy.overheard = None
     return heard
 
 

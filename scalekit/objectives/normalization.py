@@ -66,11 +66,11 @@ class StepLoss:
     micro_batches: int
 
 
-class Ledger:
+class LossAccumulator:
     """Adds up one global batch at a time.
 
     Args:
-        world_size: over how many ranks the engine averages gradients.
+        world_size: over how many ranks the strategy averages gradients.
         accumulation: by what Lightning divides each micro-batch's loss.
         sum_over_ranks: adds a tensor up over all ranks.
         device: where sums are kept.
@@ -95,7 +95,7 @@ class Ledger:
         self.losses: list[Tensor] = []
 
     def weigh(self, output: Any, micro: MicroBatch) -> Any:
-        """Notes a micro-batch's mean loss, and gives it the weight with which the engine's mean becomes the contract's.
+        """Notes a micro-batch's mean loss, and gives it the weight with which the strategy's mean becomes the contract's.
 
         Args:
             output: what `training_step` returned: a scalar loss, or a mapping with one under ``"loss"``.

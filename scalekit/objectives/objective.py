@@ -20,7 +20,7 @@ TARGETS = ("labels", "label", "target", "targets", "y")
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ModelOutput:
     """What a model made of a micro-batch.
 
     Attributes:
@@ -50,7 +50,7 @@ class Objective(ABC):
         return self.count.of(batch, samples)
 
     @abstractmethod
-    def outcome(self, model: nn.Module, batch: Any) -> Outcome:
+    def outcome(self, model: nn.Module, batch: Any) -> ModelOutput:
         """Runs the model on a micro-batch."""
 
     def mean_loss(self, model: nn.Module, batch: Any) -> Tensor:
@@ -101,15 +101,15 @@ class ModelLoss(Objective):
         )
         return cls(count or Entries("labels", shifted=causal and not getattr(config, "is_encoder_decoder", False)))
 
-    def outcome(self, model: nn.Module, batch: Any) -> Outcome:
+    def outcome(self, model: nn.Module, batch: Any) -> ModelOutput:
         output = called(model, batch)
         loss = _own_loss(model, output)
         logits, labels = getattr(output, "logits", None), batch.get("labels") if isinstance(batch, Mapping) else None
         if logits is None or labels is None:
-            return Outcome(loss)
+            return ModelOutput(loss)
         if isinstance(self.count, Entries) and self.count.shifted:
-            return Outcome(loss, logits[:, :-1], labels[:, 1:])
-        return Outcome(loss, logits, labels)
+            return ModelOutput(loss, logits[:, :-1], labels[:, 1:])
+        return ModelOutput(loss, logits, labels)
 
 
 class LossFunction(Protocol):
@@ -171,7 +171,7 @@ class FunctionLoss(Objective):
         split(batch)
         self.items(batch, samples)
 
-    def outcome(self, model: nn.Module, batch: Any) -> Outcome:
+    def outcome(self, model: nn.Module, batch: Any) -> ModelOutput:
         inputs, target = split(batch)
         if getattr(getattr(model, "config", None), "is_encoder_decoder", False) and isinstance(batch, Mapping):
             inputs = batch  # of its labels it makes what its decoder reads
@@ -183,7 +183,7 @@ class FunctionLoss(Objective):
         ignored = getattr(self.function, "ignore_index", IGNORED)
         if ignored != IGNORED and isinstance(target, Tensor) and not target.is_floating_point():
             target = target.masked_fill(target == ignored, IGNORED)
-        return Outcome(loss, output, target)
+        return ModelOutput(loss, output, target)
 
     def _compared(self, output: Any, target: Any) -> Tensor:
         """What the function gives: a scalar, or a value for each sample or class.

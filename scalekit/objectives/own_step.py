@@ -38,24 +38,24 @@ class OwnStep:
     def __init__(self, count: ItemCount) -> None:
         self.count = count
 
-    def loss(self, engine: Any, module: LightningModule, batch: Any) -> Tensor:
-        """Of a batch on the engine's device; nothing is logged of it.
+    def loss(self, strategy: Any, module: LightningModule, batch: Any) -> Tensor:
+        """Of a batch on the strategy's device; nothing is logged of it.
 
         Raises:
             NoLossError: the step returns none.
         """
-        output = run(engine, module, "training_step", batch)
+        output = run(strategy, module, "training_step", batch)
         loss = output.get("loss") if isinstance(output, Mapping) else output
         if not isinstance(loss, Tensor):
             raise NoLossError("training_step returned no loss")
         return loss
 
 
-def run(engine: Any, module: LightningModule, name: str, batch: Any) -> Any:
-    """Runs a step of a LightningModule's own on a batch on the engine's device, and gives what it returns."""
+def run(strategy: Any, module: LightningModule, name: str, batch: Any) -> Any:
+    """Runs a step of a LightningModule's own on a batch on the strategy's device, and gives what it returns."""
     takes_place = is_param_in_hook_signature(getattr(module, name), "batch_idx", min_args=2)
     before, module._current_fx_name = module._current_fx_name, name
     try:
-        return engine.run_step(name, batch, *([0] if takes_place else []))
+        return strategy.run_step(name, batch, *([0] if takes_place else []))
     finally:
         module._current_fx_name = before

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from scalekit.log import line
+from scalekit.utils.log import line
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ import importlib.util
 from pathlib import Path
 
 from scalekit.errors import DependencyError
-from scalekit.planning.choose import Candidate, Forecast
-from scalekit.planning.memory import ITEMS
+from scalekit.planning.memory.estimate import ITEMS
 from scalekit.planning.plan import readable
+from scalekit.planning.search import Candidate, Forecast
 
 GIB = 2**30
 

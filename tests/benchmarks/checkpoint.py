@@ -101,8 +101,8 @@ def fit(args: argparse.Namespace, callback: Callback, **settings: Any) -> None:
         "precision": "32-true",
         "global_batch_size": WORLD_SIZE,
         "max_steps": STEPS,
-        "schedule": "constant",
-        "workers": 0,
+        "lr_schedule": "constant",
+        "num_workers": 0,
         "callbacks": [callback],
     }
     with suppress(EndedError):

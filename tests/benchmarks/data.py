@@ -40,8 +40,8 @@ def rows_of(kind: str, number: int) -> Any:
 
 def by_scalekit(rows: Any, tokenizer: Any, cores: int) -> Any:
     from scalekit.data.encoders.causal import Causal
-    from scalekit.data.encoders.limit import Limit
-    from scalekit.data.preparation import prepare
+    from scalekit.data.encoders.truncation import Limit
+    from scalekit.data.preprocessing import prepare
 
     return prepare(rows, Causal(tokenizer, "all", Limit(CAPACITY)), "data", str).rows
 
@@ -124,7 +124,7 @@ def report(kind: str, found: dict[str, list[dict[str, float]]]) -> None:
 def packing(number: int) -> None:
     from transformers import AutoTokenizer
 
-    from scalekit.data.packing import pack
+    from scalekit.data.packing.packing import pack
 
     rows = by_scalekit(rows_of("chat", number), AutoTokenizer.from_pretrained(MODEL), 1)
     started = time.perf_counter()
@@ -140,12 +140,12 @@ def packing(number: int) -> None:
 def billion() -> None:
     import resource
 
-    from scalekit.data.loader import Loader
-    from scalekit.data.order import Order
+    from scalekit.data.loading.map_loader import Loader
+    from scalekit.data.sampling.batch_order import BatchOrder
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started = time.perf_counter()
-    loader = Loader(range(10**9), list, Order(10**9, 64, 8, 8, seed=1), 3, lambda b, n: n, position=64 * 10**6)
+    loader = Loader(range(10**9), list, BatchOrder(10**9, 64, 8, 8, seed=1), 3, lambda b, n: n, position=64 * 10**6)
     next(iter(loader))
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(

@@ -18,12 +18,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from scalekit.dtypes import promised
+from scalekit.config.precision import dtypes_for
+from scalekit.config.strategy import StrategyConfig
 from scalekit.objectives.objective import ModelLoss
-from scalekit.planning.memory import predict
-from scalekit.planning.profile import Profile, Subject, profile, resize
-from scalekit.planning.setting import Setting
-from scalekit.strategies import Strategy
+from scalekit.planning.memory.estimate import predict
+from scalekit.planning.profiling.profile import Profile, ProfiledModel, profile, resize
+from scalekit.planning.profiling.step_config import StepConfig
 from tests.benchmarks.architectures import ARCHITECTURES
 
 WORKERS = Path(__file__).parent / "workers"
@@ -93,14 +93,14 @@ def measure(group: list[Case], timeout_seconds: float = 3600) -> list[Case]:
 def profiled(name: str, length: int, precision: str) -> Profile:
     architecture = ARCHITECTURES[name]
     loss = ModelLoss().mean_loss
-    subject = Subject(name, architecture.build, loss, resize(architecture.batch(3, length), 3), max(length, 1))
-    return profile(subject, promised(precision), like_a_gpu=False)
+    subject = ProfiledModel(name, architecture.build, loss, resize(architecture.batch(3, length), 3), max(length, 1))
+    return profile(subject, dtypes_for(precision), like_a_gpu=False)
 
 
 def predicted(case: Case) -> int:
-    setting = Setting(
-        strategy=Strategy.load(case["strategy"]),
-        dtypes=promised(case["precision"]),
+    setting = StepConfig(
+        strategy=StrategyConfig.load(case["strategy"]),
+        dtypes=dtypes_for(case["precision"]),
         world_size=case["world_size"],
         node_size=case["world_size"],
         micro_batch_size=case["micro_batch_size"],

@@ -13,12 +13,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from scalekit import dtypes
+from scalekit.config.precision import dtypes_for
 from scalekit.hardware import detect
 from scalekit.objectives.objective import ModelLoss
-from scalekit.planning.choose import Task, choose
-from scalekit.planning.profile import Subject, profile, resize
-from scalekit.planning.tasks import candidates
+from scalekit.planning.profiling.profile import ProfiledModel, profile, resize
+from scalekit.planning.request import candidates
+from scalekit.planning.search import PlanRequest, choose
 from tests.benchmarks.architectures import ARCHITECTURES
 
 RANKS, GLOBAL_BATCH = 2, 16
@@ -30,10 +30,10 @@ def forecast(name: str) -> Any:
     architecture = ARCHITECTURES[name]
     length = architecture.lengths[-1]
     loss = ModelLoss().mean_loss
-    subject = Subject(name, architecture.build, loss, resize(architecture.batch(3, length), 3), max(length, 1))
-    types = dtypes.promised("32-true")
+    subject = ProfiledModel(name, architecture.build, loss, resize(architecture.batch(3, length), 3), max(length, 1))
+    types = dtypes_for("32-true")
     known = profile(subject, types, like_a_gpu=False)
-    return choose(Task(known, types, detect(RANKS), GLOBAL_BATCH, candidates("auto", "32-true")))
+    return choose(PlanRequest(known, types, detect(RANKS), GLOBAL_BATCH, candidates("auto", "32-true")))
 
 
 def cases(name: str, plan: Any) -> list[Case]:

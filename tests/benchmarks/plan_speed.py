@@ -41,7 +41,7 @@ def plan(name: str) -> None:
     started = time.perf_counter()
     import transformers  # noqa: F401
 
-    import scalekit.public
+    import scalekit
 
     _, hardware, batch = MODELS[name]
     with tempfile.TemporaryDirectory() as folder:
@@ -51,9 +51,9 @@ def plan(name: str) -> None:
 
         imported = time.perf_counter()
         asked = {"sequence_length": TOKENS, "global_batch_size": batch}
-        forecast = scalekit.public.plan(folder, hardware, **asked)
+        forecast = scalekit.plan(folder, hardware, **asked)
         fresh = time.perf_counter()
-        scalekit.public.plan(folder, hardware, **asked)
+        scalekit.plan(folder, hardware, **asked)
         again = time.perf_counter()
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     chosen = forecast.chosen.name if forecast.chosen else "nothing fits"

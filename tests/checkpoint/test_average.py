@@ -36,7 +36,7 @@ def test_the_average_is_the_formulas(tmp_path: Path) -> None:
         global_batch_size=4,
         max_steps=5,
         learning_rate=0.1,
-        average_decay=DECAY,
+        ema_decay=DECAY,
         callbacks=[hand],
         output_dir=str(tmp_path),
     )
@@ -58,7 +58,7 @@ def test_what_is_not_trained_is_in_it_as_it_is(tmp_path: Path) -> None:
         return model
 
     run = scalekit.fit(
-        build, parity.number_rows(), loss=nn.MSELoss(), global_batch_size=4, max_steps=3, average_decay=DECAY,
+        build, parity.number_rows(), loss=nn.MSELoss(), global_batch_size=4, max_steps=3, ema_decay=DECAY,
         output_dir=str(tmp_path),
     )  # fmt: skip
     assert run.checkpoint is not None
@@ -68,5 +68,5 @@ def test_what_is_not_trained_is_in_it_as_it_is(tmp_path: Path) -> None:
 
 
 def test_a_decay_lies_between() -> None:
-    with pytest.raises(errors.ConfigError, match=r"average_decay=1\.5 must be a number between 0 and 1"):
-        scalekit.fit(nn.Linear(1, 1), [{"x": [1.0]}], max_steps=1, average_decay=1.5)
+    with pytest.raises(errors.ConfigError, match=r"ema_decay=1\.5 must be a number between 0 and 1"):
+        scalekit.fit(nn.Linear(1, 1), [{"x": [1.0]}], max_steps=1, ema_decay=1.5)

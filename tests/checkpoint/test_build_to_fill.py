@@ -10,7 +10,8 @@ from lightning.pytorch import Callback
 from torch import nn
 
 import scalekit
-from scalekit import models, weights
+from scalekit.models.initialization import build_to_fill, tied_names
+from scalekit.models.resolve import resolve_model
 from tests.distributed import parity_cases as parity
 from tests.legs import EndedError, Ends
 from tests.tiny import save_model
@@ -78,11 +79,11 @@ class CopiesItself(nn.Module):
     "build", [parity.gpt2, parity.bert, parity.t5, parity.mlp, lambda: parity.llama(tied=True), Tied]
 )
 def test_parameters_have_no_memory_and_buffers_have_their_values(build: Callable[[], nn.Module]) -> None:
-    built, expected = weights.build_to_fill(build), build()
+    built, expected = build_to_fill(build), build()
     assert built is not None
     assert all(parameter.is_meta for parameter in built.parameters())
     assert [name for name, _ in built.named_parameters()] == [name for name, _ in expected.named_parameters()]
-    assert len(weights.ties(built)) == len(weights.ties(expected))
+    assert len(tied_names(built)) == len(tied_names(expected))
     for (name, buffer), (_, value) in zip(built.named_buffers(), expected.named_buffers(), strict=True):
         assert torch.equal(buffer, value), name
 
@@ -91,7 +92,7 @@ def test_parameters_have_no_memory_and_buffers_have_their_values(build: Callable
     "build", [DrawnBuffer, DrawnAttribute, KeepsItself, DerivesItself, ReadsItself, CopiesItself, lambda: 1 / 0]
 )
 def test_what_would_come_out_otherwise_is_built_for_real(build: Callable[[], nn.Module]) -> None:
-    assert weights.build_to_fill(build) is None
+    assert build_to_fill(build) is None
     assert not nn.Linear(2, 2).weight.is_meta
 
 
@@ -100,11 +101,11 @@ def test_a_named_model_reads_no_weights_and_all_else(tmp_path: Path) -> None:
     model = parity.llama(tied=True).to(torch.bfloat16)
     model.generation_config.repetition_penalty = 1.5
     model.save_pretrained(tmp_path)
-    source = models.resolve(str(tmp_path)).source
+    source = resolve_model(str(tmp_path)).source
     assert not isinstance(source, nn.Module)
     expected = source()
     (tmp_path / "model.safetensors").unlink()
-    built = weights.build_to_fill(source)
+    built = build_to_fill(source)
     assert built is not None
     assert {t.dtype for t in (*built.parameters(), *built.buffers())} == {torch.float32}
     assert all(torch.equal(a, b) for a, b in zip(built.buffers(), expected.buffers(), strict=True))
@@ -118,7 +119,7 @@ def test_a_builder_that_reads_weights_by_itself(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     folder = save_model(tmp_path)
-    built = weights.build_to_fill(lambda: AutoModelForCausalLM.from_pretrained(folder))
+    built = build_to_fill(lambda: AutoModelForCausalLM.from_pretrained(folder))
     assert built is None or all(parameter.is_meta for parameter in built.parameters())
 
 

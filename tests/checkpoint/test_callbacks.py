@@ -155,7 +155,7 @@ class Asks(pl.Callback):
 
 rows = [{"x": torch.full((2,), float(i)), "y": torch.ones(1)} for i in range(40)]
 scalekit.fit(
-    nn.Linear(2, 1), rows, loss=nn.MSELoss(), max_steps=12, global_batch_size=4, workers=2, checkpoint_every=2,
+    nn.Linear(2, 1), rows, loss=nn.MSELoss(), max_steps=12, global_batch_size=4, num_workers=2, checkpoint_every=2,
     logger="wandb", callbacks=[Asks()], output_dir=str(folder / "run"),
 )
 """

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from scalekit.checkpoint.layout import MANIFEST
+from scalekit.checkpoint.async_saver import Saver
+from scalekit.checkpoint.format import MANIFEST
 from scalekit.checkpoint.load import check
-from scalekit.checkpoint.parts import Part
-from scalekit.checkpoint.save import Saver
+from scalekit.distributed.shards import TensorShard
 from scalekit.errors import CheckpointError
 
 FILE = "model/model.safetensors"
@@ -24,7 +24,9 @@ FILE = "model/model.safetensors"
 def checkpoint(tmp_path: Path) -> Path:
     saver = Saver(0, 1)
     saver.save(
-        tmp_path / "step-00000001", {"model/model": [Part("w", (99,), torch.arange(99.0))]}, {"state.json": b"{}"}
+        tmp_path / "step-00000001",
+        {"model/model": [TensorShard("w", (99,), torch.arange(99.0))]},
+        {"state.json": b"{}"},
     )
     saver.outcomes(wait=True)
     saver.close()

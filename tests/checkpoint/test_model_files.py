@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from scalekit.checkpoint.layout import ADAPTER, REST, WEIGHTS
-from scalekit.checkpoint.model_files import Families, ModelFormat
+from scalekit.checkpoint.format import ADAPTER, REST, WEIGHTS
+from scalekit.checkpoint.model_state import Families, ModelFormat
 from scalekit.errors import CheckpointError
-from scalekit.module import ScaleModule
+from scalekit.training.module import ScaleModule
 from tests.distributed import parity_cases as parity
 
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
-from scalekit.checkpoint.parts import Part, owned
-from scalekit.checkpoint.tensorfiles import Reader, TensorFiles
+from scalekit.checkpoint.safetensors_io import Reader, TensorFiles
+from scalekit.distributed.shards import TensorShard, owned
 from scalekit.errors import CheckpointError
 
 SHAPES = {"a": (3, 5), "b.weight": (7,), "c": (), "none": (0, 4), "half": (4, 3), "mask": (2, 2)}
@@ -23,7 +23,7 @@ def tensors() -> dict[str, Tensor]:
     return {name: torch.randn(shape).to(DTYPES.get(name, torch.float32)) for name, shape in SHAPES.items()}
 
 
-def write(folder: Path, parts: list[Part], ranks: int, **options: int) -> TensorFiles:
+def write(folder: Path, parts: list[TensorShard], ranks: int, **options: int) -> TensorFiles:
     """What the ranks' writers do, one after another."""
     planned = TensorFiles.planned("model/model", parts, **options)
     (folder / "model").mkdir(parents=True)
@@ -42,7 +42,7 @@ def write(folder: Path, parts: list[Part], ranks: int, **options: int) -> Tensor
 @given(sizes=st.lists(st.integers(0, 50), min_size=1, max_size=6), ranks=st.integers(1, 9))
 def test_every_element_has_one_owner(sizes: list[int], ranks: int) -> None:
     parts = [
-        Part(str(i), (size,), torch.arange(size).to(torch.float64 if i % 2 else torch.float16))
+        TensorShard(str(i), (size,), torch.arange(size).to(torch.float64 if i % 2 else torch.float16))
         for i, size in enumerate(sizes)
     ]
     found = [part for rank in range(ranks) for part in owned(parts, rank, ranks)]
@@ -57,7 +57,7 @@ def test_every_element_has_one_owner(sizes: list[int], ranks: int) -> None:
 @pytest.mark.parametrize("ranks", [1, 2, 3, 7])
 def test_what_ranks_write_in_place_opens_everywhere(ranks: int, tmp_path: Path) -> None:
     expected = tensors()
-    write(tmp_path, [Part(name, tuple(t.shape), t) for name, t in expected.items()], ranks)
+    write(tmp_path, [TensorShard(name, tuple(t.shape), t) for name, t in expected.items()], ranks)
     found = load_file(tmp_path / "model" / "model.safetensors")
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
@@ -65,7 +65,7 @@ def test_what_ranks_write_in_place_opens_everywhere(ranks: int, tmp_path: Path) 
 
 def test_several_files_have_an_index(tmp_path: Path) -> None:
     expected = tensors()
-    planned = write(tmp_path, [Part(name, tuple(t.shape), t) for name, t in expected.items()], 2, file_bytes=60)
+    planned = write(tmp_path, [TensorShard(name, tuple(t.shape), t) for name, t in expected.items()], 2, file_bytes=60)
     assert planned.index is not None
     index = json.loads(planned.index)["weight_map"]
     assert sorted(path.name for path in (tmp_path / "model").iterdir()) == sorted(set(index.values()))
@@ -76,7 +76,7 @@ def test_several_files_have_an_index(tmp_path: Path) -> None:
 @pytest.mark.parametrize("start", [0, 4, 13])
 def test_a_part_is_read_by_its_place(start: int, tmp_path: Path) -> None:
     expected = tensors()
-    write(tmp_path, [Part(name, tuple(t.shape), t) for name, t in expected.items()], 2, file_bytes=60)
+    write(tmp_path, [TensorShard(name, tuple(t.shape), t) for name, t in expected.items()], 2, file_bytes=60)
     files = TensorFiles.found(tmp_path, "model/model")
     target = torch.zeros(2)
     with Reader(tmp_path) as reader:
@@ -86,7 +86,7 @@ def test_a_part_is_read_by_its_place(start: int, tmp_path: Path) -> None:
 
 def test_columns_are_read_into_memory_of_any_order(tmp_path: Path) -> None:
     expected = tensors()
-    write(tmp_path, [Part(name, tuple(t.shape), t) for name, t in expected.items()], 1)
+    write(tmp_path, [TensorShard(name, tuple(t.shape), t) for name, t in expected.items()], 1)
     target = torch.zeros(5, 3).t()
     with Reader(tmp_path) as reader:
         reader.fill(TensorFiles.found(tmp_path, "model/model").places["a"], 0, target)
@@ -102,7 +102,7 @@ def test_what_is_no_safetensors_file_is_said_so(content: bytes, tmp_path: Path) 
 
 
 def test_a_tensor_beyond_the_file_is_said_so(tmp_path: Path) -> None:
-    write(tmp_path, [Part("a", (3,), torch.ones(3))], 1)
+    write(tmp_path, [TensorShard("a", (3,), torch.ones(3))], 1)
     path = tmp_path / "model" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match="damaged"):

@@ -3,8 +3,8 @@
 import pytest
 
 from scalekit import errors
-from scalekit.checkpoint.rotation import Rotation
-from scalekit.job import Job
+from scalekit.checkpoint.retention import Rotation
+from scalekit.config.job import Job
 
 EVALUATIONS = [{"step": step, "loss": loss, "accuracy": 1 - loss} for step, loss in ((2, 0.5), (4, 0.3), (6, 0.4))]
 STANDING = [2, 3, 4, 5, 6]

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from scalekit.checkpoint.layout import published, sweep
+from scalekit.checkpoint.async_saver import Saver
+from scalekit.checkpoint.format import published, sweep
 from scalekit.checkpoint.load import check, fill
-from scalekit.checkpoint.parts import Part
-from scalekit.checkpoint.save import Saver
+from scalekit.distributed.process import STOP_SIGNALS
+from scalekit.distributed.run_lock import claim
+from scalekit.distributed.shards import TensorShard
 from scalekit.errors import CheckpointError
-from scalekit.lock import claim
-from scalekit.preemption import SIGNALS
 
 WEIGHTS = "model/model"
 
@@ -30,8 +30,8 @@ def savers() -> Iterator[list[Saver]]:
         saver.close()
 
 
-def parts(value: float, elements: int = 1000) -> dict[str, list[Part]]:
-    return {WEIGHTS: [Part("w", (elements,), torch.full((elements,), value))]}
+def parts(value: float, elements: int = 1000) -> dict[str, list[TensorShard]]:
+    return {WEIGHTS: [TensorShard("w", (elements,), torch.full((elements,), value))]}
 
 
 def save(savers: list[Saver], folder: Path, value: float, unwanted: tuple[str, ...] = ()) -> list[str]:
@@ -78,12 +78,12 @@ def test_what_was_in_memory_then_is_what_is_saved(savers: list[Saver], tmp_path:
     """The training goes on, and changes its tensors, while the writers are at work."""
     weights = torch.full((3_000_000,), 1.0)
     for saver in savers:
-        saver.save(tmp_path / "step-00000001", {WEIGHTS: [Part("w", (3_000_000,), weights)]}, {})
+        saver.save(tmp_path / "step-00000001", {WEIGHTS: [TensorShard("w", (3_000_000,), weights)]}, {})
     weights.fill_(2.0)
     for saver in savers:
         saver.outcomes(wait=True)
     found = torch.zeros(3_000_000)
-    fill({WEIGHTS: [Part("w", (3_000_000,), found)]}, tmp_path / "step-00000001")
+    fill({WEIGHTS: [TensorShard("w", (3_000_000,), found)]}, tmp_path / "step-00000001")
     assert torch.equal(found, torch.ones(3_000_000))
 
 
@@ -96,7 +96,7 @@ def test_a_writer_that_dies_in_between_costs_none(savers: list[Saver], tmp_path:
     assert save(savers, tmp_path / "step-00000002", 2.0) == ["published", "written"]
 
 
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_writer_is_out_of_a_signals_reach(number: int, savers: list[Saver], tmp_path: Path) -> None:
     assert save(savers, tmp_path / "step-00000001", 1.0) == ["published", "written"]
     writer = savers[0]._writer
@@ -158,8 +158,10 @@ def test_what_is_left_half_written_is_swept_away(tmp_path: Path) -> None:
 
 def test_another_models_checkpoint_is_refused(savers: list[Saver], tmp_path: Path) -> None:
     save(savers, tmp_path / "step-00000001", 1.0)
-    wanted = [Part("w", (10, 100), torch.zeros(1000)), Part("v", (1,), torch.zeros(1))]
+    wanted = [TensorShard("w", (10, 100), torch.zeros(1000)), TensorShard("v", (1,), torch.zeros(1))]
     with pytest.raises(CheckpointError, match=r"it lacks v; shapes differ: w \[1000\] \(here \[10, 100\]\)"):
         fill({WEIGHTS: wanted}, tmp_path / "step-00000001")
     with pytest.raises(CheckpointError, match="in float32, and this job's precision in bfloat16"):
-        fill({WEIGHTS: [Part("w", (1000,), torch.zeros(1000, dtype=torch.bfloat16))]}, tmp_path / "step-00000001")
+        fill(
+            {WEIGHTS: [TensorShard("w", (1000,), torch.zeros(1000, dtype=torch.bfloat16))]}, tmp_path / "step-00000001"
+        )

@@ -147,7 +147,7 @@ def by_scalekit(case: Case, folder: Path, strategy: str) -> dict[str, Any]:
             validation=validation,
             strategy=strategy,
             precision=settings.pop("precision", "32-true"),
-            workers=0,
+            num_workers=0,
             logger=CSVLogger(folder) if case.logs else None,
             callbacks=[*case.callbacks(), observer],
             output_dir=str(folder),

@@ -596,7 +596,7 @@ class Gathers(Plain):
         self.log("step", float(self.global_step), on_step=False, on_epoch=True, reduce_fx="max")
 
 
-SHARDED = {"fsdp2": "average_decay", "zero2": "average_decay"}
+SHARDED = {"fsdp2": "ema_decay", "zero2": "ema_decay"}
 
 
 def everywhere(what: str) -> dict[str, str]:

@@ -24,7 +24,7 @@ def first_loss(case: Case, folder: Path, strategy: str, micro_batch_size: int) -
         global_batch_size=case.rows,
         micro_batch_size=micro_batch_size or "auto",
         max_steps=1,
-        workers=0,
+        num_workers=0,
         output_dir=str(folder / f"{strategy}-{micro_batch_size}"),
         **case.settings,
     )

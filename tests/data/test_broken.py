@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from scalekit.data import broken
-from scalekit.data.broken import json_files
-from scalekit.data.sources import Part, Skipped, Source, read
+from scalekit.data import diagnostics
+from scalekit.data.diagnostics import json_files
+from scalekit.data.sources.read import DataPart, Skipped, Source, read_data
 from scalekit.errors import DataError, EmptyDataError, RowError
 
 ROWS = [{"text": f"row {i}"} for i in range(10)]
@@ -40,12 +40,12 @@ def write(name: str, content: bytes) -> str:
     return name
 
 
-def only(source: Source) -> Part:
+def only(source: Source) -> DataPart:
     (part,) = source.parts
     return part
 
 
-def texts(part: Part) -> list[Any]:
+def texts(part: DataPart) -> list[Any]:
     return [row["text"] for row in part.rows]
 
 
@@ -91,8 +91,8 @@ def test_a_bad_line_is_named_or_left_out(case: str) -> None:
     rows, bad, said = BAD_LINES[case]
     write("rows.jsonl", lines(*with_row(rows, 6, bad)))
     with pytest.raises(RowError, match=rf"^rows\.jsonl, line 7: .*{said}.*leave such rows out with on_bad_row='skip'"):
-        read("rows.jsonl")
-    source = read("rows.jsonl", on_bad_row="skip")
+        read_data("rows.jsonl")
+    source = read_data("rows.jsonl", on_bad_row="skip")
     assert list(only(source).rows) == rows
     assert [each.where for each in source.skipped] == ["rows.jsonl, line 7"]
     assert [only(source).name_row(i) for i in (5, 6)] == ["rows.jsonl, row 5 (line 6)", "rows.jsonl, row 6 (line 8)"]
@@ -101,8 +101,8 @@ def test_a_bad_line_is_named_or_left_out(case: str) -> None:
 def test_the_kind_of_most_rows_is_right_wherever_the_others_stand() -> None:
     write("rows.jsonl", lines({"text": 5}, *ROWS, {"text": 7}))
     with pytest.raises(RowError, match=r"line 1: the column 'text' is a number here \(5\), and text"):
-        read("rows.jsonl")
-    source = read("rows.jsonl", on_bad_row="skip")
+        read_data("rows.jsonl")
+    source = read_data("rows.jsonl", on_bad_row="skip")
     assert source.skipped == (
         Skipped("rows.jsonl, line 1", "the column 'text' is a number here (5), and text in other rows"),
         Skipped("rows.jsonl, line 12", "the column 'text' is a number here (7), and text in other rows"),
@@ -113,7 +113,7 @@ def test_the_kind_of_most_rows_is_right_wherever_the_others_stand() -> None:
 def test_several_faults_of_several_files_are_all_left_out() -> None:
     write("shards/a.jsonl", lines(*ROWS[:5], b"{\n", {"text": 7}))
     write("shards/b.jsonl", lines(b"\xff\n", *ROWS[5:], b"\n", [1]))
-    source = read("shards/*.jsonl", on_bad_row="skip")
+    source = read_data("shards/*.jsonl", on_bad_row="skip")
     assert texts(only(source)) == [row["text"] for row in ROWS]
     assert [each.where for each in source.skipped] == [
         "shards/a.jsonl, line 6",
@@ -128,34 +128,34 @@ def test_files_of_a_folder_are_named_too() -> None:
     write("folder/train.jsonl", lines(*ROWS))
     write("folder/validation.jsonl", lines(*ROWS[:3], {"text": 7}))
     with pytest.raises(RowError, match=r"^folder/validation.jsonl, line 4: "):
-        read("folder")
-    source = read("folder", on_bad_row="skip")
+        read_data("folder")
+    source = read_data("folder", on_bad_row="skip")
     assert (len(only(source).rows), len(source.validation[0].rows)) == (10, 3)
 
 
 def test_what_was_left_out_is_known_the_next_time(monkeypatch: pytest.MonkeyPatch) -> None:
     write("rows.jsonl", lines(*ROWS, b"{\n", {"text": 7}))
-    first = read("rows.jsonl", on_bad_row="skip")
+    first = read_data("rows.jsonl", on_bad_row="skip")
 
     def again(*_: Any) -> Any:
         raise AssertionError("searched again")
 
     monkeypatch.setattr(json_files, "faults", again)
-    second = read("rows.jsonl", on_bad_row="skip")
+    second = read_data("rows.jsonl", on_bad_row="skip")
     assert (second.skipped, texts(only(second))) == (first.skipped, texts(only(first)))
 
 
 def test_data_that_changes_is_judged_anew() -> None:
     write("rows.jsonl", lines(*ROWS, {"text": 7}))
-    assert len(read("rows.jsonl", on_bad_row="skip").skipped) == 1
+    assert len(read_data("rows.jsonl", on_bad_row="skip").skipped) == 1
     write("rows.jsonl", lines(*ROWS, {"text": 7}, {"text": 8}))
-    assert len(read("rows.jsonl", on_bad_row="skip").skipped) == 2
+    assert len(read_data("rows.jsonl", on_bad_row="skip").skipped) == 2
 
 
 def test_good_rows_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     write("rows.jsonl", lines(*ROWS))
-    monkeypatch.setattr(broken, "_found", None)
-    assert read("rows.jsonl", on_bad_row="skip").skipped == ()
+    monkeypatch.setattr(diagnostics, "_found", None)
+    assert read_data("rows.jsonl", on_bad_row="skip").skipped == ()
 
 
 # What `datasets` would change without a word.
@@ -171,8 +171,8 @@ def test_a_row_beyond_the_first_batch(value: Any) -> None:
     with pytest.raises(
         RowError, match=r"rows.jsonl, line 10901: the column 'text' is .* here .*, and text in other rows"
     ):
-        read("rows.jsonl")
-    source = read("rows.jsonl", on_bad_row="skip")
+        read_data("rows.jsonl")
+    source = read_data("rows.jsonl", on_bad_row="skip")
     assert len(source.skipped) == 1
     assert texts(only(source)) == [row["text"] for row in LONG]
 
@@ -181,51 +181,51 @@ def test_a_file_of_numbers_beside_one_of_texts() -> None:
     write("shards/a.jsonl", lines(*ROWS))
     write("shards/b.jsonl", lines({"text": 7}, {"text": 8}))
     with pytest.raises(RowError, match=r"^shards/b.jsonl, line 1: the column 'text' is a number here"):
-        read("shards/*.jsonl")
-    assert texts(only(read("shards/*.jsonl", on_bad_row="skip"))) == [row["text"] for row in ROWS]
+        read_data("shards/*.jsonl")
+    assert texts(only(read_data("shards/*.jsonl", on_bad_row="skip"))) == [row["text"] for row in ROWS]
 
 
 def test_a_parquet_file_of_numbers_beside_one_of_texts() -> None:
     pq.write_table(pa.table({"text": ["a", "b"]}), "0.parquet")
     pq.write_table(pa.table({"text": [7, 8]}), "1.parquet")
-    for on_bad_row in ("refuse", "skip"):
+    for on_bad_row in ("error", "skip"):
         with pytest.raises(DataError, match=r"^1.parquet: the column 'text' is a number here, and text in 0.parquet"):
-            read("*.parquet", on_bad_row=on_bad_row)
+            read_data("*.parquet", on_bad_row=on_bad_row)
     chats = [[{"content": "a"}]], [[{"content": 1}]]
     for i, chat in enumerate(chats):
         pq.write_table(pa.table({"messages": chat}), f"{i}.parquet")
     with pytest.raises(DataError, match=r"^1.parquet: 'messages\[\].content' is a number here, and text"):
-        read("*.parquet")
+        read_data("*.parquet")
 
 
 def test_objects_of_different_keys_are_no_fault() -> None:
     calls = [{"tool": {"name": "f", "arguments": {f"x{i}": i if i % 2 else "a"}}} for i in range(10)]
-    source = read(write("rows.jsonl", lines(*calls)))
+    source = read_data(write("rows.jsonl", lines(*calls)))
     assert list(only(source).rows) == calls
     messages = [
         {"messages": [{"role": "a", "content": "42"}, {"role": "b", "tool_calls": [{"x": i}]}]} for i in range(5)
     ]
-    assert list(only(read(write("chats.jsonl", lines(*messages)))).rows) == messages
+    assert list(only(read_data(write("chats.jsonl", lines(*messages)))).rows) == messages
 
 
 def test_what_few_objects_have_is_not_compared() -> None:
     calls: list[Any] = [{"tool": {"arguments": {f"x{i}": i}}} for i in range(10)]
     calls += [{"tool": {"arguments": {"v": value}}} for value in (1, "a", [1, "a"])]
-    assert list(only(read(write("rows.jsonl", lines(*calls)))).rows) == calls
+    assert list(only(read_data(write("rows.jsonl", lines(*calls)))).rows) == calls
     write("rows.jsonl", lines(*calls, b"{\n"))
-    assert [each.where for each in read("rows.jsonl", on_bad_row="skip").skipped] == ["rows.jsonl, line 14"]
+    assert [each.where for each in read_data("rows.jsonl", on_bad_row="skip").skipped] == ["rows.jsonl, line 14"]
 
 
 def test_a_column_that_only_rows_after_the_first_thousand_have_is_judged_by_its_first() -> None:
     write("rows.jsonl", lines(*ROWS * 101, {"text": "a", "id": 1}, {"text": "b", "id": "x"}, {"text": "c", "id": 2}))
     with pytest.raises(RowError, match=r"^rows.jsonl, line 1012: the column 'id' is text here \('x'\), and a number"):
-        read("rows.jsonl")
+        read_data("rows.jsonl")
 
 
 def test_a_message_may_be_a_text_or_a_list_of_parts() -> None:
     parts = {"messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]}
     rows = with_row(CHAT, 4, parts)
-    assert list(only(read(write("rows.jsonl", lines(*rows)))).rows) == rows
+    assert list(only(read_data(write("rows.jsonl", lines(*rows)))).rows) == rows
     number = {"messages": [{"role": "user", "content": "42"}]}
     write("rows.jsonl", lines(*with_row(rows, 8, number)))
     loaded = datasets.load_dataset("json", data_files="rows.jsonl", split="train")
@@ -233,8 +233,8 @@ def test_a_message_may_be_a_text_or_a_list_of_parts() -> None:
     with pytest.raises(
         RowError, match=r"line 9: 'messages\[\].content' is a text here .* would take this text \('42'\)"
     ):
-        read("rows.jsonl")
-    assert list(only(read("rows.jsonl", on_bad_row="skip")).rows) == rows
+        read_data("rows.jsonl")
+    assert list(only(read_data("rows.jsonl", on_bad_row="skip")).rows) == rows
 
 
 def test_an_empty_line_does_not_give_all_objects_all_keys() -> None:
@@ -243,22 +243,22 @@ def test_an_empty_line_does_not_give_all_objects_all_keys() -> None:
     loaded = datasets.load_dataset("json", data_files="rows.jsonl", split="train")
     assert loaded[0] == {"arguments": {"x": 1, "y": None}}, "keys are added: the trap is still there"
     with pytest.raises(RowError, match=r"^rows.jsonl, line 3: it is empty, for which `datasets` adds keys"):
-        read("rows.jsonl")
-    assert list(only(read("rows.jsonl", on_bad_row="skip")).rows) == calls
+        read_data("rows.jsonl")
+    assert list(only(read_data("rows.jsonl", on_bad_row="skip")).rows) == calls
     write("rows.jsonl", lines({"arguments": {"x": 1}}, b"\n"))
-    assert len(only(read("rows.jsonl")).rows) == 1
+    assert len(only(read_data("rows.jsonl")).rows) == 1
 
 
 def test_an_empty_line_among_rows_that_need_json() -> None:
     rows = with_row(CHAT, 4, {"messages": [{"role": "user", "content": []}]})
     write("rows.jsonl", lines(*rows, b"\n"))
     with pytest.raises(RowError, match=r"^rows.jsonl, line 12: it is empty. Take it out"):
-        read("rows.jsonl")
-    assert len(only(read("rows.jsonl", on_bad_row="skip")).rows) == 11
+        read_data("rows.jsonl")
+    assert len(only(read_data("rows.jsonl", on_bad_row="skip")).rows) == 11
 
 
 def test_whole_numbers_and_fractions_are_both_numbers() -> None:
-    source = read(write("rows.jsonl", lines({"n": 1}, {"n": 1.5}, {"n": None}, {})))
+    source = read_data(write("rows.jsonl", lines({"n": 1}, {"n": 1.5}, {"n": None}, {})))
     assert only(source).rows["n"][:] == [1.0, 1.5, None, None]
 
 
@@ -268,7 +268,7 @@ def test_a_column_that_comes_too_late() -> None:
     with pytest.raises(
         DataError, match=r"^shards/b.jsonl, line 2: the column 'id' comes too late.*a.jsonl that column"
     ):
-        read("shards/*.jsonl", on_bad_row="skip")
+        read_data("shards/*.jsonl", on_bad_row="skip")
 
 
 # A file that is one piece of JSON.
@@ -276,12 +276,12 @@ def test_a_column_that_comes_too_late() -> None:
 
 def test_a_piece_of_json_is_named_by_its_rows() -> None:
     write("rows.json", json.dumps(with_row(ROWS, 7, {"text": 7})).encode())
-    for on_bad_row in ("refuse", "skip"):
+    for on_bad_row in ("error", "skip"):
         with pytest.raises(RowError, match=r"^rows.json, row 7: the column 'text' is a number here"):
-            read("rows.json", on_bad_row=on_bad_row)
+            read_data("rows.json", on_bad_row=on_bad_row)
     write("rows.json", json.dumps(ROWS, indent=1).encode()[:-20])
     with pytest.raises(DataError, match=r"^rows.json, line \d+: the file is no JSON"):
-        read("rows.json")
+        read_data("rows.json")
 
 
 # CSV.
@@ -305,8 +305,8 @@ def test_a_bad_csv_row_is_named_or_left_out(bad: bytes, length: int, said: str, 
     rows = [f"{i},x{i}\n".encode() for i in range(5)]
     write("rows.csv", table(*with_row(rows, place, bad)))
     with pytest.raises(RowError, match=rf"^rows.csv, line {place + 2}: {said}"):
-        read("rows.csv")
-    source = read("rows.csv", on_bad_row="skip")
+        read_data("rows.csv")
+    source = read_data("rows.csv", on_bad_row="skip")
     assert [each.where for each in source.skipped] == [f"rows.csv, line {place + 2}"]
     assert only(source).rows[:] == {"a": list(range(5)), "b": [f"x{i}" for i in range(5)]}
     assert only(source).name_row(4) == f"rows.csv, row 4 (line {6 + length})"
@@ -315,8 +315,8 @@ def test_a_bad_csv_row_is_named_or_left_out(bad: bytes, length: int, said: str, 
 def test_a_folder_of_tables_keeps_its_separator() -> None:
     write("folder/train.tsv", b"a\tb\n1\tx\n1\t2\t3\n4\ty\n")
     with pytest.raises(RowError, match=r"^folder/train.tsv, line 3: it has 3 fields"):
-        read("folder")
-    assert only(read("folder", on_bad_row="skip")).rows[:] == {"a": [1, 4], "b": ["x", "y"]}
+        read_data("folder")
+    assert only(read_data("folder", on_bad_row="skip")).rows[:] == {"a": [1, 4], "b": ["x", "y"]}
 
 
 def test_a_csv_header_that_names_too_few_columns_is_refused() -> None:
@@ -324,23 +324,23 @@ def test_a_csv_header_that_names_too_few_columns_is_refused() -> None:
     loaded = datasets.load_dataset("csv", data_files="rows.csv", split="train")
     assert loaded[0] == {"a": 2, "b": 3}, "the first field is lost: the trap is still there"
     with pytest.raises(RowError, match=r"line 2: it has 3 fields.*name every column in the header"):
-        read("rows.csv")
+        read_data("rows.csv")
     with pytest.raises(
         EmptyDataError, match=r"no rows but bad ones, the first being rows.csv, line 2: it has 3 fields"
     ):
-        read("rows.csv", on_bad_row="skip")
+        read_data("rows.csv", on_bad_row="skip")
 
 
 def test_texts_that_look_like_numbers_stay_texts() -> None:
     write("rows.csv", table(*[b"x,y\n"] * 10_000, b"007,1.50\n"))
     loaded = datasets.load_dataset("csv", data_files="rows.csv", split="train")
     assert loaded[-1] == {"a": "7", "b": "1.5"}, "zeros are lost: the trap is still there"
-    assert only(read("rows.csv")).rows[-1] == {"a": "007", "b": "1.50"}
+    assert only(read_data("rows.csv")).rows[-1] == {"a": "007", "b": "1.50"}
 
 
 def test_a_text_in_a_csv_column_that_began_as_numbers() -> None:
     write("rows.csv", table(*[b"1,2\n"] * 10_000, b"3,x\n"))
-    rows = only(read("rows.csv")).rows
+    rows = only(read_data("rows.csv")).rows
     assert rows[0] == {"a": 1, "b": "2"}
     assert rows[-1] == {"a": 3, "b": "x"}
 
@@ -349,19 +349,19 @@ def test_csv_files_of_different_columns() -> None:
     write("a.csv", b"a,b\n1,2\n")
     write("b.csv", b"a,c\n1,2\n")
     with pytest.raises(DataError, match=r"^b.csv, line 1: its columns are a, c; those of a.csv are a, b"):
-        read("*.csv")
+        read_data("*.csv")
 
 
 def test_a_csv_file_with_one_column_more() -> None:
     write("a.csv", b"a,b\n1,2\n")
     write("b.csv", b"a,b,c\n1,2,3\n")
     with pytest.raises(DataError, match=r"^b.csv, line 1: its columns are a, b, c; those of a.csv are a, b"):
-        read("*.csv")
+        read_data("*.csv")
 
 
 def test_long_csv_fields_are_no_fault() -> None:
     text = "x" * 300_000
-    part = only(read(write("rows.csv", f'a,b\n1,"{text}"\n2,\n'.encode())))
+    part = only(read_data(write("rows.csv", f'a,b\n1,"{text}"\n2,\n'.encode())))
     assert part.rows[0]["b"] == text
     assert part.name_row(1) == "rows.csv, row 1 (line 3)"
 
@@ -369,14 +369,14 @@ def test_long_csv_fields_are_no_fault() -> None:
 # Files that are not whole.
 
 
-@pytest.mark.parametrize("on_bad_row", ["refuse", "skip"])
+@pytest.mark.parametrize("on_bad_row", ["error", "skip"])
 @pytest.mark.parametrize("content", [b"", b"PAR1 no more", None], ids=["empty", "junk", "cut short"])
 def test_a_damaged_parquet_file_is_named(on_bad_row: str, content: bytes | None) -> None:
     for i in range(3):
         pq.write_table(pa.table({"text": [f"{j}" for j in range(1000)]}), f"{i}.parquet")
     Path("1.parquet").write_bytes(Path("1.parquet").read_bytes()[:-100] if content is None else content)
     with pytest.raises(DataError, match=r"^1.parquet: it is cut short, or no Parquet file"):
-        read("*.parquet", on_bad_row=on_bad_row)
+        read_data("*.parquet", on_bad_row=on_bad_row)
 
 
 def test_a_damaged_page_of_a_parquet_file_is_named() -> None:
@@ -386,7 +386,7 @@ def test_a_damaged_page_of_a_parquet_file_is_named() -> None:
     content[50:1500] = b"\xff" * 1450
     Path("1.parquet").write_bytes(content)
     with pytest.raises(DataError, match=r"^1.parquet: it is damaged after row 0"):
-        read("*.parquet")
+        read_data("*.parquet")
 
 
 def test_a_damaged_arrow_file_is_named() -> None:
@@ -395,7 +395,7 @@ def test_a_damaged_arrow_file_is_named() -> None:
         writer.write_table(batch)
     Path("rows.arrow").write_bytes(Path("rows.arrow").read_bytes()[:-1000])
     with pytest.raises(DataError, match=r"^rows.arrow: it is cut short, or no Arrow file"):
-        read("rows.arrow")
+        read_data("rows.arrow")
 
 
 def test_a_tar_file_that_was_cut_between_members_is_named() -> None:
@@ -404,25 +404,25 @@ def test_a_tar_file_that_was_cut_between_members_is_named() -> None:
             member = Path(write(f"members/{i:02}.txt", b"x" * 1000))
             tar.add(member, member.name)
     whole = Path("rows.tar").read_bytes()
-    assert len(only(read("rows.tar")).rows) == 20
+    assert len(only(read_data("rows.tar")).rows) == 20
     Path("rows.tar").write_bytes(whole[: 512 * 3 * 12])
     with pytest.raises(DataError, match=r"^rows.tar: it is cut short, or no tar file"):
-        read("rows.tar")
+        read_data("rows.tar")
 
 
 def test_a_file_of_a_pattern_that_is_gone_is_named() -> None:
     write("a.jsonl", lines(*ROWS))
     Path("b.jsonl").symlink_to("nowhere.jsonl")
     with pytest.raises(DataError, match=r"there is no file b.jsonl"):
-        read("*.jsonl")
+        read_data("*.jsonl")
 
 
 def test_empty_files() -> None:
     for name in ("a.jsonl", "a.csv", "a.txt"):
         with pytest.raises(DataError, match=r"a\.\w+.*empty|no rows"):
-            read(write(name, b""))
+            read_data(write(name, b""))
     write("b.jsonl", lines(*ROWS))
-    assert texts(only(read("*.jsonl"))) == [row["text"] for row in ROWS]
+    assert texts(only(read_data("*.jsonl"))) == [row["text"] for row in ROWS]
 
 
 def test_a_text_file_that_is_no_utf8() -> None:
@@ -430,7 +430,7 @@ def test_a_text_file_that_is_no_utf8() -> None:
     with pytest.raises(
         DataError, match=r"^rows.txt, line 2: byte 4 of the line, 0xe9, is no UTF-8. Save the file as UTF-8$"
     ):
-        read("rows.txt", on_bad_row="skip")
+        read_data("rows.txt", on_bad_row="skip")
 
 
 # Lists in Python.
@@ -440,8 +440,8 @@ def test_a_text_file_that_is_no_utf8() -> None:
 def test_a_row_of_a_list_is_named_or_left_out(bad: dict[str, Any]) -> None:
     rows = with_row(ROWS, 6, bad)
     with pytest.raises(RowError, match=r"^row 6: the column 'text' is .* here .*, and text in other rows"):
-        read(rows)
-    source = read(rows, on_bad_row="skip")
+        read_data(rows)
+    source = read_data(rows, on_bad_row="skip")
     assert texts(only(source)) == [row["text"] for row in ROWS]
     assert [each.where for each in source.skipped] == ["row 6"]
     assert [only(source).name_row(i) for i in (5, 6)] == ["row 5", "row 7"]
@@ -449,4 +449,4 @@ def test_a_row_of_a_list_is_named_or_left_out(bad: dict[str, Any]) -> None:
 
 def test_a_list_that_makes_no_table_for_another_reason() -> None:
     with pytest.raises(DataError, match="do not make a table"):
-        read([{"text": object()}])
+        read_data([{"text": object()}])

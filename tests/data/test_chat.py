@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from scalekit.data.chat import labels, render, texts
+from scalekit.data.encoders.chat_template import labels, render, texts
 from scalekit.errors import DataError, RowError
 from scalekit.objectives.counts import IGNORED
 

@@ -11,13 +11,13 @@ import transformers
 from PIL import Image
 
 import scalekit
+from scalekit.config.job import Job
 from scalekit.data.encoders.causal import Causal
-from scalekit.data.encoders.limit import Limit
-from scalekit.data.ready import Targets, main_input
-from scalekit.data.sources import read
-from scalekit.data.way import Way
+from scalekit.data.encoders.pretokenized import Targets, main_input
+from scalekit.data.encoders.truncation import Limit
+from scalekit.data.pipeline import DataPipeline
+from scalekit.data.sources.read import read_data
 from scalekit.errors import ColumnError
-from scalekit.job import Job
 from tests.distributed import parity_cases as parity
 from tests.tiny import conversations, make_tokenizer, save_model
 
@@ -28,8 +28,8 @@ PICTURE = Image.fromarray(np.zeros((4, 4, 3), np.uint8))
 
 def remarks(model: Any, rows: Any, **settings: Any) -> str:
     settings = {"processor": make_tokenizer(), "max_steps": 1, **settings}
-    way = Way(Job(model, rows, **settings), read(rows), model)
-    return " ".join(" ".join(each.split()) for each in way.remark)
+    pipeline = DataPipeline(Job(model, rows, **settings), read_data(rows), model)
+    return " ".join(" ".join(each.split()) for each in pipeline.remark)
 
 
 @pytest.mark.parametrize(

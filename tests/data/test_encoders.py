@@ -13,19 +13,19 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 from tokenizers.processors import TemplateProcessing
 
+from scalekit.data.encoders.audio import Sounds
+from scalekit.data.encoders.base import RandomlyTransformed
 from scalekit.data.encoders.causal import Causal, tokenizer_identity
-from scalekit.data.encoders.classes import LabelledTexts, TokenClasses
-from scalekit.data.encoders.encoder import Drawn
+from scalekit.data.encoders.classification import LabelledTexts, TokenClasses
 from scalekit.data.encoders.images import Images
 from scalekit.data.encoders.labelled import Head, labels_of
-from scalekit.data.encoders.labels import Classes
-from scalekit.data.encoders.limit import Limit
 from scalekit.data.encoders.masked import Masked
+from scalekit.data.encoders.padding import Pad
+from scalekit.data.encoders.question_answering import Spans
 from scalekit.data.encoders.seq2seq import Seq2Seq
-from scalekit.data.encoders.sounds import Sounds
-from scalekit.data.encoders.spans import Spans
-from scalekit.data.padding import Pad
+from scalekit.data.encoders.truncation import Limit
 from scalekit.errors import ColumnError, ConfigError, NoLabelError, RowError
+from scalekit.models.labels import Classes
 from scalekit.objectives.counts import IGNORED
 from tests.tiny import conversations, make_tokenizer, make_word_tokenizer
 
@@ -286,15 +286,20 @@ def test_text_of_which_nothing_can_be_hidden_is_refused() -> None:
 def test_what_is_hidden_depends_on_seed_epoch_and_row_alone() -> None:
     encoder = Masked(WORDS, Limit())
     rows = encoder.encode([{"text": "a b c d e a b c d e"}] * 3)
-    drawn = Drawn(rows, encoder, seed=1)
+    drawn = RandomlyTransformed(rows, encoder, seed=1)
     before = torch.random.get_rng_state()
     first = [drawn[i] for i in range(3)]
     assert torch.equal(torch.random.get_rng_state(), before)
     assert all((row["labels"] != IGNORED).any() for row in first)
     assert all(row["labels"][0] == IGNORED for row in first)  # the ends are never hidden
-    again = Drawn(rows, encoder, seed=1)[2]
+    again = RandomlyTransformed(rows, encoder, seed=1)[2]
     assert torch.equal(first[2]["input_ids"], again["input_ids"])
-    hidden = {tuple(Drawn(rows, encoder, s, e)[i]["labels"].tolist()) for s in (1, 2) for e in (0, 1) for i in range(3)}
+    hidden = {
+        tuple(RandomlyTransformed(rows, encoder, s, e)[i]["labels"].tolist())
+        for s in (1, 2)
+        for e in (0, 1)
+        for i in range(3)
+    }
     assert len(hidden) > 6
 
 
@@ -308,7 +313,7 @@ def test_images_and_their_augmentation() -> None:
     assert drawn["pixel_values"].shape == (3, 8, 8)
     assert drawn["pixel_values"].max() == 63 / 255
     assert drawn["labels"] == 2
-    rows = Drawn([{"image": image, "label": 0}] * 4, Images(None, v2.RandomCrop(4), THREE), seed=3)
+    rows = RandomlyTransformed([{"image": image, "label": 0}] * 4, Images(None, v2.RandomCrop(4), THREE), seed=3)
     crops = [rows[i]["pixel_values"] for i in (0, 1, 2, 3, 0)]
     assert torch.equal(crops[0], crops[4])
     assert len({tuple(crop.flatten().tolist()) for crop in crops}) > 1

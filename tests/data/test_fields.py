@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from scalekit.data.encoders.labelled import Head, labels_of
-from scalekit.data.fields import number_type
-from scalekit.data.sources import Part, read
+from scalekit.data.sources.csv_fields import number_type
+from scalekit.data.sources.read import DataPart, read_data
 from scalekit.errors import RowError
 
 WORDS = ["NA", "null", "None", "nan", "N/A", "NULL", "<NA>", "True", "false", "001", "1e5", "1.0", "2024-01-01"]
@@ -25,7 +25,7 @@ def column(name: str, fields: list[str], kind: str = "csv", streaming: bool = Fa
     between = {"csv": ",", "tsv": "\t"}[kind]
     rows = [f"{field}{between}z" for field in fields]
     Path(f"rows.{kind}").write_text("\n".join([f"{name}{between}other", *rows, ""]))
-    part: Part = read({"path": f"rows.{kind}", "streaming": streaming}).parts[0]
+    part: DataPart = read_data({"path": f"rows.{kind}", "streaming": streaming}).parts[0]
     return [row[name] for row in part.rows]
 
 
@@ -78,7 +78,7 @@ def test_a_column_of_plain_numbers_is_one_of_numbers(fields: list[str], read_as:
 )
 def test_classes_have_the_names_that_stand_in_the_file(fields: list[str], classes: tuple[str, ...]) -> None:
     Path("rows.csv").write_text("\n".join(["text,label", *(f"a,{field}" for field in fields), ""]))
-    source = read("rows.csv", on_bad_row="skip")
+    source = read_data("rows.csv", on_bad_row="skip")
     assert (labels_of([source.parts[0].rows], "label", Head()).names, source.skipped) == (classes, ())
 
 
@@ -86,7 +86,7 @@ def test_all_splits_have_one_type() -> None:
     Path("data").mkdir()
     Path("data/train.csv").write_text("text,label\na,1\nb,2\n")
     Path("data/test.csv").write_text("text,label\na,1\nb,002\n")
-    source = read("data")
+    source = read_data("data")
     assert [part.rows["label"][:] for part in (*source.parts, *source.validation)] == [["1", "2"], ["1", "002"]]
 
 

@@ -11,14 +11,14 @@ import transformers
 from PIL import Image
 
 import scalekit
-from scalekit.data.encoders.image_texts import ImageTexts
-from scalekit.data.encoders.limit import Limit
+from scalekit.config.job import Job
+from scalekit.data.encoders.image_text import ImageTexts
+from scalekit.data.encoders.tasks import look
+from scalekit.data.encoders.truncation import Limit
 from scalekit.data.inspection import inspection
-from scalekit.data.tasks import look
 from scalekit.errors import ConfigError, RowError
-from scalekit.job import Job
 from scalekit.objectives.counts import IGNORED
-from scalekit.training import prepare
+from scalekit.training.fit import prepare
 from tests.tiny import make_tokenizer
 
 COLOURS = ("red", "green", "blue")

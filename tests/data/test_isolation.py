@@ -8,8 +8,8 @@ import transformers
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
-from scalekit.data.isolation import can_pack, check_isolation
-from scalekit.data.packing import Pack, pack
+from scalekit.data.packing.isolation import can_pack, check_isolation
+from scalekit.data.packing.packing import Pack, pack
 from scalekit.errors import LeakError
 from scalekit.objectives.counts import IGNORED, Entries
 from scalekit.objectives.objective import ModelLoss

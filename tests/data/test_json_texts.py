@@ -8,8 +8,8 @@ import datasets
 import pytest
 
 from scalekit.data.encoders.causal import Causal
-from scalekit.data.encoders.limit import Limit
-from scalekit.data.sources import read
+from scalekit.data.encoders.truncation import Limit
+from scalekit.data.sources.read import read_data
 from scalekit.errors import RowError
 from tests.data.test_chat import make_tokenizer
 
@@ -24,7 +24,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def rows(*lines: str, name: str = "rows.jsonl", streaming: bool = False, skip: bool = False) -> list[dict[str, Any]]:
     Path(name).write_text("\n".join(lines) + "\n")
-    source = read({"path": name, "streaming": streaming}, on_bad_row="skip" if skip else "refuse")
+    source = read_data({"path": name, "streaming": streaming}, on_bad_row="skip" if skip else "error")
     return list(source.parts[0].rows)
 
 
@@ -59,7 +59,7 @@ def test_files_of_which_one_holds_dates_alone(texts: list[str]) -> None:
     """`datasets` casts the dates of the later file, or cannot load the texts."""
     for number, text in enumerate(texts):
         Path(f"part{number}.jsonl").write_text(json.dumps({"text": text}) + "\n")
-    assert list(read("part*.jsonl").parts[0].rows) == [{"text": text} for text in texts]
+    assert list(read_data("part*.jsonl").parts[0].rows) == [{"text": text} for text in texts]
 
 
 def test_a_bad_row_among_dates_is_left_out() -> None:

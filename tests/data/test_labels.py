@@ -13,8 +13,8 @@ from torch import nn
 
 import scalekit
 from scalekit.data.encoders.labelled import Head, labels_of
-from scalekit.data.encoders.labels import Classes, Labels, Numbers, SeveralClasses
 from scalekit.errors import ColumnError, InputsError, RowError
+from scalekit.models.labels import Classes, Labels, Numbers, SeveralClasses
 from tests.tiny import make_word_tokenizer
 
 TEXTS = ["a", "b c", "d", "e a b", "c", "b", "a d", "e"]

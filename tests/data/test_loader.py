@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from torch.utils.data import Dataset
 
-from scalekit.data.loader import Loader
-from scalekit.data.order import Order
-from scalekit.data.packing import pack
-from scalekit.tracking.metrics import data_warning
+from scalekit.callbacks.metrics import data_warning
+from scalekit.data.loading.map_loader import Loader
+from scalekit.data.packing.packing import pack
+from scalekit.data.sampling.batch_order import BatchOrder
 
 
 class Numbers(Dataset):
@@ -40,7 +40,7 @@ def rows_of(loader: Loader) -> list[int]:
 @pytest.mark.parametrize("length", [1, 7, 100, 10_007])
 @pytest.mark.parametrize("workers", [0, 1, 2, 3])
 def test_each_row_once_an_epoch(length: int, workers: int) -> None:
-    order = Order(length, 120, 5, 8, seed=1)
+    order = BatchOrder(length, 120, 5, 8, seed=1)
     found = [rows_of(Loader(Numbers(length), list, order, rank, lambda b, n: n, workers=workers)) for rank in range(8)]
     assert sorted(row for rows in found for row in rows) == list(range(length))
 
@@ -50,7 +50,7 @@ def test_each_row_once_an_epoch(length: int, workers: int) -> None:
 @pytest.mark.parametrize("accumulation", [1, 3])
 def test_each_document_once_in_an_epoch_of_packed_rows(length: int, world_size: int, accumulation: int) -> None:
     packed = packed_documents(length)
-    order = Order(len(packed), 2 * world_size * accumulation, 2, world_size, seed=1)
+    order = BatchOrder(len(packed), 2 * world_size * accumulation, 2, world_size, seed=1)
     loaders = [Loader(packed, list, order, rank, lambda b, n: n) for rank in range(world_size)]
     found = []
     for loader in loaders:
@@ -70,7 +70,7 @@ def packed_documents(length: int) -> list[dict]:
 def test_an_epoch_of_a_billion_rows_starts_at_once_and_in_the_middle() -> None:
     length = 10**9
     tracemalloc.start()
-    loader = Loader(Numbers(length), list, Order(length, 8, 4, 1, seed=1), 0, lambda b, n: n, position=8 * 10**7)
+    loader = Loader(Numbers(length), list, BatchOrder(length, 8, 4, 1, seed=1), 0, lambda b, n: n, position=8 * 10**7)
     batches = iter(loader)
     first = next(batches)
     assert tracemalloc.get_traced_memory()[1] < 10 * 2**20
@@ -87,7 +87,7 @@ def test_it_knows_how_long_it_has_waited_and_what_the_steps_took_is_not_in_it(mo
         now[0] += 0.02
         return rows
 
-    loader = Loader(Numbers(40), slowly, Order(40, 8, 4, 1, seed=1), 0, lambda b, n: n)
+    loader = Loader(Numbers(40), slowly, BatchOrder(40, 8, 4, 1, seed=1), 0, lambda b, n: n)
     for _ in loader:
         loader.consume()
         now[0] += 0.05
@@ -99,5 +99,5 @@ def test_steps_that_wait_for_rows_are_warned_of(waited: float, warned: bool) -> 
     history = [{"step_seconds": 9.0, "data_seconds": 9.0}] + [{"step_seconds": 1.0, "data_seconds": waited}] * 5
     free, full = data_warning(history, spare_cores=2), data_warning(history, spare_cores=0)
     assert (free is not None) == (full is not None) == warned
-    assert free is None or ("10% of the time" in free and "`workers`" in free)
-    assert full is None or ("10% of the time" in full and "`workers`" not in full)
+    assert free is None or ("10% of the time" in free and "`num_workers`" in free)
+    assert full is None or ("10% of the time" in full and "`num_workers`" not in full)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scalekit.data.mixture import Mixed, Mixture
+from scalekit.data.sources.mixture import Mixed, Mixture
 from scalekit.errors import ColumnError, ConfigError, EmptyDataError
 
 

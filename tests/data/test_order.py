@@ -2,7 +2,7 @@
 
 import pytest
 
-from scalekit.data.order import Order
+from scalekit.data.sampling.batch_order import BatchOrder
 from scalekit.errors import BatchSizeError, EmptyDataError
 
 
@@ -10,7 +10,7 @@ from scalekit.errors import BatchSizeError, EmptyDataError
 @pytest.mark.parametrize("world_size", range(1, 9))
 @pytest.mark.parametrize("accumulation", [1, 3])
 def test_each_row_once_an_epoch(length: int, world_size: int, accumulation: int) -> None:
-    order = Order(length, 2 * world_size * accumulation, 2, world_size, seed=5)
+    order = BatchOrder(length, 2 * world_size * accumulation, 2, world_size, seed=5)
     seen: list[int] = []
     for rank in range(world_size):
         turns = list(order.turns(rank, position=0))
@@ -22,7 +22,7 @@ def test_each_row_once_an_epoch(length: int, world_size: int, accumulation: int)
 
 def test_micro_batches_do_not_depend_on_the_world() -> None:
     def micro_batches(world_size: int) -> dict:
-        order = Order(50, 12, 1, world_size, seed=5)
+        order = BatchOrder(50, 12, 1, world_size, seed=5)
         turns = [turn for rank in range(world_size) for turn in order.turns(rank, 0) if not turn.filler]
         return {(turn.step, turn.index): turn.rows for turn in turns}
 
@@ -30,23 +30,23 @@ def test_micro_batches_do_not_depend_on_the_world() -> None:
 
 
 def test_a_position_is_where_the_order_goes_on() -> None:
-    order = Order(50, 8, 2, 2, seed=5)
+    order = BatchOrder(50, 8, 2, 2, seed=5)
     whole = list(order.turns(1, 0))
     assert list(order.turns(1, 16)) == [turn for turn in whole if turn.step > 2]
     assert next(order.turns(1, 50)).step == order.steps_per_epoch + 1
 
 
 def test_epochs_differ_and_seeds_differ() -> None:
-    first = [t.rows for t in Order(50, 8, 8, 1, seed=5).turns(0, 0)]
-    assert first != [t.rows for t in Order(50, 8, 8, 1, seed=5).turns(0, 50)]
-    assert first != [t.rows for t in Order(50, 8, 8, 1, seed=6).turns(0, 0)]
+    first = [t.rows for t in BatchOrder(50, 8, 8, 1, seed=5).turns(0, 0)]
+    assert first != [t.rows for t in BatchOrder(50, 8, 8, 1, seed=5).turns(0, 50)]
+    assert first != [t.rows for t in BatchOrder(50, 8, 8, 1, seed=6).turns(0, 0)]
 
 
 def test_a_batch_that_cannot_be_split_names_the_nearest() -> None:
     with pytest.raises(BatchSizeError, match="the nearest that can: 8, 12"):
-        Order(50, 10, 2, 2)
+        BatchOrder(50, 10, 2, 2)
 
 
 def test_no_rows() -> None:
     with pytest.raises(EmptyDataError):
-        Order(0, 2, 1, 1)
+        BatchOrder(0, 2, 1, 1)

@@ -12,12 +12,12 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, WeightedRandomSampler
 
 import scalekit
-from scalekit.data import sources
-from scalekit.data.loader import Loader
-from scalekit.data.order import Order
-from scalekit.data.rows import Rows
+from scalekit.config.job import Job
+from scalekit.data.loading.map_loader import Loader
+from scalekit.data.prepared import Rows
+from scalekit.data.sampling.batch_order import BatchOrder
+from scalekit.data.sources.read import read_data
 from scalekit.errors import DataError
-from scalekit.job import Job
 
 ROWS = 12
 
@@ -42,13 +42,15 @@ def mixed_up(rows: list[Any]) -> Any:
 
 def prepared(data: Any) -> Rows:
     job = Job(nn.Linear(1, 1), data, max_steps=1, global_batch_size=4)
-    return Rows.prepare(job, sources.read(data), job.model)
+    return Rows.prepare(job, read_data(data), job.model)
 
 
 def epochs(data: Any, micro_batch_size: int, ranks: int, workers: int = 0, number: int = 2) -> list[dict[int, Any]]:
     """What each row looks like in each epoch, by the row's number."""
     rows = prepared(data)
-    order = Order(len(rows.train), global_batch_size=4, micro_batch_size=micro_batch_size, world_size=ranks, seed=0)
+    order = BatchOrder(
+        len(rows.train), global_batch_size=4, micro_batch_size=micro_batch_size, world_size=ranks, seed=0
+    )
     found = []
     for epoch in range(number):
         seen = {}
@@ -74,7 +76,7 @@ def test_what_a_data_set_draws_is_the_rows(micro: int, ranks: int, workers: int)
 
 def test_what_a_collator_draws_is_the_micro_batchs() -> None:
     rows = prepared(DataLoader(Noisy(), collate_fn=mixed_up))
-    order = Order(ROWS, global_batch_size=4, micro_batch_size=2, world_size=1, seed=0, shuffle=False)
+    order = BatchOrder(ROWS, global_batch_size=4, micro_batch_size=2, world_size=1, seed=0, shuffle=False)
     once, again = (list(Loader(rows.train, rows.collate, order, 0, lambda batch, n: n, workers)) for workers in (0, 2))
     torch.testing.assert_close(once, again, rtol=0, atol=0)
     assert len({float(value) for batch in once for value in batch[:, -1]}) == ROWS
@@ -106,7 +108,7 @@ def job(data: Any, folder: Path, **more: Any) -> Any:
     torch.manual_seed(0)
     return scalekit.fit(
         nn.Linear(1, 1), data, loss=nn.MSELoss(), strategy="single", precision="32-true", optimizer="sgd", max_steps=5,
-        global_batch_size=4, learning_rate=0.1, schedule="constant", gradient_clip=None, output_dir=str(folder), **more,
+        global_batch_size=4, learning_rate=0.1, lr_schedule="constant", gradient_clip=None, output_dir=str(folder), **more,
     ).history  # fmt: skip
 
 
@@ -119,7 +121,7 @@ def test_a_loader_of_a_stream_is_that_stream(tmp_path: Path) -> None:
 
 def test_a_loader_whose_data_set_makes_batches_is_refused() -> None:
     with pytest.raises(DataError, match="batch_size=None gives batches"):
-        sources.read(DataLoader(Endless(), batch_size=None))
+        read_data(DataLoader(Endless(), batch_size=None))
 
 
 def test_a_frame_is_its_columns(tmp_path: Path) -> None:
@@ -128,4 +130,4 @@ def test_a_frame_is_its_columns(tmp_path: Path) -> None:
     losses = [[each["loss"] for each in job(data, tmp_path / str(n))] for n, data in enumerate((frame, rows))]
     assert losses[0] == losses[1]
     with pytest.raises(DataError, match="the DataFrame has a column that holds more than one kind of value"):
-        sources.read(pd.DataFrame({"text": ["a", 1, [2]]}))
+        read_data(pd.DataFrame({"text": ["a", 1, [2]]}))

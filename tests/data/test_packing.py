@@ -9,7 +9,7 @@ from datasets import Dataset, Features, LargeList, List, Value
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scalekit.data.packing import Pack, best_fit, fill, pack
+from scalekit.data.packing.packing import Pack, best_fit, fill, pack
 from scalekit.errors import ColumnError, ConfigError, EmptyDataError, RowError
 from scalekit.objectives.counts import IGNORED, Entries
 from scalekit.objectives.objective import ModelLoss
@@ -99,7 +99,7 @@ def test_rows_hold_their_documents():
 
 
 def test_rows_are_written_in_parts(monkeypatch):
-    monkeypatch.setattr("scalekit.data.packing._TOKENS_AT_ONCE", 50)
+    monkeypatch.setattr("scalekit.data.packing.packing._TOKENS_AT_ONCE", 50)
     tokens = Dataset.from_list(documents(200))
     check_rows(pack(tokens, 16), tokens, 16)
 
@@ -153,7 +153,7 @@ def stored(tmp_path) -> Dataset:
 def test_rows_are_kept_and_taken_the_next_time(stored, tmp_path, monkeypatch):
     first = pack(stored, 16)
     check_rows(first, stored, 16)
-    monkeypatch.setattr("scalekit.data.packing.best_fit", None)
+    monkeypatch.setattr("scalekit.data.packing.packing.best_fit", None)
     again = pack(stored, 16)
     assert again[:] == first[:]
     assert again._fingerprint == first._fingerprint
@@ -169,7 +169,7 @@ def test_an_interrupted_packing_leaves_nothing(stored, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("scalekit.data.packing._join", interrupted)
+        patch.setattr("scalekit.data.packing.packing._join", interrupted)
         with pytest.raises(KeyboardInterrupt):
             pack(stored, 16)
     assert not [*(tmp_path / "tokens").glob("cache-packed-*.arrow"), *(tmp_path / "tokens").glob("*.part")]

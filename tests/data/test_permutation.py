@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scalekit.data.order import Order
-from scalekit.data.permutation import shuffled
+from scalekit.data.sampling.batch_order import BatchOrder
+from scalekit.data.sampling.permutation import shuffled
 
 LENGTHS = st.one_of(st.integers(1, 50), st.integers(1, 10**12))
 
@@ -35,7 +35,7 @@ def test_a_global_batch_is_the_same_rows_on_any_ranks(length, seed, k, ranks):
     k %= -(-length // size)
 
     def batch(world_size: int) -> list[int]:
-        order = Order(length, size, 1 if size % (105 * world_size) else 105, world_size, seed=seed)
+        order = BatchOrder(length, size, 1 if size % (105 * world_size) else 105, world_size, seed=seed)
         found: dict[int, int] = {}
         for rank in range(world_size):
             for turn in order.turns(rank, k * size):

@@ -16,9 +16,9 @@ from PIL import Image
 
 import scalekit
 from scalekit.data.encoders.expansion import places
-from scalekit.data.encoders.image_texts import ImageTexts
-from scalekit.data.encoders.limit import Limit
-from scalekit.data.pictures import gathered
+from scalekit.data.encoders.image_chats import gathered
+from scalekit.data.encoders.image_text import ImageTexts
+from scalekit.data.encoders.truncation import Limit
 from scalekit.errors import ConfigError, DataError, NoLabelError, RowError
 from scalekit.objectives.counts import IGNORED
 from tests.data.seeing import gemma, idefics, llava, qwen, qwen_config

@@ -10,10 +10,10 @@ import datasets
 import numpy as np
 import pytest
 
-from scalekit.data import preparation
+from scalekit.data import preprocessing
 from scalekit.data.encoders.causal import Causal
-from scalekit.data.encoders.limit import Limit
-from scalekit.data.preparation import prepare
+from scalekit.data.encoders.truncation import Limit
+from scalekit.data.preprocessing import prepare
 from scalekit.errors import EmptyDataError, RowError
 from tests.tiny import make_tokenizer
 
@@ -31,7 +31,7 @@ def name_row(place: int) -> str:
     return f"rows.jsonl, row {place}"
 
 
-def encoded(rows: list[dict], **options: bool) -> preparation.Prepared:
+def encoded(rows: list[dict], **options: bool) -> preprocessing.Prepared:
     return prepare(datasets.Dataset.from_list(rows), ENCODER, "data", name_row, **options)
 
 
@@ -44,9 +44,9 @@ def test_lengths_and_losses_are_counted() -> None:
 
 def test_several_processes_make_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     alone = encoded(TEXTS)
-    monkeypatch.setattr(preparation, "_SECONDS_A_PROCESS", 1e-6)
-    monkeypatch.setattr(preparation, "_VERSION", "another cache")
-    monkeypatch.setattr(preparation, "cores", lambda: 2)
+    monkeypatch.setattr(preprocessing, "_SECONDS_A_PROCESS", 1e-6)
+    monkeypatch.setattr(preprocessing, "_VERSION", "another cache")
+    monkeypatch.setattr(preprocessing, "cores", lambda: 2)
     together = encoded(TEXTS)
     assert together.rows["input_ids"][:] == alone.rows["input_ids"][:]
 
@@ -100,7 +100,7 @@ def slowly(self, rows):
     time.sleep(0.3)
     return encode(self, rows)
 own.Causal.encode = slowly
-own.preparation._BATCH = own.preparation._SAMPLE = 20
+own.preprocessing._BATCH = own.preprocessing._SAMPLE = 20
 print(len(own.encoded(own.TEXTS).rows))
 """
 

@@ -9,7 +9,7 @@ import torch
 import transformers
 
 import scalekit
-from scalekit.data.ready import Targets
+from scalekit.data.encoders.pretokenized import Targets
 from scalekit.errors import ColumnError, NoLabelError, RowError
 
 IDS = [[5, 6, 7, 8], [9, 10], [11, 12, 13], [14, 15, 16, 17, 18], [5, 7], [8, 9, 10], [6, 6, 6, 6], [4, 5]]

@@ -12,18 +12,18 @@ import torch
 import transformers
 
 import scalekit
-from scalekit.data.encoders.encoder import drawn_by_content
+from scalekit.config.job import Job
+from scalekit.data.encoders.audio import Sounds
+from scalekit.data.encoders.base import drawn_by_content
 from scalekit.data.encoders.labelled import Head
-from scalekit.data.encoders.labels import Classes
-from scalekit.data.encoders.limit import Limit
 from scalekit.data.encoders.masked import Masked
-from scalekit.data.encoders.sounds import Sounds
-from scalekit.data.preparation import undecoded
-from scalekit.data.rows import Lengths, Rows
+from scalekit.data.encoders.truncation import Limit
+from scalekit.data.prepared import Lengths, Rows
+from scalekit.data.preprocessing import undecoded
 from scalekit.errors import RowError
-from scalekit.job import Job
+from scalekit.models.labels import Classes
 from scalekit.objectives.counts import IGNORED
-from scalekit.training import prepare
+from scalekit.training.fit import prepare
 from tests.distributed import parity_cases as parity
 from tests.tiny import make_tokenizer, make_word_tokenizer
 
@@ -79,7 +79,7 @@ def test_sounds_keep_the_rate_that_they_were_cast_to() -> None:
 def prepare_encoder(rows: Any) -> Sounds:
     from scalekit.data import encoders
 
-    wanted = encoders.Wanted(lambda: None, None, "all", None, None, None, Head(), columns=["audio", "label"])
+    wanted = encoders.EncoderSettings(lambda: None, None, "all", None, None, None, Head(), columns=["audio", "label"])
     found = encoders.encoder("audio-classification", wanted, [rows])
     assert isinstance(found, Sounds)
     assert found.labels == Classes(("0",))
@@ -88,7 +88,7 @@ def prepare_encoder(rows: Any) -> Sounds:
 
 def test_micro_batches_are_as_long_as_their_longest_row_in_the_mean() -> None:
     tokens = np.array([10, 3, 7, 7])
-    rows = Rows(way=None, train=None, longest=lambda: None, few=list, lengths=Lengths(tokens, 0, 0))
+    rows = Rows(pipeline=None, train=None, longest=lambda: None, few=list, lengths=Lengths(tokens, 0, 0))
     for size in (1, 2, 3):
         mean = np.mean([max(drawn) for drawn in product(tokens, repeat=size)])
         assert rows.fill(size) == pytest.approx(mean / 10)

@@ -24,18 +24,18 @@ from torch.utils.data import (
     TensorDataset,
 )
 
-from scalekit.data.mixture import Mixture
-from scalekit.data.sources import Part, Source, read
+from scalekit.data.sources.mixture import Mixture
+from scalekit.data.sources.read import DataPart, Source, read_data
 from scalekit.errors import ConfigError, DataError, EmptyDataError, UnknownNameError
 
 ROWS = [{"text": f"row {i}"} for i in range(10)]
 
 
-def texts(part: Part) -> list[str]:
+def texts(part: DataPart) -> list[str]:
     return [row["text"] for row in part.rows]
 
 
-def only(source: Source) -> Part:
+def only(source: Source) -> DataPart:
     (part,) = source.parts
     return part
 
@@ -78,7 +78,7 @@ ENDINGS = ["jsonl", "ndjson", "json", "csv", "tsv", "parquet", "arrow", "txt"]
 )
 @pytest.mark.parametrize("streaming", [False, True])
 def test_files_and_folders(files: Path, name: str, streaming: bool) -> None:
-    source = read({"path": name, "streaming": streaming})
+    source = read_data({"path": name, "streaming": streaming})
     assert texts(only(source)) == [row["text"] for row in ROWS]
     has_other = name in ("folder", "both") and not streaming
     assert [part.name for part in source.validation] == (["validation"] if has_other else [])
@@ -90,48 +90,48 @@ def test_a_folder_of_several_kinds_is_refused(tmp_path: Path) -> None:
     lines(tmp_path / "a.jsonl", ROWS[:2])
     (tmp_path / "b.csv").write_text("text\nx\n")
     with pytest.raises(DataError, match=r"of which alone would be read: a.jsonl, b.csv"):
-        read(str(tmp_path))
+        read_data(str(tmp_path))
 
 
 def test_loaders_with_an_order_of_their_own_are_refused() -> None:
     rows = list(range(8))
     batches = BatchSampler(RandomSampler(rows), 2, drop_last=False)
     with pytest.raises(DataError, match="a DataLoader with a BatchSampler cannot be split"):
-        read(DataLoader(rows, batch_sampler=batches))
+        read_data(DataLoader(rows, batch_sampler=batches))
     with pytest.raises(DataError, match="RandomSampler of its own number of rows"):
-        read(DataLoader(rows, sampler=RandomSampler(rows, num_samples=3)))
+        read_data(DataLoader(rows, sampler=RandomSampler(rows, num_samples=3)))
     with pytest.raises(DataError, match="batched like the others"):
-        read(rows, DataLoader(rows, collate_fn=sum))
+        read_data(rows, DataLoader(rows, collate_fn=sum))
 
 
 def test_a_data_module_made_of_data_sets() -> None:
     rows = TensorDataset(torch.arange(10))
     module = LightningDataModule.from_datasets(rows, val_dataset=rows)
-    assert len(read(module).validation) == 1
+    assert len(read_data(module).validation) == 1
     module.val_dataloader = lambda: [DataLoader(rows)]
-    assert len(read(module).validation) == 1
+    assert len(read_data(module).validation) == 1
     module.val_dataloader = lambda: [DataLoader(rows), DataLoader(rows)]
     with pytest.raises(DataError, match="a list of data loaders cannot be used"):
-        read(module)
+        read_data(module)
     with pytest.raises(DataError, match="a list of data loaders cannot be used"):
-        read(DataLoader(rows), [DataLoader(rows), DataLoader(rows)])
-    assert len(read(DataLoader(rows), [DataLoader(rows)]).validation) == 1
+        read_data(DataLoader(rows), [DataLoader(rows), DataLoader(rows)])
+    assert len(read_data(DataLoader(rows), [DataLoader(rows)]).validation) == 1
 
 
 def test_a_share_held_out_leaves_the_order_of_rows() -> None:
-    source = read(DataLoader(datasets.Dataset.from_list(ROWS), shuffle=False), 0.3)
+    source = read_data(DataLoader(datasets.Dataset.from_list(ROWS), shuffle=False), 0.3)
     kept = texts(only(source))
     assert kept == [row["text"] for row in ROWS if row["text"] in kept]
 
 
 def test_a_plain_name_is_a_mapping_of_a_path_alone(files: Path) -> None:
-    assert texts(only(read("rows.jsonl"))) == texts(only(read({"path": "rows.jsonl"})))
-    assert texts(only(read(files / "rows.jsonl"))) == texts(only(read("rows.jsonl")))
+    assert texts(only(read_data("rows.jsonl"))) == texts(only(read_data({"path": "rows.jsonl"})))
+    assert texts(only(read_data(files / "rows.jsonl"))) == texts(only(read_data("rows.jsonl")))
 
 
 def test_names_with_signs_of_a_pattern_are_names_where_such_a_file_stands(files: Path) -> None:
     lines(files / "rows[1].jsonl", ROWS[:2])
-    assert len(only(read("rows[1].jsonl")).rows) == 2
+    assert len(only(read_data("rows[1].jsonl")).rows) == 2
 
 
 def test_a_tar_file_of_members(files: Path) -> None:
@@ -141,7 +141,7 @@ def test_a_tar_file_of_members(files: Path) -> None:
                 member = tarfile.TarInfo(f"{i:03}.{ending}")
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
-    part = only(read("rows.tar"))
+    part = only(read_data("rows.tar"))
     assert [(row["txt"], row["json"]) for row in part.rows] == [(row["text"], {"i": i}) for i, row in enumerate(ROWS)]
     assert part.name_row(4).endswith("rows.tar, 004")
 
@@ -152,26 +152,26 @@ def test_a_folder_of_images_names_the_image(files: Path) -> None:
         for i in range(2):
             Image.new("RGB", (4, 4)).save(files / "photos" / kind / f"{i}.png")
     (files / "photos" / "dog" / "0.png").write_bytes(b"no image")
-    part = only(read("photos"))
+    part = only(read_data("photos"))
     assert [row["label"] for row in part.rows.select_columns(["label"])] == [0, 0, 1, 1]
     assert part.name_row(2).endswith("photos/dog/0.png")
 
 
 def test_objects() -> None:
     data = datasets.Dataset.from_list(ROWS)
-    assert len(only(read(data)).rows) == len(only(read(ROWS)).rows) == 10
-    both = read(datasets.DatasetDict({"train": data, "test": data.select(range(4))}))
+    assert len(only(read_data(data)).rows) == len(only(read_data(ROWS)).rows) == 10
+    both = read_data(datasets.DatasetDict({"train": data, "test": data.select(range(4))}))
     assert (len(only(both).rows), [len(part.rows) for part in both.validation]) == (10, [4])
     tensors = TensorDataset(torch.arange(10))
-    assert only(read(tensors)).rows is tensors
-    assert only(read(range(5))).rows == range(5)
-    assert read(DataLoader(ROWS, batch_size=3, shuffle=True)).shuffle
-    assert not read(DataLoader(ROWS, batch_size=3)).shuffle
+    assert only(read_data(tensors)).rows is tensors
+    assert only(read_data(range(5))).rows == range(5)
+    assert read_data(DataLoader(ROWS, batch_size=3, shuffle=True)).shuffle
+    assert not read_data(DataLoader(ROWS, batch_size=3)).shuffle
 
 
 def test_a_loader_keeps_its_collator_and_its_workers() -> None:
     loader = DataLoader(ROWS, batch_size=3, num_workers=2, collate_fn=tuple)
-    source = read(loader, 0.3)
+    source = read_data(loader, 0.3)
     assert (source.collate, source.workers, len(only(source).rows)) == (tuple, 2, 7)
 
 
@@ -183,12 +183,12 @@ def test_a_datamodule() -> None:
         def val_dataloader(self) -> DataLoader:
             return DataLoader(ROWS[:3])
 
-    source = read(Rows())
+    source = read_data(Rows())
     assert (len(only(source).rows), [len(part.rows) for part in source.validation], source.shuffle) == (10, [3], True)
 
 
 def test_a_list_keeps_columns_that_only_later_rows_have() -> None:
-    part = only(read([{"a": 1}, {"a": 2, "b": "x"}]))
+    part = only(read_data([{"a": 1}, {"a": 2, "b": "x"}]))
     assert part.rows[:] == {"a": [1, 2], "b": [None, "x"]}
 
 
@@ -202,32 +202,32 @@ class Endless(IterableDataset):
 
 def test_streams_come_as_they_are() -> None:
     stream = datasets.Dataset.from_list(ROWS).to_iterable_dataset()
-    assert only(read(stream)).rows is stream
+    assert only(read_data(stream)).rows is stream
     endless = Endless()
-    assert only(read(endless)).rows is endless
+    assert only(read_data(endless)).rows is endless
     both = datasets.IterableDatasetDict({"train": stream, "validation": stream})
-    assert [part.is_stream for part in read(both).parts] == [True]
-    assert not read(both).validation  # rows held out are read again and again: a stream's are taken by name alone
-    assert [part.is_stream for part in read(both, "validation").validation] == [True]
+    assert [part.is_stream for part in read_data(both).parts] == [True]
+    assert not read_data(both).validation  # rows held out are read again and again: a stream's are taken by name alone
+    assert [part.is_stream for part in read_data(both, "validation").validation] == [True]
 
 
 @pytest.mark.parametrize("stream", [Endless(), datasets.Dataset.from_list(ROWS).to_iterable_dataset()])
 def test_a_share_of_a_stream_cannot_be_held_out(stream: Any) -> None:
     with pytest.raises(DataError, match="share of a stream cannot be held out: give other rows"):
-        read(stream, 0.1)
+        read_data(stream, 0.1)
 
 
 def test_a_stream_cannot_be_sliced(files: Path) -> None:
     with pytest.raises(DataError, match="only data sets that are no streams can be sliced"):
-        read({"path": "folder", "streaming": True, "split": "train[:50%]"})
-    assert texts(only(read({"path": "folder", "streaming": True, "split": "test"}))) == ["row 0", "row 1"]
+        read_data({"path": "folder", "streaming": True, "split": "train[:50%]"})
+    assert texts(only(read_data({"path": "folder", "streaming": True, "split": "test"}))) == ["row 0", "row 1"]
 
 
 # Rows held out.
 
 
 def test_a_share_held_out_depends_on_the_seed_alone() -> None:
-    first, again, other = read(ROWS, 0.3, seed=1), read(ROWS, 0.3, seed=1), read(ROWS, 0.3, seed=2)
+    first, again, other = read_data(ROWS, 0.3, seed=1), read_data(ROWS, 0.3, seed=1), read_data(ROWS, 0.3, seed=2)
     (held,) = first.validation
     assert len(only(first).rows) == 7
     assert texts(held) == texts(again.validation[0])
@@ -237,7 +237,7 @@ def test_a_share_held_out_depends_on_the_seed_alone() -> None:
 
 @pytest.mark.parametrize("rows", [TensorDataset(torch.arange(10)), [(i,) for i in range(10)]], ids=["torch", "list"])
 def test_a_share_of_any_rows_with_a_length_can_be_held_out(rows: Any) -> None:
-    first, other = read(rows, 0.25, seed=1), read(rows, 0.25, seed=2)
+    first, other = read_data(rows, 0.25, seed=1), read_data(rows, 0.25, seed=2)
     trained_on, held = ([int(row[0]) for row in part.rows] for part in (*first.parts, *first.validation))
     assert sorted(trained_on + held) == list(range(10))
     assert len(held) == 3
@@ -250,7 +250,7 @@ def test_a_share_of_any_rows_with_a_length_can_be_held_out(rows: Any) -> None:
 def test_rows_keep_their_names_when_a_share_is_held_out(length: int, share: float, seed: int, as_table: bool) -> None:
     rows = [{"i": i} for i in range(length)] if as_table else TensorDataset(torch.arange(length))
     assume(math.ceil(share * length) < length)
-    source = read(rows, share, seed)
+    source = read_data(rows, share, seed)
     for part in (*source.parts, *source.validation):
         for i in range(len(part.rows)):
             own = part.rows[i]["i"] if as_table else int(part.rows[i][0])
@@ -258,25 +258,25 @@ def test_rows_keep_their_names_when_a_share_is_held_out(length: int, share: floa
 
 
 def test_the_split_of_a_usual_name_is_held_out_unless_it_is_trained_on(files: Path) -> None:
-    assert len(read("folder").validation[0].rows) == 3
-    assert len(read({"path": "folder", "split": "train+validation"}).validation[0].rows) == 2
-    assert read({"path": "folder", "split": "train+validation+test"}).validation == ()
+    assert len(read_data("folder").validation[0].rows) == 3
+    assert len(read_data({"path": "folder", "split": "train+validation"}).validation[0].rows) == 2
+    assert read_data({"path": "folder", "split": "train+validation+test"}).validation == ()
 
 
 def test_validation_is_the_name_of_a_split_or_other_data(files: Path) -> None:
-    assert len(read("folder", "test").validation[0].rows) == 2
-    assert len(read("folder", "rows.csv").validation[0].rows) == 10
-    assert len(read("folder", {"path": "folder", "split": "test"}).validation[0].rows) == 2
-    assert len(read(ROWS, ROWS[:3]).validation[0].rows) == 3
+    assert len(read_data("folder", "test").validation[0].rows) == 2
+    assert len(read_data("folder", "rows.csv").validation[0].rows) == 10
+    assert len(read_data("folder", {"path": "folder", "split": "test"}).validation[0].rows) == 2
+    assert len(read_data(ROWS, ROWS[:3]).validation[0].rows) == 3
 
 
 def test_slices_of_splits(files: Path) -> None:
-    source = read({"path": "folder", "split": "train[:80%]"}, "train[80%:]")
+    source = read_data({"path": "folder", "split": "train[:80%]"}, "train[80%:]")
     assert (texts(only(source)), texts(source.validation[0])) == (
         [f"row {i}" for i in range(8)],
         ["row 8", "row 9"],
     )
-    both = only(read({"path": "folder", "split": "train[8:]+test[1:]"}))
+    both = only(read_data({"path": "folder", "split": "train[8:]+test[1:]"}))
     assert texts(both) == ["row 8", "row 9", "row 1"]
     assert [both.name_row(i) for i in range(3)] == [
         "folder/train.jsonl, row 8 (line 9)",
@@ -288,7 +288,7 @@ def test_slices_of_splits(files: Path) -> None:
 @pytest.mark.parametrize("split", ["train", "train[:80%]", "test+train[:1]"])
 def test_rows_that_are_trained_on_are_not_held_out(files: Path, split: str) -> None:
     with pytest.raises(DataError, match="that are trained on"):
-        read({"path": "folder", "split": split}, "train[:50%]")
+        read_data({"path": "folder", "split": split}, "train[:50%]")
 
 
 # Where rows came from.
@@ -299,7 +299,7 @@ def test_rows_of_files_are_named_by_file_and_line(files: Path) -> None:
         rows = file.read()
         file.seek(0)
         file.write("\n\n" + rows)
-    part = only(read("shards/*.jsonl"))
+    part = only(read_data("shards/*.jsonl"))
     assert part.name_row(3) == "shards/a.jsonl, row 3 (line 4)"
     assert part.name_row(4) == "shards/b.jsonl, row 0 (line 3)"
     assert part.name_row(9) == "shards/b.jsonl, row 5 (line 8)"
@@ -318,24 +318,24 @@ def test_rows_of_files_are_named_by_file_and_line(files: Path) -> None:
     ],
 )
 def test_a_row_of_each_kind_of_file(files: Path, name: str, said: str) -> None:
-    assert only(read(name)).name_row(7) == said
+    assert only(read_data(name)).name_row(7) == said
 
 
 def test_a_csv_row_of_several_lines(files: Path) -> None:
     (files / "long.csv").write_text('text\n"one\ntwo"\n\nthree\n')
-    part = only(read("long.csv"))
+    part = only(read_data("long.csv"))
     assert texts(part) == ["one\ntwo", "three"]
     assert [part.name_row(i) for i in range(2)] == ["long.csv, row 0 (line 2)", "long.csv, row 1 (line 5)"]
 
 
 def test_parts_travel_to_other_processes(files: Path) -> None:
-    source = read({"path": "folder", "split": "train[:80%]"}, 0.5)
+    source = read_data({"path": "folder", "split": "train[:80%]"}, 0.5)
     again = pickle.loads(pickle.dumps(source))
     assert (texts(only(again)), only(again).name_row(0)) == (texts(only(source)), only(source).name_row(0))
 
 
 def test_rows_of_a_share_of_a_file_are_named_by_the_file(files: Path) -> None:
-    source = read("shards/*.jsonl", 0.3)
+    source = read_data("shards/*.jsonl", 0.3)
     for part in (*source.parts, *source.validation):
         for i, text in enumerate(texts(part)):
             number = int(text.removeprefix("row "))
@@ -350,7 +350,7 @@ def test_rows_of_a_share_of_a_file_are_named_by_the_file(files: Path) -> None:
 def test_a_mixture_has_parts_with_weights(files: Path, yaml: bool) -> None:
     listed = [{"path": "rows.jsonl", "weight": 0.7}, {"path": "rows.csv", "weight": 2}]
     data = {"mixture": listed} if yaml else Mixture([("rows.jsonl", 0.7), ("rows.csv", 2)])
-    source = read(data)
+    source = read_data(data)
     assert [(part.name, part.weight, len(part.rows)) for part in source.parts] == [
         ("rows.jsonl", 0.7, 10),
         ("rows.csv", 2.0, 10),
@@ -361,22 +361,22 @@ def test_a_mixture_has_parts_with_weights(files: Path, yaml: bool) -> None:
 
 def test_what_is_held_out_of_a_mixture_is_held_out_of_each_part(files: Path) -> None:
     data = Mixture([("folder", 0.7), (ROWS[:5], 0.3)])
-    source = read(data, 0.4)
+    source = read_data(data, 0.4)
     assert [len(part.rows) for part in source.parts] == [6, 3]
     assert [(part.name, part.weight, len(part.rows)) for part in source.validation] == [
         ("folder", None, 4),
         ("part 1", None, 2),
     ]
-    by_itself = read(data)
+    by_itself = read_data(data)
     assert [(part.name, len(part.rows)) for part in by_itself.validation] == [("validation", 3)]
     with pytest.raises(DataError, match=r"'part 1' has no split 'test'; it has: train"):
-        read(data, "test")
-    twice = read(Mixture([("folder", 0.7), ({"path": "folder"}, 0.3)]), "test")
+        read_data(data, "test")
+    twice = read_data(Mixture([("folder", 0.7), ({"path": "folder"}, 0.3)]), "test")
     assert [(part.name, len(part.rows)) for part in twice.validation] == [("folder", 2), ("folder (1)", 2)]
 
 
 def test_rows_held_out_of_other_data_may_be_a_mixture(files: Path) -> None:
-    source = read(
+    source = read_data(
         ROWS, {"mixture": [{"path": "rows.jsonl", "weight": 1}, {"path": "folder", "split": "test", "weight": 1}]}
     )
     assert [(part.name, part.weight, len(part.rows)) for part in source.validation] == [
@@ -403,7 +403,7 @@ def test_rows_held_out_of_other_data_may_be_a_mixture(files: Path) -> None:
 )
 def test_wrong_mixtures(files: Path, data: Any, error: type, said: str) -> None:
     with pytest.raises(error, match=said):
-        read(data)
+        read_data(data)
 
 
 # What cannot be used.
@@ -440,7 +440,7 @@ def test_wrong_data(files: Path, data: Any, error: type, said: str) -> None:
     if data == "rows.*":
         (files / "rows.jpg").unlink()
     with pytest.raises(error, match=said):
-        read(data)
+        read_data(data)
 
 
 @pytest.mark.parametrize(
@@ -456,9 +456,9 @@ def test_wrong_data(files: Path, data: Any, error: type, said: str) -> None:
 )
 def test_wrong_rows_to_hold_out(files: Path, validation: Any, error: type, said: str) -> None:
     with pytest.raises(error, match=said):
-        read("folder", validation)
+        read_data("folder", validation)
 
 
 def test_what_to_do_with_bad_rows_is_one_of_two() -> None:
     with pytest.raises(UnknownNameError, match="on_bad_row 'ignore'"):
-        read(ROWS, on_bad_row="ignore")
+        read_data(ROWS, on_bad_row="ignore")

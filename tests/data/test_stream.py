@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import get_worker_info
 
-from scalekit.data.lanes import Lanes, Place
-from scalekit.data.shards import Lane, OneShard, pack, shards
-from scalekit.data.stream import StreamLoader, merge
+from scalekit.data.loading.stream_loader import StreamLoader, merge
+from scalekit.data.loading.stream_shards import Lane, OneShard, pack_window, shards
+from scalekit.data.sampling.stream_order import ShardCursor, StreamOrder
 from scalekit.errors import BatchSizeError, ConfigError, EmptyDataError, NoLabelError, RowError, StreamError
 from scalekit.objectives.normalization import MicroBatch
 from tests.data.streams import as_it_is, count_rows, pieces_of, rows_of, stream
@@ -72,7 +72,7 @@ def documents(rows: list[dict[str, int]]) -> list[dict[str, list[int]]]:
     return [{"input_ids": [row["id"]] * (1 + row["id"] % 5)} for row in rows]
 
 
-def loader_of(rows: Any, order: Lanes, rank: int = 0, **options: Any) -> StreamLoader:
+def loader_of(rows: Any, order: StreamOrder, rank: int = 0, **options: Any) -> StreamLoader:
     options = {"encode": as_it_is, "collate": as_it_is, "count_items": count_rows, **options}
     return StreamLoader(rows, order=order, rank=rank, **options)
 
@@ -89,7 +89,7 @@ def take(loader: StreamLoader, steps: int | None = None) -> Run:
             return run
 
 
-def ranks_of(rows: Any, order: Lanes, passes: int = 1, **options: Any) -> list[Run]:
+def ranks_of(rows: Any, order: StreamOrder, passes: int = 1, **options: Any) -> list[Run]:
     def work(rank: int, sum_over_ranks: Any) -> Run:
         loader = loader_of(rows, order, rank, sum_over_ranks=sum_over_ranks, **options)
         return [each for _ in range(passes) for each in take(loader)]
@@ -148,7 +148,7 @@ def flat(runs: list[Run]) -> list[int]:
 def test_every_row_of_a_global_batch_is_in_one_micro_batch_of_a_rank_and_worker_that_reads_its_lane(
     shard_count: int, most_lanes: int, micro: int, accumulation: int, world_size: int, workers: int, data: Any
 ) -> None:
-    order = Lanes(shard_count, micro * accumulation * world_size, micro, world_size, most_lanes=most_lanes)
+    order = StreamOrder(shard_count, micro * accumulation * world_size, micro, world_size, most_lanes=most_lanes)
     assert order.count <= most_lanes
     counts = data.draw(st.lists(st.integers(0, order.per_lane), min_size=order.count, max_size=order.count))
     rows = {lane: [(lane, turn) for turn in range(count)] for lane, count in enumerate(counts)}
@@ -169,13 +169,13 @@ def test_every_row_of_a_global_batch_is_in_one_micro_batch_of_a_rank_and_worker_
 
 @pytest.mark.parametrize(("shard_count", "batch", "lanes"), [(1024, 4096, 64), (96, 960, 48), (7, 8, 1), (24, 36, 12)])
 def test_there_are_not_more_lanes_than_files_that_may_be_open(shard_count: int, batch: int, lanes: int) -> None:
-    assert Lanes(shard_count, batch, 1, 1).count == lanes
+    assert StreamOrder(shard_count, batch, 1, 1).count == lanes
 
 
 @given(shard_count=st.integers(1, 60), batch=st.integers(1, 60), epoch=st.integers(0, 3))
 @settings(max_examples=100, deadline=None)
 def test_every_shard_is_read_by_one_lane(shard_count: int, batch: int, epoch: int) -> None:
-    order = Lanes(shard_count, batch, 1, 1, seed=3)
+    order = StreamOrder(shard_count, batch, 1, 1, seed=3)
     read = [shard for lane in range(order.count) for shard in order.shards_of(lane, epoch)]
     assert sorted(read) == list(range(shard_count))
 
@@ -186,15 +186,15 @@ def test_a_lane_goes_on_from_any_of_its_places(lengths: list[int], block: int, d
     ends = [0, *itertools.accumulate(lengths)]
     pieces = [range(a, b) for a, b in itertools.pairwise(ends)]
     source = shards(IterableDataset.from_generator(rows_of, gen_kwargs={"pieces": pieces}))
-    order = Lanes(len(lengths), 1, 1, 1, seed=2, shuffle_rows=block)
+    order = StreamOrder(len(lengths), 1, 1, 1, seed=2, shuffle_rows=block)
 
     def rest(lane: Lane) -> list[int]:
         return [read.row["id"] for read in lane.take(1000)]
 
-    whole = rest(Lane(0, order, source, 1, Place()))
+    whole = rest(Lane(0, order, source, 1, ShardCursor()))
     assert sorted(whole) == list(range(sum(lengths)))
     cuts = data.draw(st.lists(st.integers(1, 9), max_size=4))
-    lane, given = Lane(0, order, source, 1, Place()), 0
+    lane, given = Lane(0, order, source, 1, ShardCursor()), 0
     for cut in cuts:
         given += len(lane.take(cut))
         lane = Lane(0, order, source, 1, lane.place)  # and again, in a row
@@ -203,7 +203,7 @@ def test_a_lane_goes_on_from_any_of_its_places(lengths: list[int], block: int, d
 
 def test_a_batch_that_cannot_be_split_names_the_nearest() -> None:
     with pytest.raises(BatchSizeError, match="the nearest that can: 8, 12"):
-        Lanes(3, 10, 2, 2)
+        StreamOrder(3, 10, 2, 2)
 
 
 # -- exactly once -------------------------------------------------------------------------------------------------------
@@ -215,7 +215,7 @@ def test_a_batch_that_cannot_be_split_names_the_nearest() -> None:
 def test_each_row_once_an_epoch(length: int, shard_count: int, capacity: int | None) -> None:
     packing = {} if capacity is None else {"capacity": capacity, "encode": documents}
     for world_size, accumulation in itertools.product((1, 2, 3, 5, 8), (1, 3)):
-        order = Lanes(shard_count, 2 * world_size * accumulation, 2, world_size, seed=5, shuffle_rows=10)
+        order = StreamOrder(shard_count, 2 * world_size * accumulation, 2, world_size, seed=5, shuffle_rows=10)
         runs = ranks_of(stream(length, shard_count), order, **packing)
         assert flat(runs) == list(range(length)), (world_size, accumulation)
         assert {len(run) for run in runs} == {len(runs[0])}
@@ -229,7 +229,7 @@ def test_each_row_once_an_epoch(length: int, shard_count: int, capacity: int | N
 @pytest.mark.parametrize("shard_count", [8, 7])
 def test_each_row_of_a_longer_stream_once_an_epoch(shard_count: int) -> None:
     rows = Dataset.from_dict({"id": list(range(10_007))}).to_iterable_dataset(num_shards=shard_count)
-    assert flat(ranks_of(rows, Lanes(shard_count, 48, 4, 4, seed=1))) == list(range(10_007))
+    assert flat(ranks_of(rows, StreamOrder(shard_count, 48, 4, 4, seed=1))) == list(range(10_007))
 
 
 @pytest.mark.parametrize("shard_count", SHARDS)
@@ -239,7 +239,7 @@ def test_global_batches_and_micro_batches_do_not_depend_on_the_world(shard_count
 
     @cache
     def of(world_size: int) -> list[Run]:
-        order = Lanes(shard_count, 24, 1, world_size, seed=5, shuffle_rows=20)
+        order = StreamOrder(shard_count, 24, 1, world_size, seed=5, shuffle_rows=20)
         return ranks_of(stream(311, shard_count), order, **packing)
 
     for world_size in (2, 3, 4, 6, 8):
@@ -249,8 +249,8 @@ def test_global_batches_and_micro_batches_do_not_depend_on_the_world(shard_count
 
 @pytest.mark.parametrize("micro_batch_size", [1, 2, 4, 12])
 def test_global_batches_do_not_depend_on_the_micro_batches(micro_batch_size: int) -> None:
-    runs = ranks_of(stream(100, 3), Lanes(3, 12, micro_batch_size, 1, seed=5))
-    assert global_batches(runs) == global_batches(ranks_of(stream(100, 3), Lanes(3, 12, 1, 1, seed=5)))
+    runs = ranks_of(stream(100, 3), StreamOrder(3, 12, micro_batch_size, 1, seed=5))
+    assert global_batches(runs) == global_batches(ranks_of(stream(100, 3), StreamOrder(3, 12, 1, 1, seed=5)))
 
 
 @pytest.mark.parametrize(
@@ -261,7 +261,7 @@ def test_workers_change_nothing(workers: int, shard_count: int, accumulation: in
     packing = {} if capacity is None else {"capacity": capacity, "encode": documents}
 
     def whole(workers: int) -> tuple[Any, Any]:
-        order = Lanes(shard_count, 2 * accumulation, 2, 1, seed=5, shuffle_rows=10)
+        order = StreamOrder(shard_count, 2 * accumulation, 2, 1, seed=5, shuffle_rows=10)
         loader = loader_of(stream(60, shard_count), order, workers=workers, **packing)
         run = take(loader) + take(loader, steps=loader.state()["step"] + 3)
         return [(micro, ids(batch)) for micro, batch in run], loader.state()
@@ -275,12 +275,12 @@ def test_workers_read_rows_from_files(tmp_path: Any) -> None:
         Dataset.from_dict({"id": list(range(50 * i, 50 * i + 50))}).to_parquet(str(tmp_path / f"{i}.parquet"))
     rows = datasets.load_dataset("parquet", data_dir=str(tmp_path), split="train", streaming=True)
     assert shards(rows).count == 4
-    loader = loader_of(rows, Lanes(4, 8, 2, 1), workers=2)
+    loader = loader_of(rows, StreamOrder(4, 8, 2, 1), workers=2)
     assert flat([take(loader)]) == list(range(200))
 
 
 def test_epochs_differ_and_seeds_differ() -> None:
-    first, second = (ranks_of(stream(60, 3), Lanes(3, 6, 2, 1, seed=seed), passes=2) for seed in (5, 6))
+    first, second = (ranks_of(stream(60, 3), StreamOrder(3, 6, 2, 1, seed=seed), passes=2) for seed in (5, 6))
     steps = len(first[0]) // 2 // 3
     batches = global_batches(first)
     assert batches[:steps] != batches[steps:]
@@ -289,14 +289,16 @@ def test_epochs_differ_and_seeds_differ() -> None:
 
 
 def test_an_order_that_is_not_shuffled_is_the_stream_s_own() -> None:
-    runs = ranks_of(stream(60, 1), Lanes(1, 6, 2, 3, shuffle=False), passes=2)
+    runs = ranks_of(stream(60, 1), StreamOrder(1, 6, 2, 3, shuffle=False), passes=2)
     assert [micro_batches(runs)[key] for key in sorted(micro_batches(runs))] == 2 * [
         [i, i + 1] for i in range(0, 60, 2)
     ]
 
 
 def test_a_shuffled_block_is_of_the_size_given() -> None:
-    found = [ids(batch) for _, batch in take(loader_of(stream(60, 1), Lanes(1, 10, 10, 1, seed=1, shuffle_rows=20)))]
+    found = [
+        ids(batch) for _, batch in take(loader_of(stream(60, 1), StreamOrder(1, 10, 10, 1, seed=1, shuffle_rows=20)))
+    ]
     blocks = [first + second for first, second in zip(found[::2], found[1::2], strict=True)]
     assert [sorted(block) for block in blocks] == [list(range(i, i + 20)) for i in (0, 20, 40)]
     orders = {tuple(i % 20 for i in block) for block in blocks}
@@ -311,7 +313,7 @@ def test_ranks_that_divide_the_shards_read_their_own_alone() -> None:
     read: list[list[int]] = [[], []]
 
     def work(rank: int, sum_over_ranks: Any) -> Run:
-        loader = loader_of(stream(80, 8), Lanes(8, 16, 2, 2), rank, sum_over_ranks=sum_over_ranks)
+        loader = loader_of(stream(80, 8), StreamOrder(8, 16, 2, 2), rank, sum_over_ranks=sum_over_ranks)
         taken = loader._rows.shards.read
         loader._rows.shards.read = lambda shard, start=0: read[rank].append(shard) or taken(shard, start)
         return take(loader)
@@ -324,7 +326,7 @@ def test_ranks_that_divide_the_shards_read_their_own_alone() -> None:
 
 def test_it_says_how_the_stream_is_shared_out_and_why() -> None:
     def said(count: int, world_size: int, workers: int = 0, rows: Any = None, most_lanes: int = 64) -> str:
-        order = Lanes(count, 24, 1, world_size, most_lanes=most_lanes)
+        order = StreamOrder(count, 24, 1, world_size, most_lanes=most_lanes)
         summed = None if world_size == 1 else lambda tensor: tensor
         return loader_of(rows or stream(99, count), order, workers=workers, sum_over_ranks=summed).describe()
 
@@ -404,9 +406,9 @@ class Numbers(torch.utils.data.IterableDataset):
 
 @pytest.mark.parametrize("workers", [0, 3])
 def test_a_torch_stream_is_read_whole(workers: int) -> None:
-    loader = loader_of(Numbers(), Lanes(1, 6, 2, 1), workers=workers)
+    loader = loader_of(Numbers(), StreamOrder(1, 6, 2, 1), workers=workers)
     assert flat([take(loader)]) == flat([take(loader)]) == list(range(50))
-    assert flat(ranks_of(Numbers(), Lanes(1, 6, 2, 3))) == list(range(50))
+    assert flat(ranks_of(Numbers(), StreamOrder(1, 6, 2, 3))) == list(range(50))
 
 
 def test_a_stream_that_was_split_already_is_refused() -> None:
@@ -421,7 +423,7 @@ def test_a_stream_that_can_be_read_once_is_refused() -> None:
 
 def test_a_stream_of_tables_is_refused() -> None:
     with pytest.raises(StreamError, match="with_format"):
-        take(loader_of(ARROW.to_iterable_dataset().with_format("arrow"), Lanes(1, 1, 1, 1)))
+        take(loader_of(ARROW.to_iterable_dataset().with_format("arrow"), StreamOrder(1, 1, 1, 1)))
 
 
 def test_ranks_that_read_different_streams_are_told() -> None:
@@ -429,7 +431,7 @@ def test_ranks_that_read_different_streams_are_told() -> None:
 
     def work(rank: int, sum_over_ranks: Any) -> Run:
         rows = stream(100, 10).shuffle(seed=rank)
-        return take(loader_of(rows, Lanes(10, 4, 1, 2), rank, sum_over_ranks=sum_over_ranks))
+        return take(loader_of(rows, StreamOrder(10, 4, 1, 2), rank, sum_over_ranks=sum_over_ranks))
 
     with pytest.raises(StreamError, match="the ranks read different streams"):
         Together(2).run(work)
@@ -438,19 +440,19 @@ def test_ranks_that_read_different_streams_are_told() -> None:
 def test_rows_that_are_random_by_themselves_are_none_of_its_business() -> None:
     draws = itertools.count()
     rows = stream(10, 1).map(lambda row: {"draw": next(draws)})
-    assert flat(ranks_of(rows, Lanes(1, 4, 1, 2))) == list(range(10))
+    assert flat(ranks_of(rows, StreamOrder(1, 4, 1, 2))) == list(range(10))
 
 
 def test_no_rows() -> None:
     with pytest.raises(EmptyDataError, match="the stream has no rows"):
-        take(loader_of(stream(9, 3).filter(lambda row: False), Lanes(3, 3, 1, 1)))
+        take(loader_of(stream(9, 3).filter(lambda row: False), StreamOrder(3, 3, 1, 1)))
 
 
 def test_several_ranks_need_a_way_to_agree() -> None:
     with pytest.raises(ConfigError, match="sum_over_ranks"):
-        loader_of(stream(9, 3), Lanes(3, 4, 1, 2))
+        loader_of(stream(9, 3), StreamOrder(3, 4, 1, 2))
     with pytest.raises(ConfigError, match="the order is for 2 shards, and the stream has 3"):
-        loader_of(stream(9, 3), Lanes(2, 4, 1, 1))
+        loader_of(stream(9, 3), StreamOrder(2, 4, 1, 1))
 
 
 # -- rows that cannot be used -------------------------------------------------------------------------------------------
@@ -466,7 +468,7 @@ def test_a_bad_row_is_refused_by_its_shard_and_number() -> None:
     pieces = pieces_of(100, 3)
     place, shard = min((next(place for place, i in enumerate(own) if i % 10 == 3), k) for k, own in enumerate(pieces))
     for workers in (0, 1):
-        loader = loader_of(stream(100, 3), Lanes(3, 3, 3, 1, shuffle=False), encode=picky, workers=workers)
+        loader = loader_of(stream(100, 3), StreamOrder(3, 3, 3, 1, shuffle=False), encode=picky, workers=workers)
         with pytest.raises(RowError) as told:
             take(loader)
         assert str(told.value) == (
@@ -479,7 +481,7 @@ def test_a_row_that_the_encoder_stumbles_over_is_a_bad_row() -> None:
         return [1 // (row["id"] - 5) for row in rows]
 
     with pytest.raises(RowError, match="row 5 of the stream: it cannot be encoded: ZeroDivisionError"):
-        take(loader_of(stream(10, 1), Lanes(1, 2, 2, 1), encode=stumbles))
+        take(loader_of(stream(10, 1), StreamOrder(1, 2, 2, 1), encode=stumbles))
 
 
 def has_ids(rows: list[dict[str, Any]]) -> list[int]:
@@ -488,7 +490,7 @@ def has_ids(rows: list[dict[str, Any]]) -> list[int]:
 
 def test_a_bad_row_that_is_skipped_moves_no_other_row() -> None:
     def runs(world_size: int, encode: Any) -> tuple[dict[tuple[int, int], list[int]], set[str], list[int]]:
-        order = Lanes(3, 12, 2, world_size, seed=5)
+        order = StreamOrder(3, 12, 2, world_size, seed=5)
 
         def work(rank: int, sum_over_ranks: Any) -> Any:
             loader = loader_of(
@@ -519,7 +521,7 @@ def test_a_global_batch_of_bad_rows_alone_is_no_step() -> None:
             raise RowError("too small")
         return rows
 
-    order = Lanes(1, 2, 1, 2, shuffle=False)
+    order = StreamOrder(1, 2, 1, 2, shuffle=False)
     runs = ranks_of(stream(10, 1), order, encode=encode, on_bad_row="skip", passes=2)
     assert sorted({micro.step for run in runs for micro, _ in run}) == [1, 2, 3, 4, 5, 6]
     assert flat(runs) == sorted([*range(4, 10), *range(4, 10)])
@@ -531,7 +533,7 @@ def test_a_document_longer_than_a_packed_row_is_a_bad_row() -> None:
     def encode(rows: list[dict[str, int]]) -> list[dict[str, list[int]]]:
         return [{"input_ids": [row["id"]] * row["id"]} for row in rows]
 
-    order = Lanes(1, 2, 1, 1)
+    order = StreamOrder(1, 2, 1, 1)
     with pytest.raises(RowError, match=r"row 0 of the stream: it has no tokens"):
         take(loader_of(stream(12, 1), order, encode=encode, capacity=10))
     loader = loader_of(stream(12, 1), order, encode=encode, capacity=10, on_bad_row="skip")
@@ -540,7 +542,7 @@ def test_a_document_longer_than_a_packed_row_is_a_bad_row() -> None:
 
 
 def test_a_row_without_labels_is_refused() -> None:
-    loader = loader_of(stream(12, 1), Lanes(1, 4, 2, 1), count_items=lambda batch, rows: 0)
+    loader = loader_of(stream(12, 1), StreamOrder(1, 4, 2, 1), count_items=lambda batch, rows: 0)
     with pytest.raises(NoLabelError, match=r"the rows .* of epoch 1 have nothing that the loss counts"):
         take(loader)
 
@@ -549,18 +551,18 @@ def test_a_row_without_labels_is_refused() -> None:
 
 
 def test_documents_are_packed_by_best_fit_and_kept_apart() -> None:
-    rows = pack(
+    rows = pack_window(
         [{"input_ids": [1, 2]}, {"input_ids": [3, 4, 5], "labels": [-100, 7, 8]}, {"input_ids": [6]}], capacity=4
     )
     assert [{name: values.tolist() for name, values in row.items()} for row in rows] == [
         {"input_ids": [3, 4, 5, 6], "labels": [-100, 7, 8, -100], "document_lengths": [3, 1]},
         {"input_ids": [1, 2], "labels": [-100, 2], "document_lengths": [2]},
     ]
-    assert pack([], 4) == []
+    assert pack_window([], 4) == []
 
 
 def test_packed_rows_are_full() -> None:
-    run = take(loader_of(stream(1000, 4), Lanes(4, 8, 2, 1), encode=documents, capacity=16))
+    run = take(loader_of(stream(1000, 4), StreamOrder(4, 8, 2, 1), encode=documents, capacity=16))
     used = [len(row["input_ids"]) for _, batch in run for row in batch]
     assert sum(used) / (16 * len(used)) > 0.97
     assert max(used) <= 16
@@ -570,7 +572,7 @@ def test_packed_rows_are_full() -> None:
 
 
 def test_a_rank_without_rows_repeats_a_batch_that_weighs_nothing() -> None:
-    runs = ranks_of(stream(1, 8), Lanes(8, 16, 1, 4))
+    runs = ranks_of(stream(1, 8), StreamOrder(8, 16, 1, 4))
     assert [sum(micro.items for micro, _ in run) for run in runs].count(1) == 1
     for micro, batch in (each for run in runs for each in run):
         assert micro.samples == 1
@@ -579,7 +581,7 @@ def test_a_rank_without_rows_repeats_a_batch_that_weighs_nothing() -> None:
 
 
 def test_micro_batches_know_where_they_stand() -> None:
-    (run,) = ranks_of(stream(20, 1), Lanes(1, 8, 2, 1, seed=7, shuffle=False), passes=2)
+    (run,) = ranks_of(stream(20, 1), StreamOrder(1, 8, 2, 1, seed=7, shuffle=False), passes=2)
     assert [micro.first for micro, _ in run] == [True, False, False, False] * 6
     assert [micro.last for micro, _ in run] == [False, False, False, True] * 6
     assert [micro.index for micro, _ in run] == [0, 1, 2, 3] * 6
@@ -601,7 +603,7 @@ def test_a_resume_at_any_step_and_on_any_world_gives_the_rest_and_twice_in_a_row
     worlds = itertools.cycle((1, 2, 3, 4, 6))
 
     def part(state: Any, steps: int) -> tuple[list[Run], dict[str, Any]]:
-        order = Lanes(shard_count, 12, 1, next(worlds), seed=5, shuffle_rows=9)
+        order = StreamOrder(shard_count, 12, 1, next(worlds), seed=5, shuffle_rows=9)
 
         def work(rank: int, sum_over_ranks: Any) -> Any:
             rows = stream(100, shard_count)
@@ -613,7 +615,9 @@ def test_a_resume_at_any_step_and_on_any_world_gives_the_rest_and_twice_in_a_row
         assert {position for _, _, position in found} == {merged["samples"]}
         return [run for run, _, _ in found], merged
 
-    steps = 2 * len(global_batches(ranks_of(stream(100, shard_count), Lanes(shard_count, 12, 1, 1, seed=5), **options)))
+    steps = 2 * len(
+        global_batches(ranks_of(stream(100, shard_count), StreamOrder(shard_count, 12, 1, 1, seed=5), **options))
+    )
     whole, end = part(None, steps)
     for cut in range(1, steps - 1):
         runs, state = part(None, cut)
@@ -624,7 +628,7 @@ def test_a_resume_at_any_step_and_on_any_world_gives_the_rest_and_twice_in_a_row
 
 
 def test_a_state_at_the_very_end_of_an_epoch_goes_on_with_the_next() -> None:
-    order = Lanes(3, 10, 2, 1, seed=5)
+    order = StreamOrder(3, 10, 2, 1, seed=5)
     loader = loader_of(stream(20, 3), order)
     batches = iter(loader)
     for _ in range(10):
@@ -640,7 +644,7 @@ def test_a_state_at_the_very_end_of_an_epoch_goes_on_with_the_next() -> None:
 
 def test_what_was_read_ahead_is_not_consumed() -> None:
     """Lightning takes a batch before it runs the one before, and stops in the middle of a global batch."""
-    order = Lanes(3, 6, 2, 1, seed=5)
+    order = StreamOrder(3, 6, 2, 1, seed=5)
     loader = loader_of(stream(60, 3), order)
     batches = iter(loader)
     for _ in range(5):
@@ -654,7 +658,7 @@ def test_what_was_read_ahead_is_not_consumed() -> None:
 
 
 def test_going_on_starts_at_the_block_and_not_at_the_beginning() -> None:
-    rows, order = stream(1000, 1), Lanes(1, 10, 10, 1, seed=5, shuffle_rows=50)
+    rows, order = stream(1000, 1), StreamOrder(1, 10, 10, 1, seed=5, shuffle_rows=50)
     loader = loader_of(rows, order)
     take(loader, steps=73)
     assert loader.state()["lanes"] == {"0": [0, 700, 14, 30]}
@@ -669,28 +673,28 @@ def test_going_on_starts_at_the_block_and_not_at_the_beginning() -> None:
 
 
 def test_a_state_of_another_order_is_refused() -> None:
-    loader = loader_of(stream(60, 3), Lanes(3, 6, 2, 1, seed=5))
+    loader = loader_of(stream(60, 3), StreamOrder(3, 6, 2, 1, seed=5))
     take(loader, steps=2)
     state = loader.state()
     for name, order in {
-        "global_batch_size=12": Lanes(3, 12, 2, 1, seed=5),
-        "seed=6": Lanes(3, 6, 2, 1, seed=6),
-        "shuffle=False": Lanes(3, 6, 2, 1, seed=5, shuffle=False),
-        "shuffle_rows=9": Lanes(3, 6, 2, 1, seed=5, shuffle_rows=9),
+        "global_batch_size=12": StreamOrder(3, 12, 2, 1, seed=5),
+        "seed=6": StreamOrder(3, 6, 2, 1, seed=6),
+        "shuffle=False": StreamOrder(3, 6, 2, 1, seed=5, shuffle=False),
+        "shuffle_rows=9": StreamOrder(3, 6, 2, 1, seed=5, shuffle_rows=9),
     }.items():
         with pytest.raises(StreamError, match=f"cannot be gone on with under {name}: its state was saved under"):
             loader_of(stream(60, 3), order, state=state)
     with pytest.raises(StreamError, match="under capacity=8"):
-        loader_of(stream(60, 3), Lanes(3, 6, 2, 1, seed=5), state=state, capacity=8)
+        loader_of(stream(60, 3), StreamOrder(3, 6, 2, 1, seed=5), state=state, capacity=8)
     with pytest.raises(StreamError, match="under shards=2"):
-        loader_of(stream(60, 2), Lanes(2, 6, 2, 1, seed=5), state=state)
+        loader_of(stream(60, 2), StreamOrder(2, 6, 2, 1, seed=5), state=state)
     with pytest.raises(StreamError, match="begins with another row"):
         take(loader_of(stream(60, 3).map(lambda row: {"id": row["id"] + 1}), loader.order, state=state))
 
 
 def test_states_of_different_steps_or_of_too_few_ranks_are_refused() -> None:
     def work(rank: int, sum_over_ranks: Any) -> list[Any]:
-        loader = loader_of(stream(60, 2), Lanes(2, 6, 1, 2), rank, sum_over_ranks=sum_over_ranks)
+        loader = loader_of(stream(60, 2), StreamOrder(2, 6, 1, 2), rank, sum_over_ranks=sum_over_ranks)
         states = []
         for _ in loader:
             if loader.consume().last:
@@ -702,11 +706,11 @@ def test_states_of_different_steps_or_of_too_few_ranks_are_refused() -> None:
     with pytest.raises(StreamError, match="the ranks' states differ in batches, step, samples"):
         merge([one[3], two[4]])
     with pytest.raises(StreamError, match=r"lacks the lanes \[1\]"):
-        loader_of(stream(60, 2), Lanes(2, 6, 1, 1), state=one[3])
+        loader_of(stream(60, 2), StreamOrder(2, 6, 1, 1), state=one[3])
 
 
 def test_a_torch_stream_is_gone_on_with_at_the_beginning_of_an_epoch_alone() -> None:
-    loader = loader_of(Numbers(), Lanes(1, 10, 5, 1, seed=5))
+    loader = loader_of(Numbers(), StreamOrder(1, 10, 5, 1, seed=5))
     run = take(loader)
     following = known([take(loader_of(Numbers(), loader.order, state=loader.state()))])
     assert min(step for step, *_ in following) == run[-1][0].step + 1
@@ -723,7 +727,7 @@ def test_it_knows_how_long_it_has_waited() -> None:
         time.sleep(0.02)
         return rows
 
-    loader = loader_of(stream(20, 1), Lanes(1, 4, 2, 1), encode=slowly)
+    loader = loader_of(stream(20, 1), StreamOrder(1, 4, 2, 1), encode=slowly)
     for _ in loader:
         loader.consume()
         time.sleep(0.02)
@@ -732,4 +736,4 @@ def test_it_knows_how_long_it_has_waited() -> None:
 
 def test_a_stream_of_one_shard_is_any_iterable() -> None:
     assert isinstance(shards([{"id": 1}]), OneShard)
-    assert flat([take(loader_of([{"id": i} for i in range(9)], Lanes(1, 2, 1, 1)))]) == list(range(9))
+    assert flat([take(loader_of([{"id": i} for i in range(9)], StreamOrder(1, 2, 1, 1)))]) == list(range(9))

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from scalekit.data.chat import render, texts
 from scalekit.data.encoders.causal import Causal
-from scalekit.data.encoders.limit import Limit
+from scalekit.data.encoders.chat_template import render, texts
+from scalekit.data.encoders.truncation import Limit
 from scalekit.errors import RowError
 from tests.data.test_chat import TOOLS, call, family, make_tokenizer, say
 

@@ -6,17 +6,17 @@ import datasets
 import numpy as np
 import pytest
 
-from scalekit.data.sources import read
-from scalekit.data.way import Way, padding_share
+from scalekit.config.job import Job
+from scalekit.data.pipeline import DataPipeline, padding_share
+from scalekit.data.sources.read import read_data
 from scalekit.errors import ColumnError, ConfigError
-from scalekit.job import Job
 from tests import tiny
 from tests.distributed import parity_cases as parity
 
 
-def way(model: Any, rows: list[dict], **settings: Any) -> Way:
+def pipeline(model: Any, rows: list[dict], **settings: Any) -> DataPipeline:
     job = Job(model, rows, processor=tiny.make_tokenizer(), max_steps=1, **settings)
-    return Way(job, read(rows), model)
+    return DataPipeline(job, read_data(rows), model)
 
 
 def llama() -> Any:
@@ -44,15 +44,15 @@ LOOKS = [
     ("model", "row", "task"), LOOKS, ids=[f"{model.__name__}-{'-'.join(row)}" for model, row, _ in LOOKS]
 )
 def test_the_look_of_a_row_decides_its_task(model: Any, row: dict, task: str | None) -> None:
-    found = way(model(), [row])
+    found = pipeline(model(), [row])
     assert found.task == task
     assert (len(found.remark) == 1) == (task is not None)
 
 
 def test_what_the_job_says_counts() -> None:
-    assert way(parity.bert(), [{"text": "a", "label": 1}], task="masked-lm").task == "masked-lm"
+    assert pipeline(parity.bert(), [{"text": "a", "label": 1}], task="masked-lm").task == "masked-lm"
     with pytest.raises(ColumnError, match="token-classification"):
-        assert way(parity.bert(), [{"text": "a", "label": 1}], task="token-classification").task
+        assert pipeline(parity.bert(), [{"text": "a", "label": 1}], task="token-classification").task
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_what_the_job_says_counts() -> None:
     ],
 )
 def test_packing_where_it_pays(lengths: np.ndarray, packs: bool) -> None:
-    found = way(llama(), [{"text": "a"}], sequence_length=64)
+    found = pipeline(llama(), [{"text": "a"}], sequence_length=64)
     assert found.packs(lengths) == packs
     assert 0 <= padding_share(lengths, 0) < 0.6
 
@@ -72,12 +72,12 @@ def test_packing_where_it_pays(lengths: np.ndarray, packs: bool) -> None:
 def test_packing_that_cannot_be_is_refused_where_the_job_asks_for_it() -> None:
     lengths = np.tile([4, 30], 100)
     with pytest.raises(ConfigError, match="sequence_length, the length of a packed row, is not given"):
-        way(llama(), [{"text": "a"}], packing=True).packs(lengths)
+        pipeline(llama(), [{"text": "a"}], packing=True).packs(lengths)
     with pytest.raises(ConfigError, match="causal language models alone"):
-        way(parity.bert(), [{"text": "a", "label": 1}], packing=True, sequence_length=64).packs(lengths)
-    assert not way(llama(), [{"text": "a"}], packing=False, sequence_length=64).packs(lengths)
+        pipeline(parity.bert(), [{"text": "a", "label": 1}], packing=True, sequence_length=64).packs(lengths)
+    assert not pipeline(llama(), [{"text": "a"}], packing=False, sequence_length=64).packs(lengths)
 
 
 def test_rows_that_the_user_formats_or_batches_are_left_alone() -> None:
     rows = datasets.Dataset.from_list([{"text": "a", "label": 1}]).with_format("numpy")
-    assert way(parity.bert(), rows).task is None
+    assert pipeline(parity.bert(), rows).task is None

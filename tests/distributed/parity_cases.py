@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from scalekit.data.permutation import shuffled
+from scalekit.data.sampling.permutation import shuffled
 
 SEED = 3
 ROWS = 50

@@ -19,8 +19,7 @@ WORKERS = Path(__file__).parent / "workers"
 ROOT = Path(__file__).parents[2]
 
 IMPORTED = (
-    "scalekit.training",
-    "scalekit.distributed.elastic_agent",
+    "scalekit.training.fit",
     "datasets",
     "wandb",
     "deepspeed.runtime.zero.muon.muon_optimizer",
@@ -42,6 +41,12 @@ def server() -> ForkServer:
     return ForkServer.start(IMPORTED)
 
 
+@cache
+def server_of_launchers() -> ForkServer:
+    """Has few modules: torch's agent walks the stack at each of its events, and looks at all modules for each frame."""
+    return ForkServer.start(["scalekit.distributed.elastic_agent"])
+
+
 def start(
     words: Sequence[object], log: Path, directory: Path | None = None, environment: Mapping[str, str] | None = None
 ) -> ForkedProcess:
@@ -60,7 +65,8 @@ def start(
     }
     with log.open("wb") as file:
         program = Program([str(word) for word in words], whole, str(directory or os.getcwd()), own_session=True)
-        return server().fork(program, file.fileno())
+        parent = server_of_launchers() if "launch" in program.words else server()
+        return parent.fork(program, file.fileno())
 
 
 def torchrun(worker: str, *arguments: object, nproc: int = 2, timeout_seconds: float = 600) -> str:

@@ -127,7 +127,7 @@ def train(
             max_steps=STEPS,
             learning_rate=1e-3,
             optimizer_options={"eps": parity.EPS},
-            average_decay=0.9,
+            ema_decay=0.9,
             seed=parity.SEED,
             callbacks=[NotesRows(folder), counts, *([ask] if ask is not None else [])],
             output_dir=str(folder),

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 import scalekit
-from scalekit.data.permutation import shuffled
+from scalekit.data.sampling.permutation import shuffled
 from scalekit.errors import BatchSizeError, ConfigError, InputsError
-from scalekit.planning.tasks import candidates
+from scalekit.planning.request import candidates
 from tests.distributed.processes import ProcessesError, torchrun
 from tests.distributed.workers import coupled
 

@@ -12,8 +12,8 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
-from scalekit.data.packing import best_fit
-from scalekit.data.permutation import shuffled
+from scalekit.data.packing.packing import best_fit
+from scalekit.data.sampling.permutation import shuffled
 from tests import tiny
 from tests.distributed.processes import torchrun
 from tests.distributed.workers.data_job import BATCH, CAPACITY, HELD_OUT, SENTENCES, STEPS

@@ -181,7 +181,7 @@ def test_imports_touch_no_gpu_and_start_no_thread(monkeypatch: pytest.MonkeyPatc
 
 def test_a_job_imports_what_it_needs() -> None:
     tensors = {"model": object(), "data": []}
-    assert imports(["fit", "job.yaml"], tensors) == ["scalekit.training"]
+    assert imports(["fit", "job.yaml"], tensors) == ["scalekit.training.fit"]
     assert (any(name.startswith("deepspeed") for name in imports([], {**tensors, "strategy": "zero2"}))) == (
         not has_gpu_driver()
     )
@@ -191,7 +191,7 @@ def test_a_job_imports_what_it_needs() -> None:
 def test_a_script_is_looked_through(tmp_path: Path) -> None:
     script = tmp_path / "train.py"
     script.write_text("import os, torch.nn\nfrom my import own\nfrom scalekit import fit\nfrom . import x\n")
-    assert imports([str(script)]) == ["torch.nn", "scalekit.training", "scalekit"]
+    assert imports([str(script)]) == ["torch.nn", "scalekit.training.fit", "scalekit"]
     script.write_text("import (")
     assert imports([str(script)]) == []
 
@@ -201,5 +201,5 @@ def test_a_process_of_the_tests_has_the_imports(tmp_path: Path) -> None:
     process = start(["-c", "import sys; sys.exit(3 if 'lightning.pytorch' in sys.modules else 4)"], tmp_path / "log")
     assert process.wait(120) == 3
     began = time.monotonic()
-    assert start(["-c", "import scalekit.training"], tmp_path / "log").wait(60) == 0
+    assert start(["-c", "import scalekit.training.fit"], tmp_path / "log").wait(60) == 0
     assert time.monotonic() - began < 3  # imports take 7 s

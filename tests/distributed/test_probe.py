@@ -40,7 +40,9 @@ class Probe(NamedTuple):
 def probes() -> list[Probe]:
     """Those that run now, on this machine."""
     listed = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
-    return [Probe(*map(int, line.split()[:2])) for line in listed.splitlines() if "-m scalekit.probe" in line]
+    return [
+        Probe(*map(int, line.split()[:2])) for line in listed.splitlines() if "-m scalekit.training.trial_run" in line
+    ]
 
 
 def wait_for(look: Callable[[], Any], timeout_seconds: float = 120) -> Any:

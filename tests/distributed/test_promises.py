@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from scalekit.checkpoint import load
-from scalekit.data.permutation import shuffled
+from scalekit.data.sampling.permutation import shuffled
 from tests.distributed import oracle_case as oracle
 from tests.distributed import parity_cases as parity
 from tests.distributed.processes import torchrun

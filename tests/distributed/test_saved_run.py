@@ -18,7 +18,7 @@ from transformers import (
 
 import scalekit
 from scalekit.errors import ConfigError, ScaleKitError
-from scalekit.saved_run import evaluate, predict
+from scalekit.training.saved_run import evaluate, predict
 from tests import tiny
 from tests.distributed import processes
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from scalekit.data.lanes import Lanes
-from scalekit.data.stream import StreamLoader
+from scalekit.data.loading.stream_loader import StreamLoader
+from scalekit.data.sampling.stream_order import StreamOrder
 from tests.data.streams import as_it_is, count_rows, stream
 from tests.distributed.processes import ProcessesError, torchrun
 
@@ -19,7 +19,12 @@ Seen = dict[tuple[int, int], list]
 def alone(shards: int) -> Seen:
     """Two epochs on one rank."""
     loader = StreamLoader(
-        stream(ROWS, shards), as_it_is, as_it_is, Lanes(shards, BATCH, 1, 1, seed=5, shuffle_rows=20), 0, count_rows
+        stream(ROWS, shards),
+        as_it_is,
+        as_it_is,
+        StreamOrder(shards, BATCH, 1, 1, seed=5, shuffle_rows=20),
+        0,
+        count_rows,
     )
     found: Seen = {}
     for _ in range(2):

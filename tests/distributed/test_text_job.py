@@ -11,7 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from scalekit.data.origins import draw
+from scalekit.data.sources.provenance import draw
 from tests import tiny
 from tests.distributed.processes import torchrun
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 import scalekit
 from scalekit import errors
-from scalekit.checkpoint import documents
-from scalekit.checkpoint.layout import MANIFEST, Listed, checksum, manifest
+from scalekit.checkpoint import state_json
+from scalekit.checkpoint.format import MANIFEST, Listed, checksum, manifest
 from scalekit.cli import main
 from tests.distributed import parity_cases as parity
 from tests.tiny import make_tokenizer
@@ -140,7 +140,7 @@ def checkpoint_of(model: Any, folder: Path) -> Path:
     """One without training; with many small files, which a job only has of a large model."""
     options = {} if isinstance(model, peft.PeftModel) else {"max_shard_size": "20KB", "save_original_format": False}
     model.save_pretrained(folder / "model", **options)
-    (folder / "state.json").write_bytes(documents.written({"scalekit": {}}, "state")["state.json"])
+    (folder / "state.json").write_bytes(state_json.written({"scalekit": {}}, "state")["state.json"])
     names = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
     sizes = {name: Listed((folder / name).stat().st_size, 0) for name in names}
     sums = checksum(folder, sizes)

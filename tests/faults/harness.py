@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scalekit.checkpoint.layout import published, step_of
+from scalekit.checkpoint.format import published, step_of
 from scalekit.checkpoint.load import check
 from scalekit.distributed.fork_server import ForkedProcess
 from tests.distributed.processes import ROOT, start

@@ -130,7 +130,7 @@ def first_loss(model: Any, rows: list[Any], collate: Any, micro_batch_size: int,
     data = torch.utils.data.DataLoader(Rows(rows), collate_fn=collate)
     run = scalekit.fit(
         model, data, strategy="single", precision="32-true", global_batch_size=len(rows), micro_batch_size=micro_batch_size,
-        max_steps=1, gradient_clip=None, optimizer="sgd", learning_rate=0.1, schedule="constant",
+        max_steps=1, gradient_clip=None, optimizer="sgd", learning_rate=0.1, lr_schedule="constant",
         output_dir=str(folder / str(micro_batch_size)), **more,
     )  # fmt: skip
     weights = torch.cat([parameter.detach().flatten() for parameter in run.model.parameters()])

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from scalekit.errors import ModelError, NoLossError
-from scalekit.module import ScaleModule
 from scalekit.objectives.counts import Counted
 from scalekit.objectives.objective import FunctionLoss, ModelLoss
+from scalekit.training.module import ScaleModule
 from tests.distributed import parity_cases as parity
 
 

@@ -8,11 +8,11 @@ import torch
 import transformers
 
 import scalekit
-from scalekit.dtypes import promised
+from scalekit.config.precision import dtypes_for
 from scalekit.errors import ModelError
-from scalekit.models import Model
-from scalekit.planning.profile import profile
-from scalekit.planning.subjects import subject
+from scalekit.models.resolve import Model
+from scalekit.planning.profiling.model_inputs import profiled_model
+from scalekit.planning.profiling.profile import profile
 
 SMALL = {
     "hidden_size": 64,
@@ -107,8 +107,8 @@ def model(name: str) -> Model:
 
 
 def traced(name: str, precision: str, recompute: bool, like_a_gpu: bool) -> None:
-    dtypes = promised(precision)
-    made = profile(subject(model(name), tokens=32), dtypes, like_a_gpu)
+    dtypes = dtypes_for(precision)
+    made = profile(profiled_model(model(name), tokens=32), dtypes, like_a_gpu)
     assert made.problem is None
     found = made.at(1, recompute and made.can_recompute, dtypes.parameters)
     assert found.flops.sum() > 0
@@ -128,12 +128,12 @@ def test_it_is_planned_in_every_way(name: str, way: tuple[str, bool, bool]) -> N
 
 
 def test_sounds_are_as_long_as_the_model_hears() -> None:
-    batch = subject(model("WhisperForConditionalGeneration")).example(3)
+    batch = profiled_model(model("WhisperForConditionalGeneration")).example(3)
     assert batch["input_features"].shape == (3, 8, 100)
     assert batch["labels"].shape == (3, 64)
     assert batch["labels"].dtype == torch.long
-    assert subject(model("ASTForAudioClassification")).example(2)["input_values"].shape == (2, 64, 32)
-    assert subject(model("Wav2Vec2ForSequenceClassification")).example(2)["input_values"].shape == (2, 16_000)
+    assert profiled_model(model("ASTForAudioClassification")).example(2)["input_values"].shape == (2, 64, 32)
+    assert profiled_model(model("Wav2Vec2ForSequenceClassification")).example(2)["input_values"].shape == (2, 16_000)
 
 
 @pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes", "mxfp4", "fp8", "compressed-tensors"])
@@ -148,7 +148,7 @@ def test_a_quantized_model_is_refused_by_name_before_data_is_read(tmp_path: Path
 
 
 def test_a_trace_that_takes_too_long_leaves_states_alone() -> None:
-    asked = subject(model("GPTNeoXForCausalLM"), tokens=7)
-    made = profile(asked, promised("32-true"), like_a_gpu=True, limit_seconds=0.001)
+    asked = profiled_model(model("GPTNeoXForCausalLM"), tokens=7)
+    made = profile(asked, dtypes_for("32-true"), like_a_gpu=True, limit_seconds=0.001)
     assert made.problem == "a step on fake tensors takes more than 0.001 s"
     assert made.elements > 0

@@ -6,15 +6,15 @@ from functools import cache
 import pytest
 import torch
 
-from scalekit import dtypes
+from scalekit.config.precision import dtypes_for
+from scalekit.config.strategy import StrategyConfig
 from scalekit.errors import BatchSizeError
 from scalekit.hardware import Hardware
 from scalekit.objectives.objective import ModelLoss
-from scalekit.planning.choose import Task, choose
-from scalekit.planning.memory import predict
-from scalekit.planning.profile import Subject, profile, resize
-from scalekit.planning.tasks import candidates
-from scalekit.strategies import Strategy
+from scalekit.planning.memory.estimate import predict
+from scalekit.planning.profiling.profile import ProfiledModel, profile, resize
+from scalekit.planning.request import candidates
+from scalekit.planning.search import PlanRequest, choose
 
 CARDS_GB = (16, 24, 40, 80, 141)
 # hidden size and layers: about 0.1, 1, 8 and 70 billion parameters
@@ -30,8 +30,8 @@ def model(name: str):
     sizes = {"hidden_size": hidden, "intermediate_size": 4 * hidden * 2 // 3, "num_hidden_layers": layers}
     config = LlamaConfig(**sizes, vocab_size=32000, num_attention_heads=hidden // 64, num_key_value_heads=hidden // 64)
     batch = {key: torch.ones(2, 1024, dtype=torch.long) for key in ("input_ids", "labels")}
-    subject = Subject(name, lambda: LlamaForCausalLM(config), ModelLoss().mean_loss, resize(batch, 2), 1024)
-    return profile(subject, dtypes.promised("bf16-mixed"), like_a_gpu=True)
+    subject = ProfiledModel(name, lambda: LlamaForCausalLM(config), ModelLoss().mean_loss, resize(batch, 2), 1024)
+    return profile(subject, dtypes_for("bf16-mixed"), like_a_gpu=True)
 
 
 def card(memory_gb: int, ranks: int) -> Hardware:
@@ -39,10 +39,10 @@ def card(memory_gb: int, ranks: int) -> Hardware:
     return replace(hardware, device=replace(hardware.device, memory_bytes=memory_gb * 10**9))
 
 
-def asked(name: str, memory_gb: int, ranks: int, **others) -> Task:
+def asked(name: str, memory_gb: int, ranks: int, **others) -> PlanRequest:
     chosen = {"strategies": candidates("auto", "auto"), "micro_batch_size": None, **others}
-    types = dtypes.promised("bf16-mixed")
-    return Task(model(name), types, card(memory_gb, ranks), GLOBAL_BATCH, **chosen)
+    types = dtypes_for("bf16-mixed")
+    return PlanRequest(model(name), types, card(memory_gb, ranks), GLOBAL_BATCH, **chosen)
 
 
 @pytest.mark.parametrize("ranks", [1, 8, pytest.param(64, marks=pytest.mark.long), 1024])
@@ -91,7 +91,7 @@ def test_what_to_change_where_nothing_fits():
     """The nearest: fewer tokens where activations are too much, LoRA where states are, more devices where both are."""
 
     def advice(name: str, ranks: int, strategy: str, **others) -> str:
-        forecast = choose(asked(name, 80, ranks, strategies=[Strategy.load(strategy)], **others))
+        forecast = choose(asked(name, 80, ranks, strategies=[StrategyConfig.load(strategy)], **others))
         assert forecast.chosen is None
         return " ".join(forecast.advice)
 

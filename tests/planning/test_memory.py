@@ -4,13 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from scalekit import dtypes
-from scalekit.dtypes import Dtypes
-from scalekit.planning.layouts import layout
-from scalekit.planning.memory import predict
-from scalekit.planning.profile import Subject, profile, resize
-from scalekit.planning.setting import Setting
-from scalekit.strategies import Strategy
+from scalekit.config.precision import Dtypes, dtypes_for
+from scalekit.config.strategy import StrategyConfig
+from scalekit.planning.memory.estimate import predict
+from scalekit.planning.memory.layouts import layout
+from scalekit.planning.profiling.profile import ProfiledModel, profile, resize
+from scalekit.planning.profiling.step_config import StepConfig
 from tests.benchmarks import plan_accuracy
 
 # Half-precision parameters and gradients with master weights and moments in float32, as in the ZeRO paper.
@@ -23,14 +22,14 @@ def stack(width: int = 64, layers: int = 8) -> nn.Module:
 
 def profile_of(model, types=None, like_a_gpu: bool = False):
     batch = {"x": torch.zeros(2, 64)}
-    subject = Subject("model", model, lambda m, b: m(b["x"]).square().mean(), resize(batch, 2))
-    return profile(subject, types or dtypes.promised("32-true"), like_a_gpu)
+    subject = ProfiledModel("model", model, lambda m, b: m(b["x"]).square().mean(), resize(batch, 2))
+    return profile(subject, types or dtypes_for("32-true"), like_a_gpu)
 
 
-def setting(strategy: str, world_size: int = 1, types=None, **others) -> Setting:
+def setting(strategy: str, world_size: int = 1, types=None, **others) -> StepConfig:
     chosen = {"micro_batch_size": 2, "accumulation": 1, "recompute": False, "kind": "cpu", **others}
-    return Setting(
-        Strategy.load(strategy), types or dtypes.promised("32-true"), world_size, min(world_size, 8), **chosen
+    return StepConfig(
+        StrategyConfig.load(strategy), types or dtypes_for("32-true"), world_size, min(world_size, 8), **chosen
     )
 
 
@@ -86,11 +85,11 @@ def test_an_8b_model_does_not_fit_one_80_gb_card_and_does_under_lora():
     card = 79.1 * 2**30
     peaks = {}
     for name, build in {"full": lambda: LlamaForCausalLM(config), "lora": adapted}.items():
-        subject = Subject(name, build, ModelLoss().mean_loss, resize(batch, 2), 1024)
-        types = dtypes.promised("bf16-true")
+        subject = ProfiledModel(name, build, ModelLoss().mean_loss, resize(batch, 2), 1024)
+        types = dtypes_for("bf16-true")
         model = profile(subject, types, like_a_gpu=True)
         assert model.problem is None
-        mixed = dtypes.promised("bf16-mixed") if name == "full" else types
+        mixed = dtypes_for("bf16-mixed") if name == "full" else types
         model = model if name == "lora" else profile(subject, mixed, like_a_gpu=True)
         chosen = setting("single", 1, mixed, micro_batch_size=1, recompute=True, kind="cuda")
         peaks[name] = predict(model, chosen).peak_bytes

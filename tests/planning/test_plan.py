@@ -86,12 +86,12 @@ def test_a_module_without_an_example_is_asked_for_one():
 def test_fit_refuses_what_will_not_fit(tmp_path, monkeypatch):
     from dataclasses import replace
 
-    from scalekit import decision
     from scalekit.hardware import detect
+    from scalekit.training import autotune
 
     small = detect()
     small = replace(small, device=replace(small.device, memory_bytes=10_000))
-    monkeypatch.setattr(decision, "detect", lambda *_: small)
+    monkeypatch.setattr(autotune, "detect", lambda *_: small)
     rows = [{"x": [0.0] * 64, "y": [0.0] * 64} for _ in range(8)]
     settings = {"loss": nn.MSELoss(), "max_steps": 1, "global_batch_size": 4, "output_dir": str(tmp_path)}
     with pytest.raises(DoesNotFitError, match="will not fit"):

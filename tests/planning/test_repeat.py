@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from scalekit.dtypes import promised
+from scalekit.config.precision import dtypes_for
 from scalekit.objectives.objective import ModelLoss
-from scalekit.planning.profile import Subject, profile, resize
-from scalekit.planning.trace import Event
+from scalekit.planning.profiling.profile import ProfiledModel, profile, resize
+from scalekit.planning.profiling.tracing import Event
 
 
 def build(kind: str, layers: int):
@@ -51,8 +51,8 @@ CASES = [
 def test_a_long_trace_is_the_whole_models(kind, precision, recompute):
     labels = torch.zeros(2, dtype=torch.long) if kind == "bert" else torch.ones(2, 16, dtype=torch.long)
     batch = {"input_ids": torch.ones(2, 16, dtype=torch.long), "labels": labels}
-    subject = Subject(kind, lambda: build(kind, 6), ModelLoss().mean_loss, resize(batch, 2), 16)
-    model = profile(subject, promised(precision), like_a_gpu=False)
+    subject = ProfiledModel(kind, lambda: build(kind, 6), ModelLoss().mean_loss, resize(batch, 2), 16)
+    model = profile(subject, dtypes_for(precision), like_a_gpu=False)
     way = (2, recompute, torch.float32, False)
     short, whole = model._run(*way, whole=False), model._run(*way, whole=True)
     assert np.array_equal(short.kinds, whole.kinds)
@@ -78,7 +78,7 @@ def test_blocks_that_differ_are_all_traced():
                 x = layer(x).relu() if place % 2 else layer(x)
             return x.sum()
 
-    subject = Subject("uneven", Uneven, lambda m, b: m(b["x"]), resize({"x": torch.zeros(2, 16)}, 2))
-    trace = profile(subject, promised("32-true"), like_a_gpu=False).at(2, False, torch.float32)
+    subject = ProfiledModel("uneven", Uneven, lambda m, b: m(b["x"]), resize({"x": torch.zeros(2, 16)}, 2))
+    trace = profile(subject, dtypes_for("32-true"), like_a_gpu=False).at(2, False, torch.float32)
     assert len(trace.blocks) == 8
     assert trace.flops.sum() == (8 + 7 + 8) * 2 * 2 * 16 * 16

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from scalekit.models import resolve
-from scalekit.planning.subjects import subject
+from scalekit.models.resolve import resolve_model
+from scalekit.planning.profiling.model_inputs import profiled_model
 
 IDS = torch.ones(2, 4, dtype=torch.long)
 
@@ -20,7 +20,7 @@ def llama(**changes: object) -> LlamaForCausalLM:
 
 def key(model: nn.Module | Callable[[], nn.Module], length: int = 4) -> str | None:
     ids = IDS[:, :length]
-    return subject(resolve(model), {"input_ids": ids, "labels": ids}, samples=2).key
+    return profiled_model(resolve_model(model), {"input_ids": ids, "labels": ids}, samples=2).key
 
 
 def without_a_layer(model: LlamaForCausalLM) -> None:

@@ -10,17 +10,17 @@ import pytest
 import torch
 from torch import nn
 
-from scalekit.dtypes import promised
+from scalekit.config.precision import dtypes_for
+from scalekit.config.strategy import ZERO_DEFAULTS, StrategyConfig, names
 from scalekit.hardware import Hardware, find_device
 from scalekit.hardware.links import ASSUMED
-from scalekit.planning import rates, time
-from scalekit.planning.profile import Profile, Subject, profile
-from scalekit.planning.rates import Rates
-from scalekit.planning.setting import Setting
-from scalekit.planning.time import Time, estimate
-from scalekit.planning.trace import Event, Parameter, Sort, Trace
-from scalekit.planning.traffic import Collectives, Phase, Sizes, traffic
-from scalekit.strategies import ZERO_DEFAULTS, Strategy, names
+from scalekit.planning.profiling.profile import Profile, ProfiledModel, profile
+from scalekit.planning.profiling.step_config import StepConfig
+from scalekit.planning.profiling.tracing import Event, Parameter, Sort, Trace
+from scalekit.planning.timing import device_rates, step_time
+from scalekit.planning.timing.communication import Collectives, Phase, Sizes, traffic
+from scalekit.planning.timing.device_rates import Rates
+from scalekit.planning.timing.step_time import Time, estimate
 
 WIDTH, BLOCKS, TOKENS = 16384, 4, 2048
 NODE = Hardware.parse("8xH100-80GB")
@@ -65,15 +65,15 @@ class Fixed(Profile):
 
 
 def stack(precision: str = "bf16-mixed", problem: str | None = None) -> Profile:
-    subject = Subject("stack", nn.Module, lambda model, batch: batch, lambda size: None, tokens=TOKENS)
+    subject = ProfiledModel("stack", nn.Module, lambda model, batch: batch, lambda size: None, tokens=TOKENS)
     parameters = [Parameter(f"blocks.{i}.weight", (WIDTH, WIDTH), 4, True) for i in range(BLOCKS)]
-    return Fixed(subject, promised(precision), True, parameters, problem=problem)
+    return Fixed(subject, dtypes_for(precision), True, parameters, problem=problem)
 
 
-def setting(strategy: str, hardware: Hardware = NODE, precision: str = "bf16-mixed", **more: Any) -> Setting:
+def setting(strategy: str, hardware: Hardware = NODE, precision: str = "bf16-mixed", **more: Any) -> StepConfig:
     sizes: dict[str, Any] = {"micro_batch_size": 1, "accumulation": 1, "recompute": False, **more}
     nodes = (hardware.world_size, hardware.devices_per_node)
-    return Setting(Strategy.load(strategy), promised(precision), *nodes, **sizes, kind=hardware.device.kind)
+    return StepConfig(StrategyConfig.load(strategy), dtypes_for(precision), *nodes, **sizes, kind=hardware.device.kind)
 
 
 def step(strategy: str, hardware: Hardware = NODE, precision: str = "bf16-mixed", **more: Any) -> Time:
@@ -92,8 +92,8 @@ def sizes_of(elements: int, blocks: int = 100) -> Sizes:
 
 
 def one_operation(flops: float, moved_bytes: float, is_low: bool, hardware: Hardware) -> float:
-    work = time._Work(np.array([flops]), np.array([moved_bytes]), np.array([is_low]), np.array([True]))
-    return time._roofline(work, Rates.of(setting("single", hardware), hardware)).forward
+    work = step_time._Work(np.array([flops]), np.array([moved_bytes]), np.array([is_low]), np.array([True]))
+    return step_time._roofline(work, Rates.of(setting("single", hardware), hardware)).forward
 
 
 def test_a_large_product_takes_what_its_arithmetic_takes() -> None:
@@ -111,17 +111,17 @@ def test_a_product_in_float32_has_the_peak_of_float32() -> None:
 def test_a_sum_takes_what_memory_takes_and_a_small_one_its_launch() -> None:
     device = Hardware.parse("H100-80GB")
     assert one_operation(1e9, 12e9, False, device) == pytest.approx(12e9 / (0.8 * 3350e9))
-    assert one_operation(10, 120, False, device) == rates.LAUNCH_SECONDS
+    assert one_operation(10, 120, False, device) == device_rates.LAUNCH_SECONDS
 
 
 def test_on_a_cpu_an_operation_takes_the_sum_of_its_parts() -> None:
     for flops, moved_bytes in ((10, 120), (1e9, 12e9), (0, 1e6)):
         seconds = one_operation(flops, moved_bytes, False, CPUS)
-        assert seconds == pytest.approx(flops / 1e11 + moved_bytes / 3350e9 + rates.DISPATCH_SECONDS)
+        assert seconds == pytest.approx(flops / 1e11 + moved_bytes / 3350e9 + device_rates.DISPATCH_SECONDS)
 
 
 def test_a_cpu_reaches_the_rates_that_it_was_measured_at() -> None:
-    expected = 1e9 / 1e11 + 1e3 / 3350e9 + rates.DISPATCH_SECONDS
+    expected = 1e9 / 1e11 + 1e3 / 3350e9 + device_rates.DISPATCH_SECONDS
     assert one_operation(1e9, 1e3, False, CPUS) == pytest.approx(expected)
 
 
@@ -146,21 +146,21 @@ MEASURED = replace(CPUS, device=replace(CPUS.device, memory_bytes_per_second=3e1
 def test_each_sort_of_operation_has_the_rates_that_were_measured_for_it(
     sort: Sort, flops: float, memory: float
 ) -> None:
-    work = time._Work(*(np.array([each]) for each in (1e9, 1e6, False, True)), sorts=np.array([sort], np.int8))
-    seconds = time._roofline(work, Rates.of(setting("single", MEASURED), MEASURED)).forward
+    work = step_time._Work(*(np.array([each]) for each in (1e9, 1e6, False, True)), sorts=np.array([sort], np.int8))
+    seconds = step_time._roofline(work, Rates.of(setting("single", MEASURED), MEASURED)).forward
     assert seconds == pytest.approx(1e9 / flops + 1e6 / memory + 2e-5)
     # bfloat16 is twice as fast here, in each sort.
     low = replace(work, low_precision=np.array([True]))
-    seconds = time._roofline(low, Rates.of(setting("single", MEASURED), MEASURED)).forward
+    seconds = step_time._roofline(low, Rates.of(setting("single", MEASURED), MEASURED)).forward
     assert seconds == pytest.approx(1e9 / flops / 2 + 1e6 / memory + 2e-5)
 
 
 def test_a_gpus_time_does_not_depend_on_sorts() -> None:
     sizes = np.array([1e9, 1e12]), np.array([1e9, 1e3]), np.array([False, True]), np.array([True, True])
     known = Rates.of(setting("single", NODE), NODE)
-    plain = time._roofline(time._Work(*sizes), known)
+    plain = step_time._roofline(step_time._Work(*sizes), known)
     for sort in Sort:
-        assert time._roofline(time._Work(*sizes, sorts=np.array([sort, sort], np.int8)), known) == plain
+        assert step_time._roofline(step_time._Work(*sizes, sorts=np.array([sort, sort], np.int8)), known) == plain
 
 
 def test_operations_are_sorted_by_what_they_do() -> None:
@@ -173,10 +173,10 @@ def test_operations_are_sorted_by_what_they_do() -> None:
         q = model(x).view(-1, 1, 2, 2)
         return nn.functional.scaled_dot_product_attention(q, q, q).sum()
 
-    subject = Subject("all", build, loss, lambda size: torch.ones(size, 3, 8, 8))
-    trace = profile(subject, promised("32-true"), like_a_gpu=False).at(2, False, torch.float32)
+    subject = ProfiledModel("all", build, loss, lambda size: torch.ones(size, 3, 8, 8))
+    trace = profile(subject, dtypes_for("32-true"), like_a_gpu=False).at(2, False, torch.float32)
     assert set(trace.sorts.tolist()) == set(Sort)
-    forward = time._Work.of(trace).is_forward
+    forward = step_time._Work.of(trace).is_forward
     for sort in (Sort.PRODUCT, Sort.ATTENTION, Sort.CONVOLUTION, Sort.FUNCTION, Sort.NORMALIZATION):
         assert (trace.sorts[forward] == sort).any()
         assert (trace.sorts[~forward] == sort).any()
@@ -186,10 +186,14 @@ def test_operations_are_sorted_by_what_they_do() -> None:
 @pytest.mark.parametrize(("hardware", "is_cpu"), [(NODE, False), (CPUS, True)])
 def test_python_takes_its_time_on_a_cpu_alone(hardware: Hardware, is_cpu: bool) -> None:
     once, thrice = (step("ddp", hardware, accumulation=n).parts["loop"] for n in (1, 3))
-    dispatches = rates.STEP_DISPATCHES + rates.MICRO_BATCH_DISPATCHES + rates.PARAMETER_DISPATCHES * BLOCKS
-    sums = rates.STEP_COLLECTIVES * ASSUMED["collective"]
-    assert once == pytest.approx(is_cpu * (dispatches * rates.DISPATCH_SECONDS + sums))
-    assert thrice - once == pytest.approx(is_cpu * 2 * rates.MICRO_BATCH_DISPATCHES * rates.DISPATCH_SECONDS)
+    dispatches = (
+        device_rates.STEP_DISPATCHES + device_rates.MICRO_BATCH_DISPATCHES + device_rates.PARAMETER_DISPATCHES * BLOCKS
+    )
+    sums = device_rates.STEP_COLLECTIVES * ASSUMED["collective"]
+    assert once == pytest.approx(is_cpu * (dispatches * device_rates.DISPATCH_SECONDS + sums))
+    assert thrice - once == pytest.approx(
+        is_cpu * 2 * device_rates.MICRO_BATCH_DISPATCHES * device_rates.DISPATCH_SECONDS
+    )
 
 
 def test_gloo_gathers_more_slowly_than_it_sums() -> None:
@@ -200,8 +204,8 @@ def test_gloo_gathers_more_slowly_than_it_sums() -> None:
     )
     found = Rates.of(setting("zero2", known), known)
     gather, reduce = (Collectives(1e9, 2, rounds=1 + is_sum, gathers=not is_sum) for is_sum in (False, True))
-    assert time._collective_seconds(gather, found) == pytest.approx(0.5e9 / 2.5e8 + ASSUMED["collective"])
-    assert time._collective_seconds(reduce, found) == pytest.approx(1e9 / 1e9 + ASSUMED["collective"])
+    assert step_time._collective_seconds(gather, found) == pytest.approx(0.5e9 / 2.5e8 + ASSUMED["collective"])
+    assert step_time._collective_seconds(reduce, found) == pytest.approx(1e9 / 1e9 + ASSUMED["collective"])
 
 
 def test_later_micro_batches_add_their_gradients_on_a_cpu() -> None:
@@ -244,8 +248,8 @@ def test_an_evaluation_is_forward_passes() -> None:
 
 
 def test_a_save_takes_what_its_bytes_take_to_write() -> None:
-    assert time.save_seconds(2e9) == pytest.approx(2e9 / rates.SAVE_BYTES_PER_SECOND)
-    assert time.save_seconds(2e9, nodes=4, bytes_per_second=1e9) == pytest.approx(0.5)
+    assert step_time.save_seconds(2e9) == pytest.approx(2e9 / device_rates.SAVE_BYTES_PER_SECOND)
+    assert step_time.save_seconds(2e9, nodes=4, bytes_per_second=1e9) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("problem", [None, "cannot be traced"])
@@ -268,10 +272,10 @@ def test_recomputation_is_time_and_no_model_flops() -> None:
 
 def test_mfu_counts_the_backward_pass_of_what_is_trained() -> None:
     sizes = sizes_of(100)
-    passes = time._Compute(0.0, 0.0, 0.0, forward_flops=10.0, backward_flops=30.0)
-    assert time._model_flops(passes, sizes) == 30.0
-    assert time._model_flops(passes, replace(sizes, trained=0)) == 20.0
-    assert time._model_flops(replace(passes, backward_flops=5.0), sizes) == 15.0
+    passes = step_time._Compute(0.0, 0.0, 0.0, forward_flops=10.0, backward_flops=30.0)
+    assert step_time._model_flops(passes, sizes) == 30.0
+    assert step_time._model_flops(passes, replace(sizes, trained=0)) == 20.0
+    assert step_time._model_flops(replace(passes, backward_flops=5.0), sizes) == 15.0
 
 
 def test_without_peaks_there_is_no_mfu_but_an_estimate() -> None:
@@ -347,10 +351,10 @@ def test_one_rank_does_not_communicate() -> None:
 
 def test_a_collective_takes_its_bytes_and_its_latencies() -> None:
     collectives = Collectives(8e9, ranks=8, number=10, rounds=2)
-    within = time._collective_seconds(collectives, Rates.of(setting("ddp"), NODE))
+    within = step_time._collective_seconds(collectives, Rates.of(setting("ddp"), NODE))
     assert within == pytest.approx(2 * 7e9 / (0.8 * 450e9) + 10 * 20e-6)
     # Eight adapters of 50 GB/s for a node's eight rings, and two doublings of the nodes.
-    across = time._collective_seconds(replace(collectives, ranks=32), Rates.of(setting("ddp", NODES), NODES))
+    across = step_time._collective_seconds(replace(collectives, ranks=32), Rates.of(setting("ddp", NODES), NODES))
     assert across == pytest.approx(2 * 31 / 32 * 8e9 / (0.8 * 400e9) + 10 * 40e-6)
 
 
@@ -369,8 +373,8 @@ def test_gloo_sums_a_reduce_scatter_whole_for_every_rank() -> None:
 
 
 def test_ddp_hides_all_but_its_last_bucket_behind_a_long_backward_pass() -> None:
-    rates = Rates.of(setting("ddp"), NODE)
-    reduction = time._collective_seconds(Collectives(4 * BLOCKS * WIDTH**2, 8, 164, 2), rates)
+    device_rates = Rates.of(setting("ddp"), NODE)
+    reduction = step_time._collective_seconds(Collectives(4 * BLOCKS * WIDTH**2, 8, 164, 2), device_rates)
     assert step("ddp", micro_batch_size=64).parts["communication"] == pytest.approx(reduction / BLOCKS)
 
 
@@ -388,8 +392,8 @@ def test_what_does_not_hide_is_exposed() -> None:
 def test_only_offloading_strategies_offload() -> None:
     for strategy in PARALLEL:
         parts = step(strategy).parts
-        assert (parts["offload"] > 0) == bool(Strategy.load(strategy).offload)
-        assert (parts["update"] > 0) == ("optimizer" not in Strategy.load(strategy).offload)
+        assert (parts["offload"] > 0) == bool(StrategyConfig.load(strategy).offload)
+        assert (parts["update"] > 0) == ("optimizer" not in StrategyConfig.load(strategy).offload)
 
 
 def test_adam_moves_28_bytes_an_element_after_the_norm_has_read_4() -> None:
@@ -419,12 +423,12 @@ def test_offloaded_parameters_cross_the_bus_for_each_micro_batch() -> None:
 @pytest.mark.parametrize("strategy", PARALLEL)
 def test_parts_sum_and_rates_follow(strategy: str) -> None:
     found = step(strategy, NODES, micro_batch_size=2, accumulation=3)
-    assert tuple(found.parts) == time.PARTS
+    assert tuple(found.parts) == step_time.PARTS
     assert sum(found.parts.values()) == pytest.approx(found.seconds)
     assert found.samples_per_second == pytest.approx(2 * 3 * 32 / found.seconds)
     assert found.tokens_per_second == pytest.approx(TOKENS * found.samples_per_second)
-    assert 0 < found.mfu <= rates.MATMUL_EFFICIENCY
-    assert found.bottleneck in (*time.PARTS, "memory bandwidth")
+    assert 0 < found.mfu <= device_rates.MATMUL_EFFICIENCY
+    assert found.bottleneck in (*step_time.PARTS, "memory bandwidth")
 
 
 def test_the_bottleneck_is_the_largest_part() -> None:
@@ -437,8 +441,8 @@ def test_the_bottleneck_is_the_largest_part() -> None:
 
 def faster_device(**factors: float) -> Callable[[Hardware], Hardware]:
     def change(hardware: Hardware) -> Hardware:
-        rates = {name: factor * getattr(hardware.device, name) for name, factor in factors.items()}
-        return replace(hardware, device=replace(hardware.device, **rates))
+        device_rates = {name: factor * getattr(hardware.device, name) for name, factor in factors.items()}
+        return replace(hardware, device=replace(hardware.device, **device_rates))
 
     return change
 
@@ -478,10 +482,10 @@ def test_a_traced_model_has_its_forward_pass_told_from_its_backward_pass() -> No
     def build() -> nn.Module:
         return nn.Sequential(nn.Sequential(*(nn.Linear(512, 512, bias=False) for _ in range(4))))
 
-    subject = Subject("linear", build, lambda model, x: model(x).sum(), lambda size: torch.ones(size, 512))
-    found = profile(subject, promised("32-true"), like_a_gpu=True)
+    subject = ProfiledModel("linear", build, lambda model, x: model(x).sum(), lambda size: torch.ones(size, 512))
+    found = profile(subject, dtypes_for("32-true"), like_a_gpu=True)
     trace = found.at(64, False, torch.float32)
-    compute = time._roofline(time._Work.of(trace), Rates.of(setting("ddp"), NODE))
+    compute = step_time._roofline(step_time._Work.of(trace), Rates.of(setting("ddp"), NODE))
     assert compute.forward_flops == 4 * 2 * 64 * 512**2
     assert compute.backward_flops == (2 * 4 - 1) * 2 * 64 * 512**2  # the first layer's input has no gradient
     sizes = Sizes.of(found, setting("zero3"), trace)
@@ -514,8 +518,8 @@ def llama_8b() -> Profile:
     def loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         return model(**batch, use_cache=False).loss
 
-    subject = Subject("llama", lambda: LlamaForCausalLM(config), loss, example, tokens=8192)
-    return profile(subject, promised("bf16-mixed"), like_a_gpu=True)
+    subject = ProfiledModel("llama", lambda: LlamaForCausalLM(config), loss, example, tokens=8192)
+    return profile(subject, dtypes_for("bf16-mixed"), like_a_gpu=True)
 
 
 # Llama 3 8B under FSDP2 in bfloat16, eager, sequences of 8192, with selective checkpointing, which lies between none and

@@ -11,7 +11,7 @@ from torch import nn
 
 import scalekit
 from scalekit import errors
-from scalekit.files import write_at_once
+from scalekit.utils.files import atomic_write_text
 from tests import tiny
 from tests.distributed import parity_cases as parity
 
@@ -82,32 +82,34 @@ def t5_without_end() -> nn.Module:
 
 @pytest.mark.parametrize("build", [parity.bert, parity.mlp])
 def test_a_model_without_a_head_for_it_is_refused(build: Any) -> None:
-    from scalekit.models import resolve
-    from scalekit.tracking.samples import check_samples
+    from scalekit.callbacks.generation import check_samples
+    from scalekit.models.resolve import resolve_model
 
     with pytest.raises(errors.ConfigError, match="generates no text"):
-        check_samples({"prompts": ["a"], "max_new_tokens": 1}, resolve(build), tiny.make_tokenizer())
+        check_samples({"prompts": ["a"], "max_new_tokens": 1}, resolve_model(build), tiny.make_tokenizer())
 
 
 def test_relative_positions_have_no_end() -> None:
-    from scalekit.models import resolve
-    from scalekit.tracking.samples import check_samples
+    from scalekit.callbacks.generation import check_samples
+    from scalekit.models.resolve import resolve_model
 
-    check_samples({"prompts": ["a" * 3000], "max_new_tokens": 3000}, resolve(t5_without_end), tiny.make_tokenizer())
+    check_samples(
+        {"prompts": ["a" * 3000], "max_new_tokens": 3000}, resolve_model(t5_without_end), tiny.make_tokenizer()
+    )
 
 
 def test_an_encoder_and_a_decoder_have_positions_each() -> None:
     from transformers import BartConfig, BartForConditionalGeneration
 
-    from scalekit.models import resolve
-    from scalekit.tracking.samples import check_samples
+    from scalekit.callbacks.generation import check_samples
+    from scalekit.models.resolve import resolve_model
 
     def bart() -> nn.Module:
         sizes = dict.fromkeys(("d_model", "encoder_ffn_dim", "decoder_ffn_dim"), 16)
         config = BartConfig(vocab_size=64, max_position_embeddings=32, encoder_layers=1, decoder_layers=1, **sizes)
         return BartForConditionalGeneration(config)
 
-    tokenizer, model = tiny.make_tokenizer(), resolve(bart)
+    tokenizer, model = tiny.make_tokenizer(), resolve_model(bart)
     check_samples({"prompts": ["a" * 32], "max_new_tokens": 31}, model, tokenizer)
     with pytest.raises(errors.ConfigError, match=r"prompt 1 needs 33 positions.*max_new_tokens=31"):
         check_samples({"prompts": ["a"], "max_new_tokens": 32}, model, tokenizer)
@@ -155,7 +157,7 @@ def test_a_full_disk_is_told_of_in_a_line(tmp_path: Path, capsys: pytest.Capture
 def test_a_file_that_cannot_be_written_leaves_no_part(tmp_path: Path) -> None:
     (tmp_path / "plan.json").mkdir()
     with pytest.raises(OSError, match="directory"):
-        write_at_once(tmp_path / "plan.json", "{}")
+        atomic_write_text(tmp_path / "plan.json", "{}")
     assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
 
 

@@ -10,8 +10,8 @@ from lightning.pytorch import Callback
 from torch import nn
 
 import scalekit
-from scalekit.tracking.evaluation import EvaluationSteps
-from scalekit.tracking.job_time import JobTime, corrected, is_other
+from scalekit.callbacks.evaluation import EvaluationSteps
+from scalekit.callbacks.job_time import JobTime, corrected, is_other
 
 
 @pytest.mark.parametrize("every", [None, 1, 3, 4, 10, 11, 0.25, 0.5, 0.7, "epoch"])

@@ -6,16 +6,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scalekit.data.encoders.encoder import Encoder
+from scalekit.data.encoders.base import Encoder
 from scalekit.data.encoders.labelled import Head, classes_of, labels_of
-from scalekit.data.encoders.labels import Classes
-from scalekit.data.encoders.limit import Limit
-from scalekit.data.tasks import read
+from scalekit.data.encoders.tasks import read
+from scalekit.data.encoders.truncation import Limit
 from scalekit.errors import ColumnError
+from scalekit.models.labels import Classes
 
 
 @dataclass(frozen=True)
-class Wanted:
+class EncoderSettings:
     """What a job and its model say of their rows; see `scalekit.fit`. `longest` is the longest row, where it is known;
     `run_together` says whether all ranks must run the same parts of a model."""
 
@@ -32,7 +32,7 @@ class Wanted:
     longest: int | None = None
 
 
-def encoder(task: str, wanted: Wanted, parts: Sequence[Any]) -> Encoder:
+def encoder(task: str, wanted: EncoderSettings, parts: Sequence[Any]) -> Encoder:
     """The encoder of a task.
 
     Args:
@@ -43,7 +43,16 @@ def encoder(task: str, wanted: Wanted, parts: Sequence[Any]) -> Encoder:
     Raises:
         ScaleKitError: no tokenizer, or columns without classes.
     """
-    from scalekit.data.encoders import causal, classes, image_texts, images, masked, seq2seq, sounds, spans
+    from scalekit.data.encoders import (
+        audio,
+        causal,
+        classification,
+        image_text,
+        images,
+        masked,
+        question_answering,
+        seq2seq,
+    )
 
     limit = Limit.of(wanted.sequence_length, wanted.config)
     if task in ("causal-lm", "masked-lm", "seq2seq-lm", "question-answering"):
@@ -54,18 +63,20 @@ def encoder(task: str, wanted: Wanted, parts: Sequence[Any]) -> Encoder:
             return masked.Masked(tokenizer, limit)
         if task == "seq2seq-lm":
             return seq2seq.Seq2Seq(tokenizer, limit)
-        return spans.Spans(tokenizer, limit, wanted.longest or limit.cut_at or 0)
+        return question_answering.Spans(tokenizer, limit, wanted.longest or limit.cut_at or 0)
     if task == "image-text-to-text":
-        return image_texts.ImageTexts(
+        return image_text.ImageTexts(
             wanted.processor(), wanted.config, wanted.transform, limit, wanted.loss_on, wanted.run_together
         )
     column = read(wanted.columns, task)[-1]
     if task == "token-classification":
-        return classes.TokenClasses(wanted.processor(), classes_of(list(parts), column, wanted.head), limit, column)
+        return classification.TokenClasses(
+            wanted.processor(), classes_of(list(parts), column, wanted.head), limit, column
+        )
     labels = labels_of(list(parts), column, wanted.head)
     if task == "sequence-classification":
         pad = getattr(wanted.config, "pad_token_id", None)
-        return classes.LabelledTexts(wanted.processor(), labels, limit, pad, column)
+        return classification.LabelledTexts(wanted.processor(), labels, limit, pad, column)
     if task == "image-classification":
         return images.Images(wanted.processor(), wanted.transform, labels, column)
     cast_to = ((getattr(part, "features", None) or {}).get("audio") for part in parts)
@@ -76,4 +87,4 @@ def encoder(task: str, wanted: Wanted, parts: Sequence[Any]) -> Encoder:
             f"the column {column!r} holds labels for {labels.problem}, and models of sounds learn one class a row where there "
             "is no `loss=`: give one, such as nn.MSELoss()"
         )
-    return sounds.Sounds(wanted.processor(), wanted.transform, rate, labels, column)
+    return audio.Sounds(wanted.processor(), wanted.transform, rate, labels, column)

@@ -7,11 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
-from scalekit.data import chat, tool_calls
-from scalekit.data.encoders.encoder import Encoder, Row, shown, text_of
-from scalekit.data.encoders.limit import Limit
-from scalekit.data.encoders.tokens import tokenize
-from scalekit.data.padding import Pad, pad_id
+from scalekit.data.encoders import chat_template, tool_calls
+from scalekit.data.encoders.base import Encoder, Row, shown, text_of
+from scalekit.data.encoders.padding import Pad, pad_id
+from scalekit.data.encoders.token_offsets import tokenize
+from scalekit.data.encoders.truncation import Limit
 from scalekit.errors import DataError, NoLabelError, RowError
 from scalekit.objectives.counts import IGNORED
 
@@ -37,7 +37,7 @@ class _Text:
     """A rendered row: its text, the spans with loss (characters; None: everywhere), and what the tokenizer is to add."""
 
     text: str
-    spans: list[chat.Span] | None
+    spans: list[chat_template.Span] | None
     special: bool
 
 
@@ -97,7 +97,7 @@ class Chat:
         if loss_on == "all" and self.weights is not None and not all(self.weights):
             raise RowError("it has turns of weight 0, and loss_on='all' learns them: give loss_on='completions'")
 
-    def written(self, tokenizer: Any, loss_on: str) -> tuple[str, list[chat.Span] | None]:
+    def written(self, tokenizer: Any, loss_on: str) -> tuple[str, list[chat_template.Span] | None]:
         """As a tokenizer's template writes it, with the spans with loss (characters; None: everywhere).
 
         These are the assistant's turns behind those that only ask, but for those without weight.
@@ -106,9 +106,9 @@ class Chat:
             DataError: the template cannot write it, or does not show what the assistant generates.
         """
         if loss_on == "all":
-            return chat.texts(tokenizer, [self.turns], self.tools)[0], None
-        rendered = chat.render(tokenizer, self.turns, self.tools)
-        asked = len(chat.render(tokenizer, self.turns[: self.asks], self.tools).spans) if self.asks else 0
+            return chat_template.texts(tokenizer, [self.turns], self.tools)[0], None
+        rendered = chat_template.render(tokenizer, self.turns, self.tools)
+        asked = len(chat_template.render(tokenizer, self.turns[: self.asks], self.tools).spans) if self.asks else 0
         if self.weights is None:
             return rendered.text, rendered.spans[asked:]
         if len(self.weights) != len(rendered.spans):
@@ -219,7 +219,7 @@ class Causal(Encoder):
                 each.check_loss_on(self.loss_on)
         turns = [each.turns for each in chats if each is not None and each.tools is None]
         if self.loss_on == "all" and len(turns) == len(rows):
-            return [_Text(text, None, special=False) for text in chat.texts(self.tokenizer, turns)]
+            return [_Text(text, None, special=False) for text in chat_template.texts(self.tokenizer, turns)]
         return [
             self._written(row) if found is None else _Text(*found.written(self.tokenizer, self.loss_on), special=False)
             for row, found in zip(rows, chats, strict=True)
@@ -242,7 +242,7 @@ class Causal(Encoder):
             spans = text.spans
             if text.special:
                 spans = [(_with_blanks(text.text, first, offsets), last) for first, last in spans]
-            labels = chat.labels(ids, offsets, spans, IGNORED)
+            labels = chat_template.labels(ids, offsets, spans, IGNORED)
             if all(label == IGNORED for label in labels):
                 raise NoLabelError("it has nothing to learn: its answer is empty")
         if text.special and end is not None:

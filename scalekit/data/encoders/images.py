@@ -9,9 +9,9 @@ from typing import Any, ClassVar, final
 import numpy as np
 import torch
 
-from scalekit.data.encoders.encoder import Encoder, Row
-from scalekit.data.encoders.labels import Labels
+from scalekit.data.encoders.base import Encoder, Row
 from scalekit.errors import RowError
+from scalekit.models.labels import Labels
 
 
 @final

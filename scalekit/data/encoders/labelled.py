@@ -6,8 +6,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from scalekit.data.encoders.labels import Classes, Labels, Numbers, SeveralClasses, in_order, shown
 from scalekit.errors import ColumnError
+from scalekit.models.labels import Classes, Labels, Numbers, SeveralClasses, in_order, shown
 
 _MOST_CLASSES = 100_000
 _LOOKED_AT = 64

@@ -8,10 +8,10 @@ from typing import Any, ClassVar, final
 
 import torch
 
+from scalekit.data.encoders.base import Encoder, Row, text_of
 from scalekit.data.encoders.causal import tokenizer_identity
-from scalekit.data.encoders.encoder import Encoder, Row, text_of
-from scalekit.data.encoders.limit import Limit
-from scalekit.data.padding import Pad, pad_id
+from scalekit.data.encoders.padding import Pad, pad_id
+from scalekit.data.encoders.truncation import Limit
 from scalekit.errors import ConfigError, NoLabelError
 from scalekit.objectives.counts import IGNORED
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
+from scalekit.data.encoders.base import Encoder, Row, text_of
 from scalekit.data.encoders.causal import tokenizer_identity
-from scalekit.data.encoders.encoder import Encoder, Row, text_of
-from scalekit.data.encoders.limit import Limit
 from scalekit.data.encoders.masked import cut_between_specials
-from scalekit.data.padding import Pad, pad_id
-from scalekit.data.ready import Targets
+from scalekit.data.encoders.padding import Pad, pad_id
+from scalekit.data.encoders.pretokenized import Targets
+from scalekit.data.encoders.truncation import Limit
 
 
 @final

@@ -57,7 +57,7 @@ def train(folder: Path, strategy: str, number: int) -> scalekit.Run:
         global_batch_size=GLOBAL_BATCH,
         max_steps=STEPS,
         learning_rate=1e-2,
-        schedule="constant",
+        lr_schedule="constant",
         gradient_clip=0.3,
         seed=SEED,
         output_dir=str(folder / f"{strategy}-{number}"),

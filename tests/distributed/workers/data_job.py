@@ -40,7 +40,7 @@ def train(strategy: str, model: str, folder: Path) -> None:
         "max_steps": STEPS,
         "learning_rate": 1e-2,
         "optimizer_options": {"eps": 1e-6},
-        "schedule": "constant",
+        "lr_schedule": "constant",
         "gradient_clip": None,
         "validation": HELD_OUT,
         "evaluate_every": 3,

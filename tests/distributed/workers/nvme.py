@@ -54,7 +54,7 @@ def train(folder: Path, strategy: str, precision: str, until: int) -> None:
             activation_checkpointing=False,
             max_steps=STEPS,
             optimizer_options={"eps": parity.EPS},
-            average_decay=0.9,
+            ema_decay=0.9,
             checkpoint_every=2,
             seed=parity.SEED,
             callbacks=[Ends(until), NotesFiles(folder)],

@@ -30,7 +30,7 @@ def train(folder: Path, strategy: str, until: int) -> None:
             warmup_steps=5,
             weight_decay=0.1,
             gradient_clip=1.0,
-            average_decay=0.9,
+            ema_decay=0.9,
             checkpoint_every=until,
             seed=parity.SEED,
             callbacks=[NotesRows(folder), Ends(until + 2)],

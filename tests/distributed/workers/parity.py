@@ -71,7 +71,7 @@ def train(strategy: str, name: str, accumulation: int, precision: str, folder: P
         "loss": nn.MSELoss() if name == "mlp" else None,
         "learning_rate": parity.LEARNING_RATE,
         "optimizer_options": {"eps": parity.EPS},
-        "schedule": parity.factor,
+        "lr_schedule": parity.factor,
         "weight_decay": parity.WEIGHT_DECAY,
     }
     run = scalekit.fit(

@@ -77,7 +77,7 @@ def main() -> None:
     folder, limit, size, *checks = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], *sys.argv[4:]
     rank = int(os.environ["RANK"])
     if limit and rank == int(os.environ["WORLD_SIZE"]) - 1:
-        importlib.import_module("scalekit.training")  # what its processes take before they have done anything
+        importlib.import_module("scalekit.training.fit")  # what its processes take before they have done anything
         limit += allocated_bytes()
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     found = [

@@ -63,7 +63,7 @@ def nothing_dropped(strategy: str, folder: Path) -> dict[str, Any]:
         activation_checkpointing=False,
         precision="32-true",
         optimizer=lambda groups: torch.optim.SGD(groups, lr=1.0),
-        schedule="constant",
+        lr_schedule="constant",
         gradient_clip=None,
         global_batch_size=4 * WORLD_SIZE,
         micro_batch_size=1,

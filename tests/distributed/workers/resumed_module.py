@@ -46,7 +46,7 @@ def train(folder: Path, name: str, strategy: str, *others: pl.Callback) -> dict[
         validation=loader(HELD_OUT, 2),
         strategy=strategy,
         precision="32-true",
-        workers=0,
+        num_workers=0,
         max_epochs=5,
         checkpoint_every=1,
         callbacks=[*callbacks(), seen := Observer(), *others],

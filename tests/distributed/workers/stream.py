@@ -16,8 +16,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from scalekit.data.lanes import Lanes
-from scalekit.data.stream import StreamLoader, merge
+from scalekit.data.loading.stream_loader import StreamLoader, merge
+from scalekit.data.sampling.stream_order import StreamOrder
 from tests.data.streams import as_it_is, count_rows, stream
 
 PASSES = 2
@@ -41,7 +41,7 @@ def main(folder: Path, length: int, shards: int, batch: int, stop: int = 0) -> N
     dist.init_process_group("gloo")
     rank, world_size = dist.get_rank(), dist.get_world_size()
     rows = stream(length, shards)
-    order = Lanes(shards, batch, 1, world_size, seed=5, shuffle_rows=20)
+    order = StreamOrder(shards, batch, 1, world_size, seed=5, shuffle_rows=20)
     state = newest(folder)
     dist.barrier()
     loader = StreamLoader(

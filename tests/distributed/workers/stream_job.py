@@ -20,7 +20,7 @@ def train(strategy: str, model: str, data: str, folder: Path) -> None:
         "max_steps": STEPS,
         "learning_rate": 1e-2,
         "optimizer_options": {"eps": 1e-6},
-        "shuffle_rows": 5,
+        "shuffle_buffer_size": 5,
         "on_bad_row": "skip",
         "checkpoint_every": 3,
         "seed": 5,

@@ -52,7 +52,7 @@ def train(folder: Path, strategy: str, branches: bool, weight_decay: float = 0.5
         weight_decay=weight_decay,
         gradient_clip=0.5,
         optimizer_options={"eps": 1e-6},
-        schedule="constant",
+        lr_schedule="constant",
         output_dir=str(folder / f"{strategy}-{branches}"),
     )
     weights = load_file(run.checkpoint / "model" / "model.safetensors")

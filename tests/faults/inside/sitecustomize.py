@@ -43,7 +43,7 @@ def _watch(count: int, whom: str) -> None:
         setattr(os, name, before(getattr(os, name)))
 
 
-if "FAULT" in os.environ and "scalekit.checkpoint.writer" in sys.orig_argv:
+if "FAULT" in os.environ and "scalekit.checkpoint.writer_process" in sys.orig_argv:
     _rank, _count, _whom = os.environ["FAULT"].split(":")
     if os.environ.get("RANK", "0") == _rank:
         _watch(int(_count), _whom)

@@ -1,0 +1,1 @@
+"""Loaders: from rows to the micro-batches of a rank."""

@@ -1,0 +1,1 @@
+"""Several documents in one row, kept apart in the model."""

@@ -1,0 +1,1 @@
+"""Which rows make a global batch, as pure functions of numbers."""

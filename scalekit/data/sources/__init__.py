@@ -1,0 +1,1 @@
+"""Where rows come from: files, hubs, Python objects, and mixtures of them."""

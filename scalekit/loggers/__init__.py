@@ -1,0 +1,1 @@
+"""Where a run's numbers go: Weights & Biases, and loggers of Lightning's."""

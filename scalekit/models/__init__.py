@@ -1,0 +1,1 @@
+"""What a model is before it is trained: how it is found, built, filled, and given its head and its tokens."""

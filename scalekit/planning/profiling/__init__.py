@@ -1,0 +1,1 @@
+"""One step of a model on fake tensors: what it allocates and computes."""

@@ -1,0 +1,398 @@
+"""The half of an engine that checkpoints are made of and filled from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import Strategy as LightningStrategy
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from scalekit.checkpoint import load, optimizer_state, state_json
+from scalekit.checkpoint.adapter_base import fingerprints, first_change, together
+from scalekit.checkpoint.async_saver import Saver
+from scalekit.checkpoint.format import AVERAGE
+from scalekit.checkpoint.loop_state import resumed
+from scalekit.checkpoint.model_state import ModelFormat
+from scalekit.checkpoint.writer_process import WriteResult
+from scalekit.distributed.shards import OptimizerShard, TensorShard, owned
+from scalekit.errors import CheckpointError
+from scalekit.optim.ema import Average
+from scalekit.utils.log import log
+
+_HYPERPARAMETERS = (LightningModule.CHECKPOINT_HYPER_PARAMS_KEY, LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY)
+
+
+@dataclass(frozen=True)
+class WholeStep:
+    """What the last whole step has left and the next one changes before it is done.
+
+    Attributes:
+        files: of its checkpoint, beside tensors.
+        buffers: copies of those that checkpoints hold, by their file's stem and their name.
+        versions: torch's counts of the changes of all other tensors that checkpoints hold.
+    """
+
+    files: dict[str, bytes]
+    buffers: dict[tuple[str, str], Tensor]
+    versions: dict[tuple[str, str], int]
+
+
+class CheckpointedStrategy(LightningStrategy):
+    """A Lightning strategy whose checkpoints are folders, as `checkpoint.layout` has them.
+
+    What a rank holds of each tensor is all that the engines differ in: see `_part` and `slots`.
+
+    Args:
+        options: for the Lightning strategy.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.initial_weights: Path | None = None
+        self.ema_decay: float | None = None
+        self.average: Average | None = None
+        self._averaged: dict[str, Tensor] = {}
+        self.saves_in_background = False
+        self.turns_done: int | None = None  # micro-batches of this epoch before the job was resumed
+        self.job_state: dict[str, Any] = {}
+        self.step = 0  # global batches that are done
+        self._resumed_from = Path()
+        self._trained_at_start: dict[str, bool] = {}
+        self._whole_step: WholeStep | None = None
+        self._is_recalled = False
+        self._base: dict[str, int] = {}  # fingerprints of the weights that an adapter is trained on
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        # What cannot be saved shows before the first step.
+        self.weight_parts()
+        if self._rank == 0:
+            _ = self._files_beside
+        self._know_base()
+        self._trained_at_start = self._trained_at_start or self._trains()
+        if self.ema_decay is not None:
+            self._begin_average(self.ema_decay)
+
+    def _know_base(self) -> None:
+        """Takes the fingerprint of the weights that an adapter is trained on.
+
+        Raises:
+            CheckpointError: on every rank: the job goes on from a checkpoint that was trained on others.
+        """
+        parts = [self._part(name, tensor) for name, tensor in self._format.base().items()]
+        if not parts:
+            return
+        mine = fingerprints(owned(parts, self._rank, self._world_size))
+        self._base = together(self._gather(mine))
+        if self.initial_weights is None:
+            return
+        changed = first_change(load.state(self.initial_weights)["scalekit"].get("base", {}), self._base)
+        if changed is not None:
+            raise CheckpointError(
+                f"{self.initial_weights} was trained on another base model than the one that is found under its name now: "
+                f"{changed} differs. Put the old one back, or begin anew"
+            )
+
+    # -- what a rank holds ------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _format(self) -> ModelFormat:
+        return ModelFormat(self._module)
+
+    def weight_parts(self) -> dict[str, list[TensorShard]]:
+        """This rank's parts of what a checkpoint's model holds, by the stem of their files' names."""
+        found = self._format.families()
+        return {stem: [self._part(name, t) for name, t in tensors.items()] for stem, tensors in found.items()}
+
+    def _begin_average(self, decay: float) -> None:
+        families = self._format.families().values()
+        self._averaged = {name: each for family in families for name, each in family.items() if each.requires_grad}
+        self.average = Average(decay, self._trained_parts())
+        if self.initial_weights is not None and (self.initial_weights / AVERAGE).is_dir():
+            load.fill(self._average_parts(self.weight_parts()), self.initial_weights)
+
+    def _trained_parts(self) -> list[TensorShard]:
+        """Of the weights that are averaged, what this rank saves."""
+        parts = (self._part(name, tensor) for name, tensor in self._averaged.items())
+        return list(owned(parts, self._rank, self._world_size))
+
+    def _average_parts(self, parts: Mapping[str, Sequence[TensorShard]]) -> dict[str, Sequence[TensorShard]]:
+        """What a checkpoint holds of the average: as of the model, but for the trained weights."""
+        if self.average is None:
+            return {}
+        mine = {part.name: part for part in self.average.parts}
+
+        def averaged(part: TensorShard) -> TensorShard:
+            elsewhere = replace(part, data=torch.empty(0), everywhere=False)
+            return mine.get(part.name, elsewhere) if part.name in self._averaged else part
+
+        return {f"{AVERAGE}/{Path(stem).name}": list(map(averaged, family)) for stem, family in parts.items()}
+
+    def _part(self, name: str, tensor: Tensor) -> TensorShard:
+        """This rank's part of a tensor of the model's; the whole, where no part of it is elsewhere."""
+        return TensorShard(name, tuple(tensor.shape), tensor.detach())
+
+    def slots(self, optimizer: Optimizer) -> list[OptimizerShard]:
+        """Where the optimizer's state of this rank's part of each parameter lies."""
+        called = self._format.names()
+        found = []
+        for number, group in enumerate(self.inner_optimizer(optimizer).param_groups):
+            for tensor in group["params"]:
+                part = self._part(called[id(tensor)], tensor)
+                place = (part.start, 0, part.data.numel(), part.everywhere)
+                found.append(OptimizerShard(part.name, part.shape, tensor, number, *place))
+        return found
+
+    def inner_optimizer(self, optimizer: Optimizer) -> Optimizer:
+        """The torch optimizer that holds this rank's state."""
+        return optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+
+    def state_tensor(self, holder: Tensor, tensor: Tensor) -> Tensor:
+        """Where the elements are of a tensor that the optimizer keeps for a holder, or of the holder itself."""
+        return tensor
+
+    def opened(self, holder: Tensor) -> AbstractContextManager[None]:
+        """Has a holder and its state in memory, to be changed there."""
+        return nullcontext()
+
+    # -- saving -----------------------------------------------------------------------------------------------------
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Nothing: no rank gathers what `save_checkpoint` takes in parts."""
+        return {}
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """Nothing: see `lightning_module_state_dict`."""
+        return {}
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """Begins a checkpoint; every rank calls it. It is a folder, as `checkpoint.layout` has it.
+
+        Args:
+            checkpoint: what Lightning has collected.
+            filepath: where it shall stand.
+            storage_options: ``{"unwanted": [...]}``, checkpoints beside it that are deleted once it stands.
+        """
+        folder = Path(self.broadcast(str(filepath)))
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        parts, files = self._contents(checkpoint)
+        if self._is_recalled and self._whole_step is not None:
+            files = self._whole_step.files
+        self.saver.save(folder, parts, files, (storage_options or {}).get("unwanted", ()))
+        # Whoever else saves, as Lightning's ModelCheckpoint, may delete an older one as soon as this returns.
+        if not self.saves_in_background or storage_options is None:
+            self.finish_saving()
+
+    def rehearse(self) -> None:
+        """Collects what a checkpoint would hold, so that what cannot be saved shows after the first step; every rank calls it.
+
+        Raises:
+            CheckpointError: on every rank: something cannot be saved.
+        """
+        checkpoint = self._module.trainer._checkpoint_connector.dump_checkpoint()
+        self._contents(checkpoint)
+        _, texts = state_json.as_text({name: checkpoint.get(name) for name in _HYPERPARAMETERS}, "")
+        if texts and self._rank == 0:
+            names = ", ".join(text.partition(".")[2] for text in texts)
+            log("saved", f"hyper-parameters that no file holds stand in checkpoints by their text alone: {names}")
+
+    def _contents(self, checkpoint: Mapping[str, Any]) -> tuple[dict[str, Sequence[TensorShard]], dict[str, bytes]]:
+        """This rank's parts of all tensors, and the files beside them, of which rank 0's count."""
+        parts: dict[str, Sequence[TensorShard]] = {**self.weight_parts()}
+        parts |= self._average_parts(parts)
+        settings = []
+        for number, optimizer in enumerate(self.optimizers):
+            found, setting = optimizer_state.describe(
+                self.inner_optimizer(optimizer), self.slots(optimizer), self.state_tensor
+            )
+            parts |= {optimizer_state.stem(number, key): each for key, each in found.items()}
+            settings.append(setting)
+        checkpoint = {name: value for name, value in checkpoint.items() if name != "state_dict"}
+        texts = {name: state_json.as_text(checkpoint[name], name) for name in _HYPERPARAMETERS if name in checkpoint}
+        checkpoint |= {name: kept for name, (kept, _) in texts.items()}
+        checkpoint["optimizer_states"] = settings
+        changed = dict(self._trains().items() - self._trained_at_start.items())
+        checkpoint["scalekit"] = {
+            **self.job_state,
+            "step": self.step,
+            "position": self.position,
+            "logged": {name: float(value) for name, value in self._logged().items() if value.numel() == 1},
+            "trained_since": changed,  # what callbacks have thawed or frozen
+            "base": self._base,
+            "by_text": [place for _, places in texts.values() for place in places],
+            **self._stream_state(),
+        }
+        files = {**state_json.written(checkpoint, "state"), **(self._files_beside if self._rank == 0 else {})}
+        if self.average is not None:
+            beside = [(name, content) for name, content in files.items() if name.startswith("model/")]
+            files |= {f"{AVERAGE}/{name.removeprefix('model/')}": content for name, content in beside}
+        return parts, files
+
+    def _logged(self) -> dict[str, Tensor]:
+        return dict(self._module.trainer.callback_metrics)
+
+    def remember(self) -> None:
+        """Keeps what `recall` needs; every rank calls it after a step, where it might save."""
+        _, files = self._contents(self._module.trainer._checkpoint_connector.dump_checkpoint())
+        buffers = {place: each.detach().clone() for place, each in self._saved() if not isinstance(each, nn.Parameter)}
+        self._whole_step = WholeStep(files, buffers, self._versions())
+
+    def recall(self) -> bool:
+        """Has the next checkpoint be that of the last whole step, in the middle of one; every rank calls it.
+
+        Weights and their optimizer's state change with whole steps alone; buffers are put back.
+
+        Returns:
+            False, on every rank, where something else has changed weights since, so that it cannot be saved any more.
+        """
+        whole = self._whole_step
+        if any(self._gather(whole is None or whole.versions != self._versions())) or whole is None:
+            return False
+        for place, tensor in self._saved():
+            if place in whole.buffers:
+                tensor.data = whole.buffers[place]
+        self._is_recalled = True
+        return True
+
+    def _saved(self) -> list[tuple[tuple[str, str], Tensor]]:
+        """The model's tensors that checkpoints hold, with where."""
+        found = self._format.families()
+        return [((stem, name), tensor) for stem, family in found.items() for name, tensor in family.items()]
+
+    def _versions(self) -> dict[tuple[str, str], int]:
+        """Of parameters, by which it shows whether this rank's part of one was changed."""
+        parts = {
+            place: self._part(place[1], each).data for place, each in self._saved() if isinstance(each, nn.Parameter)
+        }
+        return {place: 0 if part.is_inference() else part._version for place, part in parts.items()}
+
+    def finish_saving(self) -> None:
+        """Waits until the checkpoint that was begun stands; every rank calls it.
+
+        Raises:
+            CheckpointError: on every rank: it could not be written.
+        """
+        outcome: WriteResult | None = self.broadcast(self.saver.last_outcome())
+        if outcome is not None and outcome.done == "failed":
+            raise CheckpointError(f"{outcome.folder} could not be saved: {outcome.why}")
+
+    @cached_property
+    def saver(self) -> Saver:
+        """What writes this rank's parts."""
+        return Saver(self._rank, self._world_size)
+
+    @cached_property
+    def _files_beside(self) -> dict[str, bytes]:
+        return self._format.files_beside(getattr(self._module, "processor", None))
+
+    def teardown(self) -> None:
+        if "saver" in self.__dict__:
+            self.saver.close()
+            del self.saver
+        super().teardown()
+
+    @property
+    def position(self) -> int:
+        """Samples used so far; 0 where the data is not ScaleKit's."""
+        return int(getattr(self._module.trainer.train_dataloader, "position", 0))
+
+    def _stream_state(self) -> dict[str, Any]:
+        """How far all ranks have read a stream; nothing where the data has places, of which the position is one."""
+        loader: Any = self._module.trainer.train_dataloader
+        if not hasattr(loader, "state"):
+            return {}
+        from scalekit.data.loading.stream_loader import merge
+
+        return {"stream": merge(self._gather(loader.state()))}
+
+    # -- going on ---------------------------------------------------------------------------------------------------
+
+    def restore_weights(self) -> None:
+        """Fills the model with the weights of the checkpoint that the job goes on from, where there is one."""
+        if self.initial_weights is not None:
+            load.fill(self.weight_parts(), self.initial_weights)
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        self._resumed_from = Path(checkpoint_path)
+        found = {**load.state(self._resumed_from), "state_dict": {}}
+        found["loops"]["fit_loop"] = resumed(
+            self._module.trainer, found["loops"]["fit_loop"], self.turns_done, self.step
+        )
+        logged = self._module.trainer._logger_connector._callback_metrics
+        logged |= {name: torch.tensor(value) for name, value in found["scalekit"].get("logged", {}).items()}
+        return found
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Nothing: a checkpoint's weights are this job's initial weights, which `setup` has placed.
+
+        Raises:
+            CheckpointError: nobody told `setup` of the checkpoint, as with a Trainer of the user's own.
+        """
+        if self.initial_weights is None:
+            raise CheckpointError(
+                "a Trainer of your own restores no ScaleKit checkpoint by `ckpt_path`: set the strategy's `initial_weights` to "
+                "the checkpoint's folder as well, or resume with scalekit.fit(resume=...)"
+            )
+
+    def _trains(self) -> dict[str, bool]:
+        """Whether each parameter is trained."""
+        return {name: each.requires_grad for name, each in self._module.named_parameters()}
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        self._trained_at_start = self._trains()
+        parameters = dict(self._module.named_parameters())
+        for name, is_trained in checkpoint["scalekit"].get("trained_since", {}).items():
+            if name in parameters:
+                parameters[name].requires_grad_(is_trained)
+        pairs = zip(self.optimizers, checkpoint["optimizer_states"], strict=True)
+        for number, (optimizer, saved) in enumerate(pairs):
+            inner = self.inner_optimizer(optimizer)
+            optimizer_state.restore(inner, self.slots(optimizer), number, saved, self._resumed_from, self.opened)
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        return True
+
+    @property
+    def restore_checkpoint_after_setup(self) -> bool:
+        """Callbacks are restored before: some add parameters to optimizers. Nothing else is read by then."""
+        return False
+
+    # -- all ranks --------------------------------------------------------------------------------------------------
+
+    def _sum(self, tensor: Tensor) -> Tensor:
+        if self._world_size > 1:
+            tensor = tensor.clone()
+            torch.distributed.all_reduce(tensor)  # Lightning's own has a barrier beside it
+        return tensor
+
+    def _gather(self, value: Any) -> list[Any]:
+        if self._world_size == 1:
+            return [value]
+        parts: list[Any] = [None] * self._world_size
+        torch.distributed.all_gather_object(parts, value)
+        return parts
+
+    @property
+    def _module(self) -> LightningModule:
+        module = self.lightning_module
+        if module is None:
+            raise RuntimeError("the engine is not connected to a LightningModule yet")
+        return module
+
+    @property
+    def _rank(self) -> int:
+        return int(getattr(self, "global_rank", 0))
+
+    @property
+    def _world_size(self) -> int:
+        return int(getattr(self, "world_size", 1))

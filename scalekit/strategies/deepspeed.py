@@ -1,0 +1,423 @@
+"""DeepSpeed ZeRO: optimizer state, gradients and parameters shared out, and offloaded where the strategy says so.
+
+Lightning's DeepSpeed strategy is for GPUs and lets DeepSpeed own the accumulation. Here it runs on CPUs too, and Lightning
+owns the accumulation: DeepSpeed sees every micro-batch's backward pass and one step a global batch, so that nothing is
+divided twice and no micro-batch is left over at the end of an epoch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.plugins.precision import DeepSpeedPrecision
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from scalekit.config.strategy import StrategyConfig
+from scalekit.distributed.shards import OptimizerShard, TensorShard
+from scalekit.errors import ConfigError, DependencyError
+from scalekit.models.initialization import (
+    broadcast_tensors,
+    is_placeholder,
+    materialize,
+    module_tensors,
+    use_placeholders,
+)
+from scalekit.objectives.normalization import StepLoss
+from scalekit.strategies import deepspeed_nvme
+from scalekit.strategies.base import BaseStrategy
+from scalekit.strategies.precision import Plugin
+from scalekit.utils.log import environment, hear
+
+_LEAST_POWER = 2.0**-26
+_PARTITION_BYTES = 1 << 30
+"""How much of a model is whole at once on every rank while ZeRO-3 shares it out."""
+
+
+class DeepSpeedPlugin(Plugin, DeepSpeedPrecision):
+    """Steps through DeepSpeed's engine, which clips by itself and then knows the gradient norm."""
+
+    def optimizer_step(  # type: ignore[override]
+        self, optimizer: Any, model: Any, closure: Callable[[], Any], **kwargs: Any
+    ) -> Any:
+        result = DeepSpeedPrecision.optimizer_step(self, optimizer, model, closure, **kwargs)
+        self.gradient_norm = model.trainer.model.get_global_grad_norm()
+        return result
+
+    is_manual = False  # whether a module clips by itself
+
+    def clip_gradients(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: DeepSpeed clips inside its step, by the norm over all ranks.
+
+        Raises:
+            ConfigError: the module asks for it by itself, which would have no effect.
+        """
+        if self.is_manual:
+            raise ConfigError(
+                "self.clip_gradients has no effect under DeepSpeed, which clips inside its step, by the norm over all ranks: "
+                "take that call out and give `gradient_clip`, or take ddp or fsdp2"
+            )
+
+
+class ZeroStrategy(BaseStrategy, DeepSpeedStrategy):
+    """Carries out `zero1`, `zero2`, `zero3` and their offloading forms."""
+
+    def __init__(self, spec: StrategyConfig, precision: str, device: str) -> None:
+        _import(device, spec)
+        if precision == "16-mixed":
+            raise ConfigError(
+                "DeepSpeed clips losses' scale along with gradients in '16-mixed': use 'bf16-mixed' or 'ddp'"
+            )
+        deepspeed_nvme.check(spec, precision)
+        super().__init__(spec, precision, device, config={}, logging_level=logging.INFO)
+        hear("DeepSpeed")
+        self.precision_plugin = DeepSpeedPlugin(precision)  # type: ignore[arg-type]
+        self._device = device
+        self._built_optimizers: Any = None
+        self._met: set[int] | None = None  # parameters that had a gradient, in the first step alone
+        self._hooks: list[Any] = []
+
+    # -- Lightning's hooks ------------------------------------------------------------------------------------------
+
+    @property
+    def handles_gradient_accumulation(self) -> bool:
+        return False
+
+    @contextmanager
+    def block_backward_sync(self) -> Generator[None, None, None]:
+        """Nothing to block: ZeRO-1 sums over ranks in its step, ZeRO-2 and 3 keep only their part of each gradient."""
+        yield
+
+    def setup_environment(self) -> None:
+        """Lightning's own, without its refusal of CPUs."""
+        DDPStrategy.setup_environment(self)
+
+    def setup_distributed(self) -> None:
+        import deepspeed
+
+        DDPStrategy.setup_distributed(self)
+        self._set_node_environment_variables()
+        deepspeed.init_distributed(self._process_group_backend, verbose=False)
+
+    def setup(self, trainer: Any) -> None:
+        if self.trained_by is not None:
+            self._take_over(trainer, self.trained_by)
+            return
+        self.precision_plugin.is_manual = self.is_manual  # type: ignore[attr-defined]
+        self._init_config_if_needed()
+        self.precision_plugin.convert_module(self._module)
+        if self._stage == 3:
+            use_placeholders(self._module)
+            self._built_optimizers = self._init_optimizers()
+            self._partition(self._module)
+        materialize(self._module, self.root_device)
+        if self._stage == 3:
+            self._restore_parts()
+        elif self._rank == 0:
+            self.restore_weights()
+        broadcast_tensors(self._module, self.root_device, buffers_only=True)
+        kept = [(owner, name, tensor) for owner, name, tensor in module_tensors(self._module) if name in owner._buffers]
+        super().setup(trainer)
+        for owner, name, tensor in kept:
+            owner._buffers[name] = tensor.to(
+                self.root_device
+            )  # DeepSpeed casts buffers; their precision is the model's
+
+    def _take_over(self, trainer: Any, trained_by: BaseStrategy) -> None:
+        """Runs the module by the engine of DeepSpeed's that has trained it, and knows where its parts are."""
+        if self.accelerator is not None:
+            self.accelerator.setup(trainer)
+        self.model = trained_by.model
+        self._module.to(self.root_device)  # what is whole on every rank was moved away when the job ended
+        self.barrier()
+
+    def _init_optimizers(self) -> Any:
+        """ZeRO-3's own come earlier: a user's groups by shape mean something only while parameters have their shapes."""
+        if self._built_optimizers is not None:
+            return self._built_optimizers
+        try:
+            return super()._init_optimizers()
+        except MisconfigurationException as error:
+            if "single optimizer" not in str(error):
+                raise
+            raise ConfigError(
+                f"{self._called}.configure_optimizers gives several optimizers or schedules, and DeepSpeed steps one of each: "
+                "take ddp or fsdp2"
+            ) from error
+
+    def _setup_model_and_optimizer(
+        self, model: nn.Module, optimizer: Optimizer | None, lr_scheduler: Any = None
+    ) -> tuple[Any, Any]:
+        """Lightning's own, without the device index that a CPU has none of."""
+        import deepspeed
+
+        engine, zero_optimizer, _, _ = deepspeed.initialize(
+            args=argparse.Namespace(device_rank=self.root_device.index or 0),
+            config=self.config,
+            model=model,
+            model_parameters=[p for p in model.parameters() if p.requires_grad],
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            dist_init_required=False,
+        )
+        return engine, zero_optimizer
+
+    def determine_ddp_device_ids(self) -> list[int] | None:
+        return None if self._device == "cpu" else [self.root_device.index]
+
+    # -- configuration ----------------------------------------------------------------------------------------------
+
+    @property
+    def _stage(self) -> int:
+        return self.spec.stage
+
+    def _format_config(self) -> None:
+        """The strategy's block, and what the layer owns."""
+        clip = self._module.trainer.gradient_clip_val
+        self.config = {
+            **self.spec.deepspeed,
+            "zero_optimization": self._zero_block(),
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": 1,
+            "managed_gradient_accumulation": False,
+            "gradient_clipping": float(clip or 0.0),
+            **self._precision_block(),
+        }
+
+    def _zero_block(self) -> dict[str, Any]:
+        block = dict(self.spec.deepspeed.get("zero_optimization", {}))
+        if block.get("zero_hpz_partition_size") == "local_world_size":
+            block["zero_hpz_partition_size"] = self.num_processes
+        trained = sum(p.numel() for p in self._module.parameters() if p.requires_grad)
+        block["reduce_bucket_size"] = self.spec.bucket_elements(trained)
+        # Overlap would race with accumulation, which DeepSpeed does not see here (it refuses the pair itself).
+        block.setdefault("overlap_comm", False)
+        block.setdefault("memory_efficient_linear", False)  # it replaces torch's own functions for the whole process
+        offload = self.spec.offload
+        for key, name in (("optimizer", "offload_optimizer"), ("parameters", "offload_param")):
+            if key in offload:
+                block[name] = {"device": offload[key], "pin_memory": self._device == "cuda"}
+                if offload[key] == "nvme":
+                    block[name]["nvme_path"] = str(self._drive)
+        if offload.get("parameters") == "nvme":
+            # A buffer that a part does not fit into ends the job; larger ones are memory that nobody uses.
+            largest = max(p.numel() for p in self._module.parameters())
+            block["offload_param"]["buffer_size"] = -(-largest // self._world_size)
+        return block
+
+    @property
+    def _drive(self) -> Path:
+        """This job's own folder on a drive: one at a time works in a run's folder."""
+        return deepspeed_nvme.folder(self.spec, Path(self._module.trainer.default_root_dir))
+
+    def teardown(self) -> None:
+        super().teardown()
+        if "nvme" in self.spec.offload.values():
+            deepspeed_nvme.clear(self._drive, self._rank)
+
+    def _precision_block(self) -> dict[str, Any]:
+        if self.precision == "bf16-true":
+            return {
+                "bf16": {"enabled": True, "bf16_master_weights_and_grads": True, "bf16_optimizer_states": True},
+            }
+        if self.precision == "32-true":
+            return {}
+        # No module is named safe to communicate in half precision: gradients are reduced in float32, as promised.
+        return {"torch_autocast": {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}}
+
+    # -- weights and optimizer state --------------------------------------------------------------------------------
+
+    def _partition(self, module: nn.Module) -> None:
+        """Shares parameters out, some at a time, so that no rank but the one that built them holds them all."""
+        import deepspeed
+        from deepspeed.utils import groups
+
+        init: Any = None
+        for parameters in _chunks(module, _PARTITION_BYTES):
+            for parameter in parameters:
+                if is_placeholder(parameter):
+                    parameter.data = torch.empty(parameter.shape, dtype=parameter.dtype, device=self.root_device)
+            # Later chunks share what the first one set up: hpZ's groups, which DeepSpeed makes once a process, and the
+            # swapper of parameters on NVMe.
+            init = deepspeed.zero.Init(
+                module=nn.ParameterList(parameters),
+                config_dict_or_path=self.config,
+                zero_param_parallel_group=groups._get_zero_param_intra_parallel_group(),
+                param_swapper=init.param_swapper if init is not None else None,
+            )
+
+    def _restore_parts(self) -> None:
+        """ZeRO-3's parts of the weights, before its masters are made of them; what was made of the old ones is made anew."""
+        self.restore_weights()
+        for parameter in self._module.parameters():
+            parameter.ds_secondary_tensor = None  # type: ignore[attr-defined]
+
+    def _part(self, name: str, tensor: Tensor) -> TensorShard:
+        if not hasattr(tensor, "ds_tensor"):
+            return super()._part(name, tensor)
+        start, elements = self._range(tensor)
+        part = deepspeed_nvme.part(tensor).narrow(0, 0, elements)
+        return TensorShard(name, tuple(tensor.ds_shape), part, start, everywhere=False)  # type: ignore[attr-defined]
+
+    def _range(self, tensor: Any) -> tuple[int, int]:
+        """Of the elements of a parameter under ZeRO-3 that this rank has: the first, and how many; the rest is padding."""
+        start = min(self._rank * tensor.ds_tensor.ds_numel, tensor.ds_numel)
+        return start, min(tensor.ds_tensor.ds_numel, tensor.ds_numel - start)
+
+    def inner_optimizer(self, optimizer: Optimizer) -> Optimizer:
+        inner: Optimizer = super().inner_optimizer(optimizer).optimizer  # type: ignore[attr-defined]
+        return inner
+
+    # -- parameters without gradients -------------------------------------------------------------------------------
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        self._met = set()
+        trained = [parameter for parameter in self._module.parameters() if parameter.requires_grad]
+        self._hooks = [parameter.register_hook(_Notes(self._met, id(parameter))) for parameter in trained]  # type: ignore[no-untyped-call]
+
+    def _close_global_batch(self) -> StepLoss | None:
+        loss = super()._close_global_batch()
+        if self._met is not None:
+            self._check_met(self._met)
+            self._met = None
+        return loss
+
+    def _check_met(self, met: set[int]) -> None:
+        """Whether parameters without a gradient stay as they are: for DeepSpeed, a missing one is a 0.
+
+        Raises:
+            ConfigError: weight decay would change one, as under no other strategy.
+        """
+        for hook in self._hooks:
+            hook.remove()
+        called = self._format.names()
+        own = [called[id(parameter)] for parameter in self._decayed() if id(parameter) not in met]
+        others = self._gather(own)
+        missing = sorted(set.intersection(*map(set, others)))
+        if missing:
+            raise ConfigError(
+                f"{missing[0]!r}{f' and {len(missing) - 1} more parameters' if len(missing) > 1 else ''} had no gradient in "
+                "the first step. DeepSpeed's weight decay changes such parameters, which no other strategy does: freeze them "
+                "(requires_grad_(False)), set weight_decay=0, or take ddp or fsdp2"
+            )
+
+    def _decayed(self) -> Iterator[nn.Parameter]:
+        """The parameters that shrink by themselves."""
+        zero = self.deepspeed_engine.optimizer
+        groups = zero.optimizer.param_groups
+        for number, parameters in enumerate(zero.fp16_groups if self._stage == 3 else zero.bit16_groups):
+            group = zero.sub_group_to_group_id[number] if self._stage == 3 else number
+            if groups[group].get("weight_decay", 0):
+                yield from parameters
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        super().load_optimizer_state_dict(checkpoint)
+        for optimizer in self.optimizers:
+            _replay_powers(self.inner_optimizer(optimizer))
+
+    def state_tensor(self, holder: Tensor, tensor: Tensor) -> Tensor:
+        return deepspeed_nvme.state(self.deepspeed_engine.optimizer, holder, tensor) if self._stage == 3 else tensor
+
+    def opened(self, holder: Tensor) -> AbstractContextManager[None]:
+        return deepspeed_nvme.opened(self.deepspeed_engine.optimizer, holder) if self._stage == 3 else nullcontext()
+
+    def slots(self, optimizer: Optimizer) -> list[OptimizerShard]:
+        return list(self._slots_of_parts() if self._stage == 3 else self._slots_of_groups())
+
+    def _slots_of_groups(self) -> Iterator[OptimizerShard]:
+        """ZeRO-1 and 2: a rank has a run of each group's elements, which begins and ends anywhere."""
+        zero, called = self.deepspeed_engine.optimizer, self._format.names()
+        for group, parameters in enumerate(zero.bit16_groups):
+            for parameter in parameters:
+                lies = parameter._hp_mapping
+                start, offset, elements = (
+                    (lies.lp_fragment_address.start, lies.hp_fragment_address.start, lies.lp_fragment_address.numel)
+                    if lies is not None
+                    else (0, 0, 0)
+                )
+                holder = zero.single_partition_of_fp32_groups[group]
+                place = (start, offset, elements)
+                yield OptimizerShard(
+                    called[id(parameter)], tuple(parameter.shape), holder, group, *place, everywhere=False
+                )
+
+    def _slots_of_parts(self) -> Iterator[OptimizerShard]:
+        """ZeRO-3: a rank has a part of each parameter, and those of a group one after another in flat tensors."""
+        zero, called = self.deepspeed_engine.optimizer, self._format.names()
+        for number, parameters in enumerate(zero.fp16_groups):
+            holder, group, offset = zero.fp32_partitioned_groups_flat[number], zero.sub_group_to_group_id[number], 0
+            for parameter in parameters:
+                start, elements = self._range(parameter)
+                place = (start, offset, elements)
+                yield OptimizerShard(
+                    called[id(parameter)], tuple(parameter.ds_shape), holder, group, *place, everywhere=False
+                )
+                offset += parameter.ds_tensor.ds_numel
+
+
+class _Notes:
+    """Notes that a parameter got a gradient."""
+
+    def __init__(self, met: set[int], parameter: int) -> None:
+        self._met, self._parameter = met, parameter
+
+    def __call__(self, gradient: Tensor) -> None:
+        self._met.add(self._parameter)
+
+
+def _import(device: str, spec: StrategyConfig) -> None:
+    """Imports DeepSpeed, with what it is to know of the machine."""
+    try:
+        if device == "cuda":
+            import deepspeed as deepspeed
+
+            return
+        with environment("DS_ACCELERATOR", "cpu"):  # it would warn of having found none
+            import deepspeed as deepspeed
+
+            from scalekit.strategies import deepspeed_cpu
+        deepspeed_cpu.use()
+    except ImportError as error:
+        raise DependencyError("deepspeed", "deepspeed", f"the strategy {spec.name!r}") from error
+
+
+def _chunks(module: nn.Module, limit_bytes: int) -> Iterable[list[nn.Parameter]]:
+    """A module's parameters in runs of about `limit_bytes`."""
+    chunk: list[nn.Parameter] = []
+    size_bytes = 0
+    for parameter in module.parameters():
+        if chunk and size_bytes + parameter.nbytes > limit_bytes:
+            yield chunk
+            chunk, size_bytes = [], 0
+        chunk.append(parameter)
+        size_bytes += parameter.nbytes
+    if chunk:
+        yield chunk
+
+
+def _replay_powers(optimizer: Any) -> None:
+    """Brings the powers of Adam's betas to where the steps so far have brought them, to the last bit.
+
+    DeepSpeed's CPU Adam multiplies them up step by step, but takes them by `pow` where a job is resumed. Steps without elements
+    multiply alone; there are none to make where the powers are too small to count in float32's 1 - power.
+    """
+    if not hasattr(optimizer, "ds_opt_adam"):
+        return
+    steps = max((state.get("step", 0) for state in optimizer.state.values()), default=0)
+    group, nothing = optimizer.param_groups[0], torch.empty(0)
+    if max(group["betas"]) ** steps < _LEAST_POWER:
+        return
+    settings = (group["lr"], *group["betas"], group["eps"], group["weight_decay"], group["bias_correction"])
+    for step in range(1, steps + 1):
+        optimizer.ds_opt_adam.adam_update(optimizer.opt_id, step, *settings, nothing, nothing, nothing, nothing)

@@ -1,1 +1,0 @@
-"""What a run tells: metrics.jsonl, a progress bar, and the loggers."""

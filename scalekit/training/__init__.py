@@ -1,0 +1,1 @@
+"""The job: a run's folder, its plan, its trainer, its result."""

@@ -1,0 +1,255 @@
+"""A run's folder: config.yaml, plan.json, metrics.jsonl, checkpoints/. Found again when a job goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import chain, count
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from scalekit.checkpoint.format import published, step_of, sweep
+from scalekit.checkpoint.load import check, first_few, latest, state
+from scalekit.config.documentation import config_yaml
+from scalekit.config.job import Job
+from scalekit.distributed.run_lock import claim, holder, is_held_by, join
+from scalekit.distributed.world import World, all_gather_object, run_on_rank_zero
+from scalekit.errors import CheckpointError, ConfigError
+from scalekit.planning.plan import Plan
+from scalekit.utils.files import atomic_write_text
+
+_ENDED = "ended.json"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run stands, and what it resumes from.
+
+    Attributes:
+        path: of the folder.
+        checkpoint: to resume from, or None for a new run.
+        step: the checkpoint's optimizer step; 0 for a new run.
+        state: what ScaleKit kept in the checkpoint beside Lightning's own state.
+        plan: how the run was planned before; empty for a new run.
+        is_held: whether the folder is this job's alone already; a new one does not exist before `begin`.
+    """
+
+    path: Path
+    checkpoint: Path | None = None
+    step: int = 0
+    state: dict[str, Any] | None = None
+    plan: Mapping[str, Any] = field(default_factory=dict)
+    is_held: bool = False
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the run's checkpoints."""
+        return self.path / "checkpoints"
+
+
+def open_run(job: Job, name: str, world: World, held_until_end: ExitStack, say: Callable[[str], None]) -> RunFolder:
+    """Finds the run's folder, and what the job resumes from there; every rank calls it. Nothing is made or changed.
+
+    A job that names its `output_dir` resumes what it finds there. One that does not gets a folder of its own under ``runs/``,
+    and resumes an unfinished run of the same job only. Where the newest checkpoint is damaged, it resumes from the one before.
+    A folder that is there is this job's alone until `held_until_end` is closed.
+
+    Raises:
+        ConfigError: the folder holds a run, and the job says never to resume; another job is at work in it; or it is not the
+            same one on every node.
+        CheckpointError: the folder holds another job's run, or no checkpoint that is sound.
+    """
+    folder, candidates = run_on_rank_zero(lambda: _find(job, name, held_until_end), world)
+    if folder.is_held:
+        _join(folder.path, world, held_until_end)
+    checkpoint = _newest_sound(candidates, world, say)
+    return run_on_rank_zero(lambda: folder if checkpoint is None else _resumed(folder, checkpoint), world)
+
+
+def begin_run(job: Job, folder: RunFolder, plan: Plan, world: World, held_until_end: ExitStack) -> None:
+    """Makes the run's folder this job's and writes into it how the job is run; every rank calls it.
+
+    Raises:
+        CheckpointError: the job has another number of steps than the one that it resumes.
+        ConfigError: see `open_run`.
+    """
+    run_on_rank_zero(lambda: _check_steps(folder, plan), world)
+    if not folder.is_held:
+        run_on_rank_zero(lambda: _claim(folder.path, held_until_end), world)
+        _join(folder.path, world, held_until_end)
+    run_on_rank_zero(lambda: _write(job, folder, plan), world)
+
+
+def _claim(path: Path, held_until_end: ExitStack) -> None:
+    held_until_end.callback(os.close, claim(path))
+
+
+def _join(path: Path, world: World, held_until_end: ExitStack) -> None:
+    _expect_one_folder(path, world)
+    held_until_end.callback(os.close, join(path))
+
+
+def _expect_one_folder(path: Path, world: World) -> None:
+    who = run_on_rank_zero(lambda: holder(path), world)
+    seen = all_gather_object((is_held_by(path, who), socket.gethostname()), world)
+    blind = [f"rank {rank} on {host}" for rank, (sees, host) in enumerate(seen) if not sees]
+    if blind:
+        raise ConfigError(
+            f"{path} is not the same folder for all: {first_few(blind)} cannot see what rank 0 on {seen[0][1]} has done in it. "
+            "Choose an output_dir on a file system that all nodes share, by its absolute path"
+        )
+
+
+def _newest_sound(candidates: Sequence[Path], world: World, say: Callable[[str], None]) -> Path | None:
+    for number, checkpoint in enumerate(candidates):
+        try:
+            check(checkpoint, world.rank, partial(all_gather_object, world=world), world.size)
+        except CheckpointError as error:
+            if number + 1 == len(candidates):
+                raise
+            say(f"WARNING    {error}. The job goes on from {candidates[number + 1]}")
+        else:
+            return checkpoint
+    return None
+
+
+def _write(job: Job, folder: RunFolder, plan: Plan) -> None:
+    folder.checkpoints.mkdir(parents=True, exist_ok=True)
+    sweep(folder.checkpoints)
+    # What stands and is later than the newest sound one is damaged: it must neither be counted nor be resumed from.
+    for each in published(folder.checkpoints):
+        if (step_of(each) or 0) > folder.step:
+            each.rename(_free(each.with_name(f"damaged-{each.name}")))
+    (folder.path / "STOP").unlink(missing_ok=True)
+    atomic_write_text(folder.path / "config.yaml", config_yaml(job.resolved()), on_disk=True)
+    write_plan(folder.path, plan.as_dict())
+
+
+def _free(path: Path) -> Path:
+    """A path that nothing has yet: the same, or with a number."""
+    numbered = (path.with_name(f"{path.name}-{number}") for number in count(2))
+    return next(each for each in chain([path], numbered) if not each.exists())
+
+
+def write_plan(path: Path, plan: Mapping[str, Any]) -> None:
+    """Writes plan.json at once, since other processes may be reading it."""
+    atomic_write_text(path / "plan.json", json.dumps(plan, indent=2) + "\n")
+
+
+def write_data(path: Path, summary: Mapping[str, Any]) -> None:
+    """Writes data.json."""
+    atomic_write_text(path / "data.json", json.dumps(summary, indent=2) + "\n")
+
+
+def write_skipped(path: Path, skipped: Sequence[Any]) -> None:
+    """Writes skipped_rows.jsonl, where rows were left out."""
+    if skipped:
+        lines = (json.dumps({"where": row.where, "why": row.why}) + "\n" for row in skipped)
+        atomic_write_text(path / "skipped_rows.jsonl", "".join(lines))
+
+
+def write_end(path: Path, job: Job, step: int) -> None:
+    """Notes that a callback has ended a job before its last step, so that it does not go on when it is started again."""
+    atomic_write_text(path / _ENDED, json.dumps({"step": step, "job": job.resolved()}, indent=2) + "\n", on_disk=True)
+
+
+def is_finished(folder: RunFolder, job: Job) -> bool:
+    """Whether a callback has ended this job, just as it is, at the step that it resumes from."""
+    try:
+        found = json.loads((folder.path / _ENDED).read_text())
+    except (OSError, ValueError):
+        return False
+    return bool(folder.step) and found == {"step": folder.step, "job": job.resolved()}
+
+
+def _find(job: Job, name: str, held_until_end: ExitStack) -> tuple[RunFolder, list[Path]]:
+    """The run's folder, and the checkpoints that the job may resume from, the one to take first."""
+    path = Path(job.output_dir) if job.output_dir else _own_folder(job, Path("runs"), name)
+    if not path.exists():
+        return RunFolder(path), [] if job.resume in ("auto", "never") else [Path(job.resume)]
+    _claim(path, held_until_end)
+    return RunFolder(path, is_held=True), _candidates(job, path)
+
+
+def _candidates(job: Job, path: Path) -> list[Path]:
+    standing = published(path / "checkpoints")
+    if job.resume not in ("auto", "never"):
+        chosen = Path(job.resume)
+        later = [each for each in standing if (step_of(each) or 0) > (step_of(chosen) or 0)]
+        if later and _has_begun_with(job, path):
+            return [*later[::-1], chosen]
+        if later:
+            raise ConfigError(f"{path} holds later checkpoints than {chosen}: choose another output_dir")
+        return [chosen]
+    if standing and job.resume == "never":
+        raise ConfigError(f"{path} holds a run with checkpoints, and resume='never': choose another output_dir")
+    differing = _differences(job, path) if standing else []
+    if differing:
+        raise CheckpointError(
+            f"{path} holds the run of another job: its config.yaml differs in {', '.join(differing)}. "
+            "Choose another output_dir"
+        )
+    return standing[::-1]
+
+
+def _own_folder(job: Job, parent: Path, name: str) -> Path:
+    number = 1
+    while True:
+        path = parent / (name if number == 1 else f"{name}-{number}")
+        if not path.exists():
+            return path
+        newest, steps = latest(path / "checkpoints"), _planned(path).get("total_steps", 0)
+        unfinished = newest is not None and (step_of(newest) or 0) < steps and job.max_steps in (None, steps)
+        if unfinished and not _differences(job, path) and (job.resume == "auto" or _has_begun_with(job, path)):
+            return path
+        number += 1
+
+
+def _resumed(folder: RunFolder, checkpoint: Path) -> RunFolder:
+    found = state(checkpoint)
+    kept = found["scalekit"]
+    step = int(kept.get("step", found["global_step"]))
+    return replace(folder, checkpoint=checkpoint, step=step, state=kept, plan=_planned(folder.path))
+
+
+def _check_steps(folder: RunFolder, plan: Plan) -> None:
+    before = plan.total_steps if folder.state is None else folder.state["total_steps"]
+    if before != plan.total_steps:
+        raise CheckpointError(
+            f"{folder.checkpoint} is of a job of {before} steps, on which its schedule depends, and this one has "
+            f"{plan.total_steps}: resume with as many, or start from its weights: model='{folder.checkpoint}/model'"
+        )
+
+
+def _planned(path: Path) -> dict[str, Any]:
+    """What a run's plan.json says; nothing where it says nothing."""
+    try:
+        return dict(json.loads((path / "plan.json").read_text()))
+    except (OSError, ValueError):
+        return {}
+
+
+def _differences(job: Job, path: Path) -> list[str]:
+    """The settings in which a folder's run is another job's; all of them where it does not say."""
+    return job.differences(_saved(path))
+
+
+def _has_begun_with(job: Job, path: Path) -> bool:
+    """Whether a folder's run is this very job, begun with the checkpoint of another run that it names."""
+    is_elsewhere = Path(job.resume).absolute().parent != (path / "checkpoints").absolute()
+    return is_elsewhere and _saved(path).get("resume") == job.resume and not _differences(job, path)
+
+
+def _saved(path: Path) -> dict[str, Any]:
+    """The settings of a folder's run; none where it does not say."""
+    try:
+        return yaml.safe_load((path / "config.yaml").read_text()) or {}
+    except (OSError, yaml.YAMLError):
+        return {}
