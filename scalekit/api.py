@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from scalekit.strategies.base import BaseStrategy
 
 _LEAST_BATCH = 8
+_Hardware = (
+    Annotated[Any, Is("a Hardware", lambda value: isinstance(value, Hardware))]
+    | Annotated[Place, Says("the name of hardware, such as '8xH100-80GB' or 'local', the path of a YAML file")]
+)
 
 
 def _said_to_nobody(what: str) -> None:
@@ -34,11 +38,7 @@ class PlanSettings(StepSettings):
     model: Model
     """As for `fit`; of a Hugging Face model its configuration is enough (a folder, or a `config.json`)."""
 
-    hardware: Annotated[
-        Annotated[Any, Is("a Hardware", lambda value: isinstance(value, Hardware))]
-        | Annotated[Place, Says("the name of hardware, such as '8xH100-80GB' or 'local', the path of a YAML file")],
-        Group.PARALLELISM,
-    ] = "local"
+    hardware: Annotated[_Hardware, Group.PARALLELISM] = "local"
     """``"8xH100-80GB"``, ``"64x8xH100-80GB"`` (nodes x devices), ``"local"``, the path of a YAML file, or a `Hardware`; see
     `scalekit.hardware`."""
 
