@@ -15,14 +15,15 @@ if TYPE_CHECKING:
     from scalekit.data.sources.mixture import Mixture
     from scalekit.errors import ScaleKitError
     from scalekit.exporting import export
-    from scalekit.training.fit import Run, fit
+    from scalekit.training.fit import fit
     from scalekit.training.module import ScaleModule
+    from scalekit.training.result import Run
 
 __version__ = "0.1.0"
 
 _HOME = {
     "fit": "scalekit.training.fit",
-    "Run": "scalekit.training.fit",
+    "Run": "scalekit.training.result",
     "ScaleModule": "scalekit.training.module",
     "Mixture": "scalekit.data.sources.mixture",
     "ScaleKitError": "scalekit.errors",

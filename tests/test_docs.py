@@ -70,7 +70,7 @@ def test_the_readmes_job_runs_by_its_first_command(place: Path) -> None:
 
 def test_the_readmes_plan_runs(place: Path) -> None:
     words = next(words for _, words in commands() if words[:2] == ["scalekit", "plan"])
-    assert "fsdp2" in run([sys.executable, "-m", *words])
+    assert "zero3" in run([sys.executable, "-m", *words])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -54,7 +54,6 @@ class Checkpoints(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         strategy: Any = trainer.strategy
-        strategy.is_asked_to_stop = self._request.asked
         strategy.close_epoch = partial(self._close_step, trainer)
         self._request.begin(self._folder.parent)
 

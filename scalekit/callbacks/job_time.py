@@ -68,6 +68,14 @@ class JobTime:
             return None
         return self.steps * self.step_seconds + self.evaluations * self.evaluation_seconds + self.end_seconds
 
+    def describe(self, epoch_steps: int | None) -> str:
+        """In words.
+
+        Args:
+            epoch_steps: of an epoch; None where there are no epochs.
+        """
+        return str(self) + (f" (an epoch is {epoch_steps:,} step{'s' * (epoch_steps != 1)})" if epoch_steps else "")
+
     def __str__(self) -> str:
         seconds = self.seconds
         steps = f"{self.steps:,} step{'' if self.steps == 1 else 's'}"

@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer
 _COUNTS = ("ready", "started", "processed", "completed")
 
 
-def resumed(trainer: Trainer, saved: dict[str, Any], turns_done: int | None, step: int) -> dict[str, Any]:
+def resumed(trainer: Trainer, saved: dict[str, Any], micro_batches_done: int | None, step: int) -> dict[str, Any]:
     """The state of the loop that a job goes on with.
 
     Steps are the same for any number of ranks; micro-batches are not, so they are counted anew. Of an evaluation nothing is
@@ -18,19 +18,19 @@ def resumed(trainer: Trainer, saved: dict[str, Any], turns_done: int | None, ste
     Args:
         trainer: that goes on.
         saved: the state of the loop that the checkpoint holds, saved after a step.
-        turns_done: micro-batches that this rank would have run of the epoch by now, 0 at its beginning; None leaves Lightning's
-            own count.
+        micro_batches_done: that this rank would have run of the epoch by now, 0 at its beginning; None leaves Lightning's own
+            count.
         step: global batches that are done.
     """
     fresh = trainer.fit_loop.state_dict()
     state = {**saved, **{name: value for name, value in fresh.items() if name.startswith("epoch_loop.val_loop")}}
-    if turns_done is None:
+    if micro_batches_done is None:
         return state
     batches, epochs = saved["epoch_loop.batch_progress"], saved["epoch_progress"]
-    if turns_done:
+    if micro_batches_done:
         # As Lightning has it after a step: the micro-batch is processed, and not completed.
         before = batches["total"]["processed"] - batches["current"]["processed"]
-        current = {**dict.fromkeys(_COUNTS, turns_done), "completed": turns_done - 1}
+        current = {**dict.fromkeys(_COUNTS, micro_batches_done), "completed": micro_batches_done - 1}
         total = {name: before + count for name, count in current.items()}
     else:
         # The epoch is through: the next one begins.

@@ -36,7 +36,7 @@ def fit(parsed: argparse.Namespace, rest: list[str]) -> int:
 def prepare(parsed: argparse.Namespace, rest: list[str]) -> int:
     """Reads, checks and encodes a job's data."""
     from scalekit.data.inspection import known
-    from scalekit.training.fit import prepare
+    from scalekit.training.prepared_job import prepare
 
     print("\n".join(known(prepare(_job(parsed.job, rest)))))
     return 0
@@ -45,7 +45,7 @@ def prepare(parsed: argparse.Namespace, rest: list[str]) -> int:
 def inspect(parsed: argparse.Namespace, rest: list[str]) -> int:
     """Shows rows as the model will see them."""
     from scalekit.data.inspection import inspection, plot
-    from scalekit.training.fit import prepare
+    from scalekit.training.prepared_job import prepare
 
     job = _job(parsed.job, rest)
     rows = prepare(job)

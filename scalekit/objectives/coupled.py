@@ -26,22 +26,20 @@ class CoupledLoss(Objective):
     Args:
         function: gives a scalar. Of what the model gives, a tensor has a row for each sample, shape [samples, ...], or is a
             single number, shape [], such as a learned temperature.
-
-    Attributes:
         own_rows: how many of the rows that this rank runs count; None where it runs all that there are.
     """
 
-    def __init__(self, function: LossFunction) -> None:
+    def __init__(self, function: LossFunction, own_rows: Callable[[], int] | None = None) -> None:
         self.function = function
         self.count = Samples()
-        self.own_rows: Callable[[], int] | None = None
+        self._own_rows = own_rows
 
     def outcome(self, model: nn.Module, batch: Any) -> ModelOutput:
         inputs, target = split(batch) if has_target(batch) else (batch, None)
         output = called(model, inputs)
         tree_map(_check, output)
-        if self.own_rows is not None:
-            output, target = _gathered((output, target), self.own_rows())
+        if self._own_rows is not None:
+            output, target = _gathered((output, target), self._own_rows())
         loss = self.function(output, target)
         if not isinstance(loss, Tensor) or loss.ndim:
             raise ConfigError("a loss that couples samples must give one number, a tensor of shape []")

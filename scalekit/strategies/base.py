@@ -26,12 +26,11 @@ from scalekit.config.precision import Dtypes, dtypes_for
 from scalekit.config.strategy import StrategyConfig
 from scalekit.errors import ConfigError, ModelError, NonFiniteError
 from scalekit.models.initialization import build_module, build_to_fill
-from scalekit.objectives.counts import ItemCount
-from scalekit.objectives.metrics import Scores
 from scalekit.objectives.normalization import LossAccumulator, MicroBatch, StepLoss
 from scalekit.objectives.own_step import Heard
 from scalekit.strategies.buffer_sync import Buffers
 from scalekit.strategies.checkpointing import CheckpointedStrategy
+from scalekit.strategies.job_context import JobContext
 from scalekit.strategies.precision import plugin
 from scalekit.strategies.stop_votes import Meetings
 from scalekit.strategies.uneven_ranks import as_it_was, without_rows
@@ -63,20 +62,18 @@ class BaseStrategy(CheckpointedStrategy):
         spec: the strategy file that is carried out.
         precision: one of `precision.PRECISIONS`.
         device_type: ``"cuda"`` or ``"cpu"``.
+        job: that it runs.
         options: for the Lightning strategy.
     """
 
-    def __init__(self, spec: StrategyConfig, precision: str, device_type: str, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(self, spec: StrategyConfig, precision: str, device_type: str, job: JobContext, **options: Any) -> None:
+        super().__init__(job, **options)
         self.precision_plugin = plugin(precision, device_type)
         self.spec = spec
         self.precision = precision
-        self.is_asked_to_stop: Callable[[], bool] = lambda: False  # this rank
         self.close_epoch: Callable[[], None] = lambda: None  # when callbacks and schedules are through with one
         self.is_stopping = False  # what the ranks have agreed on, in the latest step
         self.last_step: StepRecord | None = None
-        self.scores: Scores | None = None  # of a `ScaleModule`
-        self.item_count: Callable[[], ItemCount] | None = None  # what the loss is a mean over, as far as it is known
         self._ledger: LossAccumulator | None = None
         self._micro: MicroBatch | None = None
         self.stands_in = False  # whether a step runs rows that count nothing
@@ -86,7 +83,6 @@ class BaseStrategy(CheckpointedStrategy):
         self._is_skipped = False  # the batch under way, by a `training_step` that returned None
         self._backwards = 0
         self._learning_rate: float | None = None  # of the first optimizer that a module has stepped by itself
-        self.finds_unused = False  # whether ddp looks for parameters that a step has left out, by a walk over the graph
         self.own_rows = 0  # of the micro-batch under way, that count
         self.trained_by: BaseStrategy | None = None  # has placed the module, which is not placed again
         self.overheard: dict[str, Heard] | None = None  # what rows that stand in would log, where somebody listens
@@ -100,8 +96,7 @@ class BaseStrategy(CheckpointedStrategy):
     def take_over(self, trained_by: BaseStrategy) -> None:
         """Runs a module as another engine has left it, without training."""
         self.trained_by = trained_by
-        self.logged_sums = trained_by.logged_sums
-        self.item_count, self.scores, self.step = trained_by.item_count, trained_by.scores, trained_by.step
+        self.logged_sums, self.step = trained_by.logged_sums, trained_by.step
 
     # -- initial weights --------------------------------------------------------------------------------------------
 
@@ -269,7 +264,7 @@ class BaseStrategy(CheckpointedStrategy):
         is_told = isinstance(loss, Tensor) and loss.numel() == 1
         items = micro.items if is_told else 0.0
         told = [
-            float(self.is_asked_to_stop()),
+            float(self.job.is_asked_to_stop()),
             items,
             float(loss) * items if isinstance(loss, Tensor) and items else 0.0,
         ]
@@ -338,10 +333,10 @@ class BaseStrategy(CheckpointedStrategy):
             if counts:
                 self._evaluated[0] += loss.detach().double() * micro.items
                 self._evaluated[1] += micro.items
-            if self.scores is not None:
-                self.scores.update(output, counts)
+            if self.job.scores is not None:
+                self.job.scores.update(output, counts)
         # Lightning would keep logits through the next micro-batch; what a user's own module returns is the user's.
-        return output if self.scores is None else loss
+        return output if self.job.scores is None else loss
 
     def _without_training(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, MicroBatch | None]:
         """Runs a step on the rows that come next, with what is known of them; None where they stand in and none are needed."""
@@ -352,7 +347,7 @@ class BaseStrategy(CheckpointedStrategy):
         self.rows_of_pass = (self.rows_of_pass or 0) + self.own_rows
         if counts:
             return step(*args, **kwargs), micro
-        if self.scores is None and not self.is_shared:
+        if self.job.scores is None and not self.is_shared:
             return None, micro  # rows that another rank counts are nothing for a user's own metrics
         with self.standing_in():
             return step(self._stand_in, *args[1:], **kwargs), micro
@@ -374,12 +369,12 @@ class BaseStrategy(CheckpointedStrategy):
             return None
         loss = total if self._adds_up else total / items
         found = {"loss": loss, "items": int(items) if items == int(items) else items}
-        return {**found, **(self.scores.close(loss) if self.scores is not None else {})}
+        return {**found, **(self.job.scores.close(loss) if self.job.scores is not None else {})}
 
     @property
     def _adds_up(self) -> bool:
         """Whether losses are sums."""
-        return self.item_count is not None and self.item_count().is_sum
+        return self.job.item_count is not None and self.job.item_count().is_sum
 
     @cached_property
     def _evaluated(self) -> Tensor:
@@ -451,7 +446,7 @@ class BaseStrategy(CheckpointedStrategy):
         if self._ledger is None or self._micro is None:
             return False
         done = 0 if self._micro.last else self._micro_batches
-        return self._meetings.leave(done, self.is_asked_to_stop)
+        return self._meetings.leave(done, self.job.is_asked_to_stop)
 
     @property
     def may_leave_step(self) -> bool:
@@ -465,7 +460,7 @@ class BaseStrategy(CheckpointedStrategy):
             NonFiniteError: on every rank, with the rows that did it.
         """
         if self._ledger is None or self._micro is None or self._is_skipped:
-            vote = torch.full((), float(self.is_asked_to_stop()), device=self.root_device)
+            vote = torch.full((), float(self.job.is_asked_to_stop()), device=self.root_device)
             self.is_stopping = self._sum(vote).item() > 0
             return None
         if self.root_device.type == "cuda":
@@ -473,7 +468,7 @@ class BaseStrategy(CheckpointedStrategy):
                 self.root_device
             )  # as reading the loss does in a moment; the step has taken until then
         milliseconds = int(1000 * (time.monotonic() - self._step_began))
-        loss = self._ledger.close(self.is_asked_to_stop(), milliseconds, self._micro_batches)
+        loss = self._ledger.close(self.job.is_asked_to_stop(), milliseconds, self._micro_batches)
         self.is_stopping = loss.votes > 0
         self._meetings.plan(loss.milliseconds, loss.micro_batches)
         if not math.isfinite(loss.loss):

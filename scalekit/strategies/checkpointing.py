@@ -26,6 +26,7 @@ from scalekit.checkpoint.writer_process import WriteResult
 from scalekit.distributed.shards import OptimizerShard, TensorShard, owned
 from scalekit.errors import CheckpointError
 from scalekit.optim.ema import Average
+from scalekit.strategies.job_context import JobContext
 from scalekit.utils.log import log
 
 _HYPERPARAMETERS = (LightningModule.CHECKPOINT_HYPER_PARAMS_KEY, LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY)
@@ -52,19 +53,17 @@ class CheckpointedStrategy(LightningStrategy):
     What a rank holds of each tensor is all that the engines differ in: see `_part` and `slots`.
 
     Args:
+        job: that it runs.
         options: for the Lightning strategy.
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, job: JobContext, **options: Any) -> None:
         super().__init__(**options)
-        self.initial_weights: Path | None = None
-        self.ema_decay: float | None = None
+        self.job = job
+        self.initial_weights = job.checkpoint
         self.average: Average | None = None
         self._averaged: dict[str, Tensor] = {}
-        self.saves_in_background = False
-        self.turns_done: int | None = None  # micro-batches of this epoch before the job was resumed
-        self.job_state: dict[str, Any] = {}
-        self.step = 0  # global batches that are done
+        self.step = job.step  # global batches that are done
         self._resumed_from = Path()
         self._trained_at_start: dict[str, bool] = {}
         self._whole_step: WholeStep | None = None
@@ -79,8 +78,8 @@ class CheckpointedStrategy(LightningStrategy):
             _ = self._files_beside
         self._know_base()
         self._trained_at_start = self._trained_at_start or self._trains()
-        if self.ema_decay is not None:
-            self._begin_average(self.ema_decay)
+        if self.job.ema_decay is not None:
+            self._begin_average(self.job.ema_decay)
 
     def _know_base(self) -> None:
         """Takes the fingerprint of the weights that an adapter is trained on.
@@ -189,7 +188,7 @@ class CheckpointedStrategy(LightningStrategy):
             files = self._whole_step.files
         self.saver.save(folder, parts, files, (storage_options or {}).get("unwanted", ()))
         # Whoever else saves, as Lightning's ModelCheckpoint, may delete an older one as soon as this returns.
-        if not self.saves_in_background or storage_options is None:
+        if not self.job.saves_in_background or storage_options is None:
             self.finish_saving()
 
     def rehearse(self) -> None:
@@ -222,7 +221,7 @@ class CheckpointedStrategy(LightningStrategy):
         checkpoint["optimizer_states"] = settings
         changed = dict(self._trains().items() - self._trained_at_start.items())
         checkpoint["scalekit"] = {
-            **self.job_state,
+            **self.job.saved,
             "step": self.step,
             "position": self.position,
             "logged": {name: float(value) for name, value in self._logged().items() if value.numel() == 1},
@@ -325,7 +324,7 @@ class CheckpointedStrategy(LightningStrategy):
         self._resumed_from = Path(checkpoint_path)
         found = {**load.state(self._resumed_from), "state_dict": {}}
         found["loops"]["fit_loop"] = resumed(
-            self._module.trainer, found["loops"]["fit_loop"], self.turns_done, self.step
+            self._module.trainer, found["loops"]["fit_loop"], self.job.micro_batches_done, self.step
         )
         logged = self._module.trainer._logger_connector._callback_metrics
         logged |= {name: torch.tensor(value) for name, value in found["scalekit"].get("logged", {}).items()}

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from scalekit.config.strategy import StrategyConfig
 from scalekit.models.initialization import broadcast_tensors, materialize
 from scalekit.strategies.base import BaseStrategy
+from scalekit.strategies.job_context import JobContext
 
 _CHUNK_BYTES = 25 << 20
 """What is reduced at once: as DistributedDataParallel's buckets."""
@@ -22,11 +23,11 @@ _CHUNK_BYTES = 25 << 20
 class ReplicatedStrategy(BaseStrategy, DDPStrategy):
     """Carries out `ddp`."""
 
-    def __init__(self, spec: StrategyConfig, precision: str, device: str) -> None:
+    def __init__(self, spec: StrategyConfig, precision: str, device: str, job: JobContext) -> None:
         self._trained: list[int] = []
         # Initial weights are sent by `setup`, buffers that no state dict names among them; `Buffers` keeps the latter the same.
         super().__init__(
-            spec, precision, device, init_sync=False, broadcast_buffers=False, gradient_as_bucket_view=True
+            spec, precision, device, job, init_sync=False, broadcast_buffers=False, gradient_as_bucket_view=True
         )
 
     def setup(self, trainer: Any) -> None:
@@ -36,7 +37,7 @@ class ReplicatedStrategy(BaseStrategy, DDPStrategy):
             self.restore_weights()
         self.model_to_device()
         broadcast_tensors(self._module, self.root_device)
-        self._ddp_kwargs["find_unused_parameters"] = self.finds_unused
+        self._ddp_kwargs["find_unused_parameters"] = self.job.finds_unused
         super().setup(trainer)
 
     def _setup_model(self, model: nn.Module) -> Any:

@@ -34,6 +34,7 @@ from scalekit.models.initialization import (
 from scalekit.objectives.normalization import StepLoss
 from scalekit.strategies import deepspeed_nvme
 from scalekit.strategies.base import BaseStrategy
+from scalekit.strategies.job_context import JobContext
 from scalekit.strategies.precision import Plugin
 from scalekit.utils.log import environment, hear
 
@@ -70,14 +71,14 @@ class DeepSpeedPlugin(Plugin, DeepSpeedPrecision):
 class ZeroStrategy(BaseStrategy, DeepSpeedStrategy):
     """Carries out `zero1`, `zero2`, `zero3` and their offloading forms."""
 
-    def __init__(self, spec: StrategyConfig, precision: str, device: str) -> None:
+    def __init__(self, spec: StrategyConfig, precision: str, device: str, job: JobContext) -> None:
         _import(device, spec)
         if precision == "16-mixed":
             raise ConfigError(
                 "DeepSpeed clips losses' scale along with gradients in '16-mixed': use 'bf16-mixed' or 'ddp'"
             )
         deepspeed_nvme.check(spec, precision)
-        super().__init__(spec, precision, device, config={}, logging_level=logging.INFO)
+        super().__init__(spec, precision, device, job, config={}, logging_level=logging.INFO)
         hear("DeepSpeed")
         self.precision_plugin = DeepSpeedPlugin(precision)  # type: ignore[arg-type]
         self._device = device

@@ -23,6 +23,7 @@ from scalekit.distributed.shards import TensorShard
 from scalekit.errors import ConfigError
 from scalekit.models.initialization import module_tensors, move_to_meta, repeated_blocks, tied_names
 from scalekit.strategies.base import BaseStrategy, T
+from scalekit.strategies.job_context import JobContext
 
 
 class _StepsThroughRoot(ModelParallelStrategy):
@@ -53,10 +54,10 @@ class _StepsThroughRoot(ModelParallelStrategy):
 class FullyShardedStrategy(BaseStrategy, _StepsThroughRoot):
     """Carries out `fsdp2`: shards the model's repeated blocks one by one, and what is left as a whole."""
 
-    def __init__(self, spec: StrategyConfig, precision: str, device: str) -> None:
+    def __init__(self, spec: StrategyConfig, precision: str, device: str, job: JobContext) -> None:
         if precision == "16-mixed":
             raise ConfigError("the engine 'fsdp2' does not scale losses, which '16-mixed' needs: use 'bf16-mixed'")
-        super().__init__(spec, precision, device)
+        super().__init__(spec, precision, device, job)
 
     def setup_environment(self) -> None:
         self._data_parallel_size, self._tensor_parallel_size = self._world_size, 1

@@ -119,7 +119,9 @@ class Evaluator:
             )
         if spec.engine == "deepspeed" and not self.strategy.is_shared:
             spec = StrategyConfig.load("ddp" if world.size > 1 else "single")
-        strategy = build_strategy(spec, self.strategy.precision, device, world)
+        strategy = build_strategy(
+            spec, self.strategy.precision, device, world, replace(self.strategy.job, checkpoint=None)
+        )
         strategy.take_over(self.strategy)
         return strategy
 
@@ -139,7 +141,7 @@ class Evaluator:
                 size, accumulation = max(source.batch_size // world.size, 1), 1
         if rows is None:
             raise ConfigError(f"run.{stage}: the job has held out no rows, so give some: run.{stage}(data)")
-        count = strategy.item_count
+        count = strategy.job.item_count
 
         def items(batch: Any, samples: int) -> float:
             return samples if count is None or stage == "predict" else count().of(batch, samples)

@@ -33,6 +33,7 @@ from scalekit.models.vocabulary import tokenizer_of
 from scalekit.objectives.measured import ReductionCheck
 from scalekit.objectives.metrics import Scores
 from scalekit.strategies.factory import build_strategy
+from scalekit.strategies.job_context import JobContext
 from scalekit.strategies.precision import plugin
 from scalekit.training.evaluator import Evaluator, made_ready
 from scalekit.training.module import ScaleModule
@@ -187,13 +188,15 @@ def _evaluator(opened: _Opened, micro_batch_size: int, metrics: Any = None, is_l
     with job_log(opened.world.rank):
         pipeline = DataPipeline(job, opened.source, opened.model)
         rows = made_ready(pipeline, opened.source)
-    engine = build_strategy(opened.spec, opened.precision, device_type(), opened.world)
     module = ScaleModule(opened.model, processor=pipeline.processor)
-    engine.item_count = lambda: module.objective.count
-    engine.scores = Scores(job.metrics, pipeline.task, None if pipeline.labels is None else pipeline.labels.problem)
+    context = JobContext(
+        item_count=lambda: module.objective.count,
+        scores=Scores(job.metrics, pipeline.task, None if pipeline.labels is None else pipeline.labels.problem),
+    )
+    strategy = build_strategy(opened.spec, opened.precision, device_type(), opened.world, context)
     few = [rows[place] for place in range(min(_FEW, len(rows)))]
     check = ReductionCheck(few, pipeline.collate, splits=True, world=opened.world)
-    return Evaluator(job, pipeline, rows, module, engine, micro_batch_size, [check] if is_labelled else [])
+    return Evaluator(job, pipeline, rows, module, strategy, micro_batch_size, [check] if is_labelled else [])
 
 
 def _completed(opened: _Opened, max_new_tokens: int) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from scalekit.data.encoders.truncation import Limit
 from scalekit.data.inspection import inspection
 from scalekit.errors import ConfigError, RowError
 from scalekit.objectives.counts import IGNORED
-from scalekit.training.fit import prepare
+from scalekit.training.prepared_job import prepare
 from tests.tiny import make_tokenizer
 
 COLOURS = ("red", "green", "blue")

@@ -23,7 +23,7 @@ from scalekit.data.preprocessing import undecoded
 from scalekit.errors import RowError
 from scalekit.models.labels import Classes
 from scalekit.objectives.counts import IGNORED
-from scalekit.training.fit import prepare
+from scalekit.training.prepared_job import prepare
 from tests.distributed import parity_cases as parity
 from tests.tiny import make_tokenizer, make_word_tokenizer
 

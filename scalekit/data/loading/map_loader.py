@@ -63,7 +63,7 @@ class Loader:
         return self.order.turns_per_epoch
 
     @property
-    def turns_done(self) -> int:
+    def micro_batches_done(self) -> int:
         """Micro-batches of this epoch that lie before the position, fillers included."""
         return self.position % self.order.epoch_samples // self.order.global_batch_size * self.order.accumulation
 

@@ -174,7 +174,7 @@ class StreamLoader:
         return self._state.samples
 
     @property
-    def turns_done(self) -> int:
+    def micro_batches_done(self) -> int:
         """Micro-batches of this epoch that this rank has run, fillers included; 0 where it is through."""
         return self._now().batches * self.order.accumulation
 
