@@ -1,4 +1,4 @@
-"""Teaches torchvision's ResNet-18, a plain nn.Module, to read handwritten digits; each epoch sees each one moved anew.
+"""Teaches torchvision's ResNet-18, a plain nn.Module, to read handwritten digits; each epoch sees each one moved differently.
 
 python examples/prepare_digits.py
 scalekit launch --nproc 2 examples/digits.py

@@ -34,7 +34,7 @@ def write_rows(path: Path, rows: list[dict]) -> None:
 
 
 def write_baseline(folder: Path, guess: str, **score: float) -> None:
-    """What the trained model has to beat on the rows held out, and how it was guessed."""
+    """What the trained model has to beat on the validation set, and how it was guessed."""
     (folder / "baseline.json").write_text(json.dumps({"guess": guess, **score}) + "\n")
     ((name, value),) = score.items()
-    print(f"baseline: {name} {value:.3f} on the rows held out, by {guess}")
+    print(f"baseline: {name} {value:.3f} on the validation set, by {guess}")

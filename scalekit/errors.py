@@ -3,7 +3,7 @@
 ScaleKitError
 ├── ConfigError                 a setting is wrong; nothing has started yet
 │   ├── UnknownNameError        a name that does not exist, with the nearest that does
-│   ├── StrategyError           a strategy file that cannot be carried out
+│   ├── StrategyError           a strategy file that cannot be used
 │   ├── BatchSizeError          a global batch that cannot be split
 │   ├── WorldSizeError          settings and the launcher disagree about the processes
 │   ├── DoesNotFitError         the devices are too small for the job, with what would fit
@@ -14,7 +14,7 @@ ScaleKitError
 │   ├── ColumnError             no column that the task can use
 │   ├── RowError                a row that cannot be used
 │   │   └── NoLabelError        a row that the loss could not learn from
-│   └── StreamError             a stream that cannot be split or gone on with
+│   └── StreamError             a stream that cannot be split or resumed
 ├── ModelError                  the model cannot be used
 │   ├── NoLossError             a model without a loss
 │   ├── LossReductionError      a loss that cannot be computed in parts, since nobody knows what it is a mean over
@@ -22,7 +22,7 @@ ScaleKitError
 ├── NonFiniteError              a loss or gradient became NaN or infinite
 ├── UnreachableRanksError       a rank failed alone, where the others wait for it and cannot be told
 ├── CheckpointError             a checkpoint cannot be written, read or continued
-└── PreemptedError              the job was asked to stop, and has saved: started again, it goes on
+└── PreemptedError              the job was asked to stop, and has saved: started again, it resumes
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class UnknownNameError(ConfigError):
 
 
 class StrategyError(ConfigError):
-    """A strategy file that cannot be carried out."""
+    """A strategy file that cannot be used."""
 
 
 class BatchSizeError(ConfigError):
@@ -165,7 +165,7 @@ class NoLabelError(RowError):
 
 
 class StreamError(DataError):
-    """A stream that cannot be split over ranks, or gone on with."""
+    """A stream that cannot be split over ranks, or resumed."""
 
 
 class ModelError(ScaleKitError, ValueError):
@@ -201,7 +201,7 @@ class CheckpointError(ScaleKitError, RuntimeError):
 
 
 class PreemptedError(ScaleKitError, SystemExit):
-    """The job was asked to stop, and has saved: started again by the same command, it goes on.
+    """The job was asked to stop, and has saved: started again by the same command, it resumes.
 
     A program that does not catch it ends with `code`, which is `sysexits.h`'s for "try again later".
     """

@@ -132,7 +132,7 @@ def test_what_ends_on_one_node_for_good_ends_on_all(node: int, tmp_path: Path) -
 
 @pytest.mark.parametrize("node", [0, 1])
 def test_nodes_are_started_again_together(node: int, tmp_path: Path) -> None:
-    """One process of two is killed, and the other one has not noticed anything: both nodes begin anew."""
+    """One process of two is killed, and the other one has not noticed anything: both nodes start again."""
     nodes = start_nodes(tmp_path, f"dies-on-node={node}")
     ends = [each.ended() for each in nodes]
     assert [code for code, _ in ends] == [0, 0], ends

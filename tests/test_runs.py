@@ -40,7 +40,7 @@ def spoil(plan: Path, **changed: Any) -> None:
 
 @pytest.mark.parametrize("named", [{}, {"output_dir": "runs/Linear"}])
 def test_a_resumed_run_keeps_its_decision(named: dict[str, str]) -> None:
-    """As on a machine where another micro-batch or precision was the fastest; no speed measured anew may turn it."""
+    """As on a machine where another micro-batch or precision was the fastest; no speed measured again may turn it."""
     ended_at(2, **named)
     plan = Path("runs/Linear/plan.json")
     assert json.loads(plan.read_text())["micro_batch_size"] == 8

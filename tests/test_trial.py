@@ -70,14 +70,14 @@ def test_a_limited_epoch_is_resumed_where_it_was(tmp_path: Path) -> None:
         ({"limit_train_batches": 1.0}, "a share of them below 1, or None for all"),
         ({"limit_train_batches": True}, "a share of them below 1, or None for all"),
         ({"limit_train_batches": 0.01}, "a share of 0.01 of 10 global batches to train is none"),
-        ({"limit_val_batches": 2, "validation": None}, "limit_val_batches: there are no rows held out"),
+        ({"limit_val_batches": 2, "validation": None}, "limit_val_batches: there are no the validation set"),
         (
             {"overfit_batches": 1, "limit_val_batches": 2},
             "overfit_batches limits training and validation alike: leave limit_val_batches out",
         ),
         (
             {"overfit_batches": 1, "data": scalekit.Mixture([(ROWS, 1.0), (ROWS, 2.0)])},
-            "rows that have weights are drawn anew",
+            "rows that have weights are drawn again",
         ),
         ({"gradient_clip_algorithm": "value"}, "give `gradient_clip`"),
         ({"gradient_clip_algorithm": "value", "gradient_clip": 1.0, "strategy": "zero2"}, "take ddp or fsdp2"),

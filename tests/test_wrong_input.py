@@ -202,7 +202,7 @@ def test_a_job_that_began_with_anothers_checkpoint_goes_on_by_the_same_command(
     for checkpoint in Path("branch/checkpoints").iterdir():
         (checkpoint / "model" / "model.safetensors").unlink()
     whole = fit(**branch)
-    assert "The job goes on from run/checkpoints/step-00000001" in capsys.readouterr().out
+    assert "The job resumes from run/checkpoints/step-00000001" in capsys.readouterr().out
     assert [record["loss"] for record in whole.history] == [record["loss"] for record in again.history]
 
 

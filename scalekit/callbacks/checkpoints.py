@@ -22,7 +22,7 @@ from scalekit.utils.log import line, say, warn
 class Checkpoints(Callback):
     """Saves every so many optimizer steps, and at the end; after the evaluation, where a step has one.
 
-    A checkpoint that cannot be written is lost, and the training goes on, where an older one stands.
+    A checkpoint that cannot be written is lost, and the training continues, where an older one stands.
 
     Args:
         folder: where checkpoints stand, in that of the run.
@@ -83,7 +83,7 @@ class Checkpoints(Callback):
         names = [name for name in (found[0] if found else {}) if name != "step"]
         if best is not None and best not in names:
             raise ConfigError(
-                f"keep_best={best!r} is not found on the rows held out, which give {', '.join(names) or 'nothing'}"
+                f"keep_best={best!r} is not found on the validation set, which gives {', '.join(names) or 'nothing'}"
             )
         if not trainer.sanity_checking and not _ends_epoch(trainer):
             self._close_step(trainer)
@@ -150,7 +150,7 @@ class Checkpoints(Callback):
             raise CheckpointError(f"{outcome.folder} could not be saved, and no older checkpoint stands: {outcome.why}")
         elif outcome.done == "failed":
             warn(
-                f"the checkpoint of step {step} could not be saved: {outcome.why}. The training goes on; were it to "
+                f"the checkpoint of step {step} could not be saved: {outcome.why}. The training continues; were it to "
                 f"end now, all after step {self._newest} would be lost"
             )
 

@@ -17,7 +17,7 @@ class EvaluationSteps:
     Attributes:
         total: of the whole job.
         every: optimizer steps between two; None for the last alone.
-        epoch: optimizer steps after which counting begins anew; None where it never does.
+        epoch: optimizer steps after which counting starts again; None where it never does.
     """
 
     total: int

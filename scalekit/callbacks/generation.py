@@ -73,10 +73,10 @@ class Samples(Callback):
         """All ranks' answers to the prompts, where they run the model together.
 
         A rank that fails may have left the others in a collective, where nobody can reach them. So each says when it is
-        through. One that has failed goes on once all are, as where all fail for the same reason; else it ends the job.
+        through. One that has failed continues once all are, as where all fail for the same reason; else it ends the job.
 
         Raises:
-            UnreachableRanksError: it must not be gone on from.
+            UnreachableRanksError: it must not continue from.
         """
         self._times += 1
         try:

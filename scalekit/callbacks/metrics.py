@@ -150,12 +150,12 @@ def data_warning(history: list[Record], spare_cores: int) -> str | None:
     share = sum(record.get("data_seconds", 0.0) for record in history[1:]) / seconds if seconds else 0.0
     if share <= LONGEST_DATA_SHARE:
         return None
-    mend = (
+    fix = (
         "more `num_workers` would read them beside the steps"
         if spare_cores > 0
         else "every core has a rank or a reader, so only cheaper transforms or more cores would help"
     )
-    return line("data", f"{share:.0%} of the time went by waiting for rows: {mend}")
+    return line("data", f"{share:.0%} of the time went by waiting for rows: {fix}")
 
 
 def peak_memory_bytes(device: torch.device) -> int:
@@ -166,7 +166,7 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def read_records(path: Path, last_step: int) -> list[Record]:
-    """The lines of a file up to a step; none for a run that starts anew."""
+    """The lines of a file up to a step; none for a run that starts again."""
     lines = path.read_text().split("\n") if path.is_file() and last_step else []
     return [record for record in map(_parse, lines) if record is not None and record["step"] <= last_step]
 

@@ -17,7 +17,7 @@ _STRIDE = 0x9E3779B97F4A7C15 - _MODULUS  # the golden ratio's bits, which spread
 
 
 def fingerprints(parts: Iterable[TensorShard]) -> dict[str, int]:
-    """Of each tensor a number, which those of its parts add up to by `together`: the same however it is shared out.
+    """Of each tensor a number, which those of its parts add up to by `together`: the same however it is sharded.
 
     Elements count in bfloat16, so that it is the same in any precision.
     """

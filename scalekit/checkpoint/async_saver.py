@@ -1,4 +1,4 @@
-"""Saving: a rank copies what it owns to memory that it shares with its writer, and goes on training."""
+"""Saving: a rank copies what it owns to memory that it shares with its writer, and continues training."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def chosen(folder: Path) -> Path:
 
 
 def check(folder: Path, rank: int, gather: Callable[[Any], list[Any]], ranks: int) -> None:
-    """Reads a checkpoint through, shared out over the ranks, and compares it with its manifest; every rank calls it.
+    """Reads a checkpoint through, divided among the ranks, and compares it with its manifest; every rank calls it.
 
     Args:
         folder: of the checkpoint.
@@ -130,7 +130,7 @@ def _compare(parts: Sequence[TensorShard], files: TensorFiles, folder: Path) -> 
             raise CheckpointError(
                 f"{folder} keeps {part.name} in {type_name(place.dtype)}, "
                 f"and this job's precision in {type_name(part.data.dtype)}: "
-                f"go on in that precision, or start from its weights: model={str(folder / 'model')!r}"
+                f"resume in that precision, or start from its weights: model={str(folder / 'model')!r}"
             )
 
 

@@ -10,13 +10,13 @@ _COUNTS = ("ready", "started", "processed", "completed")
 
 
 def resumed(trainer: Trainer, saved: dict[str, Any], micro_batches_done: int | None, step: int) -> dict[str, Any]:
-    """The state of the loop that a job goes on with.
+    """The state of the loop that a job resumes with.
 
-    Steps are the same for any number of ranks; micro-batches are not, so they are counted anew. Of an evaluation nothing is
+    Steps are the same for any number of ranks; micro-batches are not, so they are counted again. Of an evaluation nothing is
     left: a checkpoint is saved before one, or after.
 
     Args:
-        trainer: that goes on.
+        trainer: that resumes.
         saved: the state of the loop that the checkpoint holds, saved after a step.
         micro_batches_done: that this rank would have run of the epoch by now, 0 at its beginning; None leaves Lightning's own
             count.

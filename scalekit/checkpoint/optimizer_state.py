@@ -19,7 +19,7 @@ from scalekit.errors import CheckpointError
 
 Settings = dict[str, Any]
 
-# How an optimizer is carried out on some device, which is no part of what it has come to.
+# How an optimizer runs on some device, which is no part of what it has come to.
 _IMPLEMENTATION = ("params", "fused", "foreach", "capturable", "differentiable")
 
 
@@ -144,7 +144,7 @@ def _fill(optimizer: Optimizer, slot: OptimizerShard, key: str, files: TensorFil
     if place.shape != slot.shape:
         if not slot.everywhere:
             raise CheckpointError(
-                f"{key} of {slot.name} is no value a weight: it goes on under 'single' and 'ddp' alone"
+                f"{key} of {slot.name} is no value a weight: it is resumed under 'single' and 'ddp' alone"
             )
         values[key] = torch.empty(place.shape, dtype=place.dtype, device=slot.holder.device)
         reader.fill(place, 0, values[key])
@@ -163,7 +163,7 @@ def _set_number(optimizer: Optimizer, slot: OptimizerShard, key: str, value: Any
     if key in values and values[key] != value:
         raise CheckpointError(
             f"{key} of {slot.name} is {value}, and {values[key]} of parameters with which this strategy flattens it: "
-            "go on under 'single', 'ddp' or 'fsdp2'"
+            "resume under 'single', 'ddp' or 'fsdp2'"
         )
     if _as_tensor(optimizer, key, saved):
         group = optimizer.param_groups[slot.group]

@@ -29,7 +29,7 @@ class Rotation:
     Attributes:
         last: how many of the newest.
         every: those whose step is a multiple of this, for good.
-        best: the one with the best value of this metric of the rows held out, among those that stand.
+        best: the one with the best value of this metric of the validation set, among those that stand.
         more_is_better: of that metric.
     """
 
@@ -44,7 +44,7 @@ class Rotation:
 
         Args:
             job: its settings.
-            evaluates: whether the job has rows held out.
+            evaluates: whether the job has a validation set.
 
         Raises:
             ConfigError: a metric that the job does not have, or that it never finds between two checkpoints.
@@ -54,7 +54,7 @@ class Rotation:
             return cls(job.keep_last, job.keep_every)
         if not evaluates:
             raise ConfigError(
-                f"keep_best={shown(best)} is found on rows held out, and there are none: give `validation`"
+                f"keep_best={shown(best)} is found on the validation set, and there is none: give `validation`"
             )
         if not isinstance(best, str):
             return cls(job.keep_last, job.keep_every, best["metric"], best["mode"] == "max")

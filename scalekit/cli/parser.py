@@ -44,8 +44,8 @@ COMMANDS = {
     ),
     "predict": (
         "write what a run's model says of rows",
-        "Writes the class of each row with its probability, its numbers, or how a language model goes on; rows need no labels "
-        "and no answers.",
+        "Writes the class of each row with its probability, its numbers, or the continuation of a language model; rows need "
+        "no labels and no answers.",
     ),
     "export": (
         "write a checkpoint's model for others",

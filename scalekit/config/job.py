@@ -388,7 +388,7 @@ class Job(StepSettings):
             )
         if self.keep_best is not None and (self.keep_last is None or self.evaluate_every is None):
             raise ConfigError(
-                f"keep_best={shown(self.keep_best)} keeps one more than the last, by rows held out: give `keep_last`, "
+                f"keep_best={shown(self.keep_best)} keeps one more than the last, by the validation set: give `keep_last`, "
                 "`validation` and `evaluate_every` too"
             )
 
@@ -407,7 +407,7 @@ class Job(StepSettings):
         return getattr(self, name) is not _DEFAULTS[name] and getattr(self, name) != _DEFAULTS[name]
 
     def check_validation(self, has_rows: bool) -> None:
-        """Whether what is asked of the rows held out can be had.
+        """Whether what is asked of the validation set can be had.
 
         Args:
             has_rows: whether there are any.
@@ -419,7 +419,7 @@ class Job(StepSettings):
         names += [] if self.fast_dev_run else ["limit_val_batches"]
         given = [name for name in names if self._is_given(name) and getattr(self, name) is not None]
         if given and not has_rows:
-            raise ConfigError(f"{', '.join(given)}: there are no rows held out to evaluate. Give `validation` too")
+            raise ConfigError(f"{', '.join(given)}: there is no validation set to evaluate. Give `validation` too")
 
     @classmethod
     def from_mapping(cls, block: Mapping[str, Any]) -> Job:
@@ -489,7 +489,7 @@ def _own_loaders(model: Any) -> Any:
 
 
 def _has_no_validation(data: Any) -> bool:
-    """Whether data certainly brings no rows that are held out: rows in Python, or a single file."""
+    """Whether data certainly brings no validation set: rows in Python, or a single file."""
     if isinstance(data, (list, tuple)) or is_a(data, "torch.utils.data.Dataset", "torch.utils.data.DataLoader"):
         return True
     path = data.get("path") if isinstance(data, dict) else data

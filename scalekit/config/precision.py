@@ -1,4 +1,4 @@
-"""The types that a precision's name promises, under every engine.
+"""The types that a precision's name promises, under every strategy.
 
 | name       | parameters | master | compute | reduction | optimizer state |
 |------------|------------|--------|---------|-----------|-----------------|
@@ -48,7 +48,7 @@ class Dtypes:
 
 
 def dtypes_for(precision: str) -> Dtypes:
-    """The types that a precision's name promises, under every engine.
+    """The types that a precision's name promises, under every strategy.
 
     Raises:
         UnknownNameError: no such precision.

@@ -101,7 +101,7 @@ class StrategyConfig:
 
         Raises:
             UnknownNameError: no such strategy, or an unknown key in the file.
-            StrategyError: the file cannot be carried out.
+            StrategyError: the file cannot be used.
         """
         text = str(name_or_path)
         path = Path(text) if text.endswith((".yaml", ".yml")) else folder("strategies") / f"{text}.yaml"

@@ -1,4 +1,4 @@
-"""A job's loaders: the one for training, of rows that have places or of a stream, and the one for rows held out."""
+"""A job's loaders: the one for training, of rows that have places or of a stream, and the one for the validation set."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def order_of(rows: Rows, micro_batch_size: int, world: World) -> BatchOrder | St
         part.weight is not None or isinstance(part.rows, Weighted) for part in rows.pipeline.source.parts
     ):
         raise ConfigError(
-            "overfit_batches runs the same rows again and again, and rows that have weights are drawn anew: leave out one"
+            "overfit_batches runs the same rows again and again, and rows that have weights are drawn again: leave out one"
         )
     whole = BatchOrder(len(rows.train), **shared, shuffle=shuffle)
     return replace(whole, limit=_limited("train", limit, whole.steps_per_epoch))
@@ -60,7 +60,7 @@ def training_loader(
         world: the job's processes.
         count: the items of a batch of so many rows.
         pin_memory: whether batches are put where a GPU copies from without waiting.
-        state: what ScaleKit kept in the checkpoint that the job goes on from; empty for a new job.
+        state: what ScaleKit kept in the checkpoint that the job resumes from; empty for a new job.
     """
     pipeline = rows.pipeline
     if isinstance(order, BatchOrder):
@@ -96,7 +96,7 @@ def training_loader(
 def validation_loader(
     rows: Rows, order: BatchOrder | StreamOrder, world: World, count: Count, pin_memory: bool
 ) -> Loader | None:
-    """The loader for rows held out: each once, in their own order; None where there are none."""
+    """The loader for the validation set: each row once, in its own order; None where there is none."""
     samples = validation_samples(rows)
     if samples is None:
         return None
@@ -105,7 +105,7 @@ def validation_loader(
 
 
 def validation_samples(rows: Rows) -> int | None:
-    """How many rows held out an evaluation runs; None where there are none."""
+    """How many rows of the validation set an evaluation runs; None where there is none."""
     if rows.validation is None:
         return None
     job, length = rows.pipeline.job, len(rows.validation)

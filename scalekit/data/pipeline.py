@@ -169,7 +169,7 @@ class DataPipeline:
 
     @cached_property
     def validation_encoder(self) -> Encoder | None:
-        """Of rows held out: the same, but for the transform of what they show."""
+        """Of the validation set: the same, but for the transform of what they show."""
         encoder: Any = self.encoder
         if hasattr(encoder, "transform"):
             encoder = replace(encoder, transform=self.job.validation_transform)

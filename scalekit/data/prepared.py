@@ -58,7 +58,7 @@ class Rows:
         train: map-style, or a stream.
         longest: gives the row of training data that costs most, as far as that is plain.
         few: gives some rows of training data, the same on every rank.
-        validation: rows held out, or None; they are never packed.
+        validation: the validation set, or None; it is never packed.
         encode: rows of a stream as they are read; of other rows, which are encoded already, None.
         draw: an encoded row of a stream as it is batched in an epoch; None where nothing about it is random.
         packed: whether documents share rows.
@@ -205,9 +205,11 @@ def _as_they_are(pipeline: DataPipeline) -> Rows:
 
 
 def _streamed(pipeline: DataPipeline) -> Rows:
-    """A stream, which is encoded as it is read; rows held out are not, and are prepared like any others."""
+    """A stream, which is encoded as it is read; the validation set is not, and is prepared like any others."""
     if any(part.is_stream for part in pipeline.source.validation):
-        raise DataError("rows held out are read again and again, and cannot be a stream: load them without streaming")
+        raise DataError(
+            "the validation set is read again and again, and cannot be a stream: load them without streaming"
+        )
     rows = undecoded(pipeline.source.parts[0].rows)
     encode, draw = _encode_of(pipeline), _draw_of(pipeline)
     first = list(islice(iter(rows), _LOOKED_AT))

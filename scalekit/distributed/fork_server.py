@@ -1,6 +1,6 @@
 """A process that has imported what a job needs, and forks the job's processes from there.
 
-Importing torch and Lightning takes seconds, which each process would pay anew, at each restart too. The server pays them once.
+Importing torch and Lightning takes seconds, which each process would pay again, at each restart too. The server pays them once.
 A client connects to it for each process that it wants, and keeps the connection: over it, it hears which process that is and
 how it ended. When the client is gone, however it went, its process is killed.
 
@@ -58,7 +58,7 @@ class ForkServer:
 
     @classmethod
     def start(cls, modules: Sequence[str]) -> ForkServer:
-        """Starts a server, which imports while the caller goes on; those that cannot be imported are left out."""
+        """Starts a server, which imports while the caller continues; those that cannot be imported are left out."""
         address = f"scalekit-{os.getpid()}-{secrets.token_hex(8)}"
         ends, alive = os.pipe()
         with socket.socket(socket.AF_UNIX) as listener:

@@ -39,7 +39,7 @@ class StopRequest:
         self.reason: str | None = None
 
     def begin(self, folder: Path) -> None:
-        """From the end of the first step on a signal is noted, and the training goes on until the ranks agree.
+        """From the end of the first step on a signal is noted, and the training continues until the ranks agree.
 
         Args:
             folder: the run's, where a file named STOP asks too.

@@ -2,7 +2,7 @@
 
 A checkpoint's ``model/`` is one already, under the names that weights have in memory. For most models the hub has the same, and
 files are copied. Of some, transformers renames, fuses or splits weights when it loads them, as Mixtral's experts; what the hub
-has is then made anew, a file at a time, so that no more than one is in memory. Where one file needs another's weights for its
+has is then made again, a file at a time, so that no more than one is in memory. Where one file needs another's weights for its
 own, all are made at once, into one file.
 """
 

@@ -82,7 +82,7 @@ class Tracker(WandbLogger):
         self._wandb_init["mode"] = "offline"
         run = self._begin_in_silence()
         warn(
-            f"Weights & Biases takes no run at {_address()}: {in_a_line(why)}. The training goes on, and is tracked "
+            f"Weights & Biases takes no run at {_address()}: {in_a_line(why)}. The training continues, and is tracked "
             f"offline: `wandb sync {Path(run.dir).parent}` sends it later"
         )
 
@@ -115,7 +115,7 @@ class Tracker(WandbLogger):
         except Exception as error:
             self._is_lost = True
             warn(
-                f"Weights & Biases does not answer any more: {in_a_line(error)}. The training goes on without; "
+                f"Weights & Biases does not answer any more: {in_a_line(error)}. The training continues without; "
                 "metrics.jsonl in the run's folder has it all"
             )
 
@@ -129,7 +129,7 @@ def wandb_logger(
         folder: the run's folder, where an offline run is kept.
         name: of the run.
         config: what the run's config shows: the resolved job and its plan.
-        run_id: of the run that a resumed job goes on with; None for a new one.
+        run_id: of the run that a resumed job resumes with; None for a new one.
         is_rank_zero: whether it is this process that tracks. Lightning does not know before there is a Trainer.
 
     Raises:

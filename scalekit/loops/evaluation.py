@@ -1,4 +1,4 @@
-"""Lightning's loops over rows held out, and over rows that are tested on."""
+"""Lightning's loops over the validation set, and over rows that are tested on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Activation checkpointing: a block's activations are not kept for the backward pass but computed anew (arXiv 1604.06174)."""
+"""Activation checkpointing: a block's activations are not kept for the backward pass but computed again (arXiv 1604.06174)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def recompute_blocks(model: nn.Module, again: Callable[[], AbstractContextManage
 
     Args:
         model: to change.
-        again: what surrounds a block that is computed anew, beside autocast, which is as it was.
+        again: what surrounds a block that is computed again, beside autocast, which is as it was.
 
     Raises:
         ConfigError: the model has no repeated blocks.

@@ -157,7 +157,7 @@ def _from_name(name: str, task: str | None, trust_remote_code: bool, labels: Lab
         own = copy.deepcopy(config)  # a model changes its own, as where it is given more tokens
         options = {"trust_remote_code": trust_remote_code} if cls.__name__.startswith("Auto") else {}
         if needs_values():
-            # A head for other classes than those it was saved with starts anew.
+            # A head for other classes than those it was saved with starts again.
             options |= {"ignore_mismatched_sizes": True} if labels is not None else {}
             return cls.from_pretrained(name, config=own, dtype=torch.float32, **options)  # type: ignore[no-any-return]
         make = cls.from_config if options else cls._from_config

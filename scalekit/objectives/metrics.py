@@ -1,4 +1,4 @@
-"""What is found on the rows held out beside the loss: torchmetrics' metrics, added up batch by batch; no logits are kept."""
+"""What is found on the validation set beside the loss: torchmetrics' metrics, added up batch by batch; no logits are kept."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Scores:
             self._usual.update(outputs, targets, counts)
 
     def close(self, loss: float) -> dict[str, float]:
-        """The scores, the same on every rank; every rank calls it, and what comes next starts anew."""
+        """The scores, the same on every rank; every rank calls it, and what comes next starts again."""
         found: dict[str, float] = {}
         if self._tells_perplexity:
             found["perplexity"] = math.exp(min(loss, 700.0))

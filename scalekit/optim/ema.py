@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights, shared out over the ranks: each keeps it of the part that it would save."""
+"""An exponential moving average of the weights, sharded over the ranks: each keeps it of the part that it would save."""
 
 from __future__ import annotations
 

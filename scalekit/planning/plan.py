@@ -18,7 +18,7 @@ class Plan:
         world_size: ranks.
         global_batch_size, micro_batch_size: samples.
         accumulation: micro-batches an optimizer step and rank.
-        activation_checkpointing: whether blocks are computed anew in the backward pass.
+        activation_checkpointing: whether blocks are computed again in the backward pass.
         samples: rows of training data that an epoch runs; None of a stream.
         steps_per_epoch, total_steps: optimizer steps.
         loss: what it is a mean over.

@@ -39,7 +39,7 @@ class PlanRequest:
         global_batch_size: samples an optimizer step, over all ranks.
         strategies: to choose from.
         micro_batch_size: samples that one rank runs at once.
-        recompute: whether blocks are computed anew in the backward pass.
+        recompute: whether blocks are computed again in the backward pass.
         moments: the optimizer's numbers for each trained one.
         margin: the share of a device that is left free.
         too_large_bytes: what was predicted for a way that has turned out not to fit.

@@ -1,7 +1,7 @@
-"""What every engine does beside Lightning's own strategy: initial weights, the loss contract, evaluations.
+"""What every strategy does beside Lightning's own: initial weights, the loss contract, evaluations.
 
-An engine is a Lightning strategy. Lightning's loop stays in charge: it runs the micro-batches, decides when the
-optimizer steps, and calls the hooks; the engine answers it.
+Lightning's loop stays in charge: it runs the micro-batches, decides when the
+optimizer steps, and calls the hooks; the strategy answers it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class StepRecord:
         loss: over the whole global batch; None for a LightningModule that optimizes by hand.
         items: what the loss is a mean over.
         learning_rate: the first parameter group's, as the step used it.
-        gradient_norm: over all parameters, before clipping; None where the engine never sees it.
+        gradient_norm: over all parameters, before clipping; None where the strategy never sees it.
     """
 
     loss: float | None
@@ -56,10 +56,10 @@ class StepRecord:
 
 
 class BaseStrategy(CheckpointedStrategy):
-    """The part that all engines share; each engine adds one of Lightning's strategies to it.
+    """The part that all strategies share; each adds one of Lightning's strategies to it.
 
     Args:
-        spec: the strategy file that is carried out.
+        spec: the strategy file.
         precision: one of `precision.PRECISIONS`.
         device_type: ``"cuda"`` or ``"cpu"``.
         job: that it runs.
@@ -94,7 +94,7 @@ class BaseStrategy(CheckpointedStrategy):
         self._buffers: Buffers | None = None  # of more than one rank
 
     def take_over(self, trained_by: BaseStrategy) -> None:
-        """Runs a module as another engine has left it, without training."""
+        """Runs a module as another strategy has left it, without training."""
         self.trained_by = trained_by
         self.logged_sums, self.step = trained_by.logged_sums, trained_by.step
 
@@ -123,7 +123,7 @@ class BaseStrategy(CheckpointedStrategy):
 
     @property
     def dtypes(self) -> Dtypes:
-        """The types that this engine gives to everything, as its precision promises."""
+        """The types that this strategy gives to everything, as its precision promises."""
         return dtypes_for(self.precision)
 
     # -- one global batch -------------------------------------------------------------------------------------------
@@ -325,7 +325,7 @@ class BaseStrategy(CheckpointedStrategy):
         return output
 
     def _evaluate(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Runs a step over rows held out, and counts its loss and scores where it gives some."""
+        """Runs a step over the validation set, and counts its loss and scores where it gives some."""
         output, micro = self._without_training(step, *args, **kwargs)
         counts = micro is None or micro.items > 0
         loss = output.get("loss") if isinstance(output, Mapping) else output
@@ -362,7 +362,7 @@ class BaseStrategy(CheckpointedStrategy):
         return self.run(lambda: getattr(self._module, name)(*args))
 
     def close_evaluation(self) -> dict[str, Any] | None:
-        """Loss and scores over all rows held out, each counted once; None where `validation_step` returns no loss."""
+        """Loss and scores over the whole validation set, each row once; None where `validation_step` returns no loss."""
         total, items = self._sum(self._evaluated).tolist()
         self._evaluated.zero_()
         if not items:

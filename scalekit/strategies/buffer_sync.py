@@ -14,7 +14,7 @@ _RUNNING = ("running_mean", "running_var")  # of torch's normalisations, and of 
 
 
 class Buffers:
-    """Keeps a module's buffers the same on every rank, under every engine.
+    """Keeps a module's buffers the same on every rank, under every strategy.
 
     DistributedDataParallel sends rank 0's before each forward pass, which forgets what the others saw; DeepSpeed and FSDP2 let
     each rank's drift, so that ranks evaluate models that differ, and one of them is saved. Here a buffer that checkpoints hold

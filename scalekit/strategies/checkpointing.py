@@ -1,4 +1,4 @@
-"""The half of an engine that checkpoints are made of and filled from."""
+"""The half of a strategy that checkpoints are made of and filled from."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class WholeStep:
 class CheckpointedStrategy(LightningStrategy):
     """A Lightning strategy whose checkpoints are folders, as `checkpoint.layout` has them.
 
-    What a rank holds of each tensor is all that the engines differ in: see `_part` and `slots`.
+    What a rank holds of each tensor is all that the strategies differ in: see `_part` and `slots`.
 
     Args:
         job: that it runs.
@@ -85,7 +85,7 @@ class CheckpointedStrategy(LightningStrategy):
         """Takes the fingerprint of the weights that an adapter is trained on.
 
         Raises:
-            CheckpointError: on every rank: the job goes on from a checkpoint that was trained on others.
+            CheckpointError: on every rank: the job resumes from a checkpoint that was trained on others.
         """
         parts = [self._part(name, tensor) for name, tensor in self._format.base().items()]
         if not parts:
@@ -98,7 +98,7 @@ class CheckpointedStrategy(LightningStrategy):
         if changed is not None:
             raise CheckpointError(
                 f"{self.initial_weights} was trained on another base model than the one that is found under its name now: "
-                f"{changed} differs. Put the old one back, or begin anew"
+                f"{changed} differs. Put the old one back, or start again"
             )
 
     # -- what a rank holds ------------------------------------------------------------------------------------------
@@ -313,10 +313,10 @@ class CheckpointedStrategy(LightningStrategy):
 
         return {"stream": merge(self._gather(loader.state()))}
 
-    # -- going on ---------------------------------------------------------------------------------------------------
+    # -- resuming ---------------------------------------------------------------------------------------------------
 
     def restore_weights(self) -> None:
-        """Fills the model with the weights of the checkpoint that the job goes on from, where there is one."""
+        """Fills the model with the weights of the checkpoint that the job resumes from, where there is one."""
         if self.initial_weights is not None:
             load.fill(self.weight_parts(), self.initial_weights)
 
@@ -385,7 +385,7 @@ class CheckpointedStrategy(LightningStrategy):
     def _module(self) -> LightningModule:
         module = self.lightning_module
         if module is None:
-            raise RuntimeError("the engine is not connected to a LightningModule yet")
+            raise RuntimeError("the strategy is not connected to a LightningModule yet")
         return module
 
     @property

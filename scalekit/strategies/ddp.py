@@ -21,7 +21,7 @@ _CHUNK_BYTES = 25 << 20
 
 
 class ReplicatedStrategy(BaseStrategy, DDPStrategy):
-    """Carries out `ddp`."""
+    """`ddp`."""
 
     def __init__(self, spec: StrategyConfig, precision: str, device: str, job: JobContext) -> None:
         self._trained: list[int] = []

@@ -1,4 +1,4 @@
-"""DeepSpeed ZeRO: optimizer state, gradients and parameters shared out, and offloaded where the strategy says so.
+"""DeepSpeed ZeRO: optimizer state, gradients and parameters sharded, and offloaded where the strategy says so.
 
 Lightning's DeepSpeed strategy is for GPUs and lets DeepSpeed own the accumulation. Here it runs on CPUs too, and Lightning
 owns the accumulation: DeepSpeed sees every micro-batch's backward pass and one step a global batch, so that nothing is
@@ -69,7 +69,7 @@ class DeepSpeedPlugin(Plugin, DeepSpeedPrecision):
 
 
 class ZeroStrategy(BaseStrategy, DeepSpeedStrategy):
-    """Carries out `zero1`, `zero2`, `zero3` and their offloading forms."""
+    """`zero1`, `zero2`, `zero3` and their offloading forms."""
 
     def __init__(self, spec: StrategyConfig, precision: str, device: str, job: JobContext) -> None:
         _import(device, spec)
@@ -258,7 +258,7 @@ class ZeroStrategy(BaseStrategy, DeepSpeedStrategy):
             )
 
     def _restore_parts(self) -> None:
-        """ZeRO-3's parts of the weights, before its masters are made of them; what was made of the old ones is made anew."""
+        """ZeRO-3's parts of the weights, before its masters are made of them; what was made of the old ones is made again."""
         self.restore_weights()
         for parameter in self._module.parameters():
             parameter.ds_secondary_tensor = None  # type: ignore[attr-defined]

@@ -52,11 +52,11 @@ class _StepsThroughRoot(ModelParallelStrategy):
 
 
 class FullyShardedStrategy(BaseStrategy, _StepsThroughRoot):
-    """Carries out `fsdp2`: shards the model's repeated blocks one by one, and what is left as a whole."""
+    """`fsdp2`: shards the model's repeated blocks one by one, and what is left as a whole."""
 
     def __init__(self, spec: StrategyConfig, precision: str, device: str, job: JobContext) -> None:
         if precision == "16-mixed":
-            raise ConfigError("the engine 'fsdp2' does not scale losses, which '16-mixed' needs: use 'bf16-mixed'")
+            raise ConfigError("the strategy 'fsdp2' does not scale losses, which '16-mixed' needs: use 'bf16-mixed'")
         super().__init__(spec, precision, device, job)
 
     def setup_environment(self) -> None:
@@ -64,7 +64,7 @@ class FullyShardedStrategy(BaseStrategy, _StepsThroughRoot):
         super().setup_environment()
 
     def setup(self, trainer: Any) -> None:
-        """Lightning's own asks the user to shard in `configure_model`; here the engine does it, for any module."""
+        """Lightning's own asks the user to shard in `configure_model`; here the strategy does it, for any module."""
         if self.accelerator is not None:
             self.accelerator.setup(trainer)
         self.precision_plugin.convert_module(self._module)
@@ -87,7 +87,7 @@ class FullyShardedStrategy(BaseStrategy, _StepsThroughRoot):
     def _part(self, name: str, tensor: Tensor) -> TensorShard:
         if not isinstance(tensor, DTensor):
             return super()._part(name, tensor)
-        # Rows are shared out as `torch.chunk` does: the last ranks may have fewer, or none.
+        # Rows are split as `torch.chunk` does: the last ranks may have fewer, or none.
         rows, row = tensor.shape[0], prod(tensor.shape[1:])
         first = min(self._rank * -(-rows // self._world_size), rows)
         return TensorShard(name, tuple(tensor.shape), tensor.to_local().detach(), first * row, everywhere=False)
@@ -96,7 +96,7 @@ class FullyShardedStrategy(BaseStrategy, _StepsThroughRoot):
         scalars = [name for name, parameter in module.named_parameters() if not parameter.ndim]
         if scalars:
             raise ConfigError(
-                f"the engine 'fsdp2' does not shard parameters that are single numbers, such as {scalars[0]!r}: take zero2, "
+                f"the strategy 'fsdp2' does not shard parameters that are single numbers, such as {scalars[0]!r}: take zero2, "
                 "zero3 or ddp, or give the parameter the shape [1]"
             )
         full = [tensor.data for tensor in _unique(module)]
@@ -119,7 +119,7 @@ class FullyShardedStrategy(BaseStrategy, _StepsThroughRoot):
 
     def _policy(self) -> MixedPrecisionPolicy:
         """Gathers parameters in the type that computes, reduces gradients in the type promised. Autocast runs inside and
-        keeps norms and losses in float32, as under every other engine."""
+        keeps norms and losses in float32, as under every other strategy."""
         types = self.dtypes
         return MixedPrecisionPolicy(types.compute, types.reduction, cast_forward_inputs=False)
 

@@ -14,7 +14,7 @@ from scalekit.strategies.job_context import JobContext
 
 
 class SingleProcessStrategy(BaseStrategy, SingleDeviceStrategy):
-    """Carries out `single`."""
+    """`single`."""
 
     def __init__(self, spec: StrategyConfig, precision: str, device: str, job: JobContext) -> None:
         target = torch.device("cuda", 0) if device == "cuda" else torch.device("cpu")

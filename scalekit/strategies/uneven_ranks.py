@@ -1,4 +1,4 @@
-"""What a rank does that has no rows left where others have some, under an engine that needs all ranks for a step."""
+"""What a rank does that has no rows left where others have some, under a strategy that needs all ranks for a step."""
 
 from __future__ import annotations
 

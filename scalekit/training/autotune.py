@@ -45,10 +45,10 @@ class Decision:
     """How a job is run.
 
     Attributes:
-        strategy: to carry out.
+        strategy: that is used.
         precision: by its name.
         micro_batch_size: samples that one rank runs at once.
-        activation_checkpointing: whether blocks are computed anew in the backward pass.
+        activation_checkpointing: whether blocks are computed again in the backward pass.
         predicted: what `Plan.predicted` holds; empty where nothing could be predicted.
         reasons: in words.
         peak_bytes: predicted for a rank, of states alone where the model cannot be traced; 0 where nothing was predicted.
@@ -93,7 +93,7 @@ def decide(
         fill: of a number of rows, the mean length of the longest of them, as a share of the longest row of all.
 
     Raises:
-        DoesNotFitError: it will not fit, and the job does not say to go on regardless.
+        DoesNotFitError: it will not fit, and the job does not say to run it regardless.
         BatchSizeError: the global batch cannot be split.
     """
     before = _before(job, world, device, plan_before)
@@ -118,7 +118,7 @@ def decide(
         _predicted(best, task),
         [*_reasons(job, forecast, best), *_warnings(job, forecast, best, failed)],
         peak_bytes=best.memory.peak_bytes,
-        # What goes on has run so before.
+        # A resumed job has run so before.
         wants_probe="strategy" not in before
         and (job.memory_check == "probe" or (job.memory_check == "error" and is_thin)),
         parameters=(task.profile.elements, task.profile.trained_elements),
@@ -137,7 +137,7 @@ def _chosen(job: Job, task: PlanRequest) -> Forecast:
 
 
 def _before(job: Job, world: World, device: str, plan: Mapping[str, Any]) -> dict[str, Any]:
-    """What was decided for a run that is resumed, which keeps it: times measured anew could turn the choice."""
+    """What was decided for a run that is resumed, which keeps it: times measured again could turn the choice."""
     names = ["strategy", "micro_batch_size", "activation_checkpointing"]
     if plan.get("world_size") != world.size:
         # On other ranks at least what dropout draws by: micro-batches of the same size.

@@ -62,7 +62,7 @@ def _check_with_libraries(job: Job, world: World) -> None:
 
 
 def check_split(job: Job, world: World) -> None:
-    """Whether a global batch can be shared out.
+    """Whether a global batch can be split.
 
     Raises:
         BatchSizeError: it cannot.

@@ -58,7 +58,7 @@ class Evaluator:
 
         Args:
             stage: ``"validate"`` or ``"test"``.
-            data: None for the rows that the job has held out.
+            data: None for the job's validation set.
         """
         with job_log(World.from_environment().rank, self.job.verbose):
             strategy, trainer = self._run(stage, data)
@@ -140,7 +140,7 @@ class Evaluator:
             if source.batch_size is not None:
                 size, accumulation = max(source.batch_size // world.size, 1), 1
         if rows is None:
-            raise ConfigError(f"run.{stage}: the job has held out no rows, so give some: run.{stage}(data)")
+            raise ConfigError(f"run.{stage}: the job has no validation set, so give rows: run.{stage}(data)")
         count = strategy.job.item_count
 
         def items(batch: Any, samples: int) -> float:

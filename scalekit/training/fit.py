@@ -91,7 +91,7 @@ def _announce(prepared: PreparedJob) -> None:
         detail(*each)
     log("run", f"{folder.path}" + (f", resumed at step {folder.step}" if folder.step else ""))
     if prepared.has_ended:
-        log("ended", f"by a callback at step {folder.step}: nothing is left to do; delete ended.json to go on")
+        log("ended", f"by a callback at step {folder.step}: nothing is left to do; delete ended.json to resume")
     if isinstance(prepared.training, StreamLoader):
         log("stream", prepared.training.describe())
     if prepared.world.rank == 0:

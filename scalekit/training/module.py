@@ -33,7 +33,7 @@ class OptimizerSettings:
 
 @final
 class ScaleModule(LightningModule, ModelHolder):
-    """Wraps a model so that Lightning can train it under any engine.
+    """Wraps a model so that Lightning can train it under any strategy.
 
     Args:
         model: an `nn.Module`, or a function that builds one. A function is run by one process alone; under a sharded
@@ -44,7 +44,7 @@ class ScaleModule(LightningModule, ModelHolder):
         total_steps: optimizer steps of the whole job, which schedules need.
         item_count: the items of a batch, where its loss is a mean over something that cannot be found out.
         processor: a tokenizer or processor, saved beside the model.
-        recompute: whether the model's blocks are computed anew in the backward pass (activation checkpointing).
+        recompute: whether the model's blocks are computed again in the backward pass (activation checkpointing).
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class ScaleModule(LightningModule, ModelHolder):
         return self._built(*args, **kwargs)
 
     def call(self, function: Callable[[], T]) -> T:
-        """Runs something of the model's within this module, where an engine hangs its hooks on it."""
+        """Runs something of the model's within this module, where a strategy hangs its hooks on it."""
         return function()
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:

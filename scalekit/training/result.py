@@ -47,8 +47,8 @@ class Run:
         """Loss, scores and what the module logs, over rows that are not trained on; every rank calls it, and each has all.
 
         Args:
-            data: as of `fit`, with labels; of a LightningDataModule the `val_dataloader`. By default the rows that the job has
-                held out.
+            data: as of `fit`, with labels; of a LightningDataModule the `val_dataloader`. By default the
+                job's validation set.
 
         Raises:
             ScaleKitError: rows that cannot be used, or a module without `validation_step`.

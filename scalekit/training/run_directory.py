@@ -1,4 +1,4 @@
-"""A run's folder: config.yaml, plan.json, metrics.jsonl, checkpoints/. Found again when a job goes on."""
+"""A run's folder: config.yaml, plan.json, metrics.jsonl, checkpoints/. Found again when a job is resumed."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def _newest_sound(candidates: Sequence[Path], world: World, say: Callable[[str],
         except CheckpointError as error:
             if number + 1 == len(candidates):
                 raise
-            say(f"WARNING    {error}. The job goes on from {candidates[number + 1]}")
+            say(f"WARNING    {error}. The job resumes from {candidates[number + 1]}")
         else:
             return checkpoint
     return None
@@ -156,7 +156,7 @@ def write_skipped(path: Path, skipped: Sequence[Any]) -> None:
 
 
 def write_end(path: Path, job: Job, step: int) -> None:
-    """Notes that a callback has ended a job before its last step, so that it does not go on when it is started again."""
+    """Notes that a callback has ended a job before its last step, so that it does not continue when it is started again."""
     atomic_write_text(path / _ENDED, json.dumps({"step": step, "job": job.resolved()}, indent=2) + "\n", on_disk=True)
 
 

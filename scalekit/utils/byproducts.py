@@ -1,4 +1,4 @@
-"""What a run leaves beside its checkpoints: where it fails, the training goes on."""
+"""What a run leaves beside its checkpoints: where it fails, the training continues."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def begin() -> None:
 
 @contextmanager
 def attempt(what: str, then: str, is_told: bool = True) -> Iterator[None]:
-    """Warns of an error in its block, and goes on after it; once, until the same has worked again.
+    """Warns of an error in its block, and continues after it; once, until the same has worked again.
 
     Args:
         what: is done there, such as ``"the logger MyLogger"``.
@@ -28,10 +28,10 @@ def attempt(what: str, then: str, is_told: bool = True) -> Iterator[None]:
     try:
         yield
     except (PreemptedError, UnreachableRanksError):
-        raise  # a signal, wherever it is noticed; and what nobody can go on from
+        raise  # a signal, wherever it is noticed; and what nobody can continue from
     except Exception as error:
         if is_told and what not in _failing:
-            warn(f"{what} failed: {in_a_line(error)}. The training goes on. {then}")
+            warn(f"{what} failed: {in_a_line(error)}. The training continues. {then}")
         _failing.add(what)
     else:
         _failing.discard(what)

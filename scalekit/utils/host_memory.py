@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-# mallopt(3). By default glibc gives large blocks back at once, and the system clears each page anew when it is touched again.
+# mallopt(3). By default glibc gives large blocks back at once, and the system clears each page again when it is touched again.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
 _NEVER_TRIMMED = 2**31 - 1
 _LARGEST_BLOCK = 2**30

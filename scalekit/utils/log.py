@@ -78,7 +78,7 @@ def detail(label: str, text: str) -> None:
 
 
 def warn(text: str) -> None:
-    """Says what is wrong, while the job goes on."""
+    """Says what is wrong, while the job continues."""
     log("WARNING", text)
 
 

@@ -75,7 +75,7 @@ def test_one_at_the_same_place_is_replaced_and_unwanted_ones_go(savers: list[Sav
 
 
 def test_what_was_in_memory_then_is_what_is_saved(savers: list[Saver], tmp_path: Path) -> None:
-    """The training goes on, and changes its tensors, while the writers are at work."""
+    """The training continues, and changes its tensors, while the writers are at work."""
     weights = torch.full((3_000_000,), 1.0)
     for saver in savers:
         saver.save(tmp_path / "step-00000001", {WEIGHTS: [TensorShard("w", (3_000_000,), weights)]}, {})

@@ -54,7 +54,7 @@ class Case:
 
     Attributes:
         asks: what, in words, for the table.
-        module: makes the module; called anew for each run.
+        module: makes the module; called again for each run.
         callbacks: made for each run.
         datamodule: made for each run; None for two loaders.
         has_loaders: whether the module makes its own, and no data is given.

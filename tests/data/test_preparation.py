@@ -57,7 +57,7 @@ def test_what_was_prepared_is_found_again(monkeypatch: pytest.MonkeyPatch) -> No
     assert encoded(TEXTS).rows["labels"][:] == first.rows["labels"][:]
 
 
-def test_other_settings_are_prepared_anew() -> None:
+def test_other_settings_are_prepared_again() -> None:
     encoded(TEXTS)
     other = prepare(datasets.Dataset.from_list(TEXTS), Causal(make_tokenizer(), "all", Limit()), "data", name_row)
     assert other.lengths.max() == 9
@@ -67,7 +67,7 @@ BAD = [*TEXTS[:50], {"text": ""}, *TEXTS[:30], {"text": None}]
 
 
 def test_a_bad_row_is_refused_by_name() -> None:
-    with pytest.raises(RowError, match=r"rows.jsonl, row 50: 'text' is empty. Mend it, or .*on_bad_row='skip'"):
+    with pytest.raises(RowError, match=r"rows.jsonl, row 50: 'text' is empty. Fix it, or .*on_bad_row='skip'"):
         encoded(BAD)
 
 

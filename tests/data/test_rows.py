@@ -1,4 +1,4 @@
-"""A job's rows, ready to be batched: tokens that are there already, classes by decoders, streams that are drawn anew."""
+"""A job's rows, ready to be batched: tokens that are there already, classes by decoders, streams that are drawn again."""
 
 from dataclasses import replace
 from itertools import product

@@ -207,7 +207,9 @@ def test_streams_come_as_they_are() -> None:
     assert only(read_data(endless)).rows is endless
     both = datasets.IterableDatasetDict({"train": stream, "validation": stream})
     assert [part.is_stream for part in read_data(both).parts] == [True]
-    assert not read_data(both).validation  # rows held out are read again and again: a stream's are taken by name alone
+    assert not read_data(
+        both
+    ).validation  # the validation set are read again and again: a stream's are taken by name alone
     assert [part.is_stream for part in read_data(both, "validation").validation] == [True]
 
 

@@ -330,7 +330,7 @@ def test_it_says_how_the_stream_is_shared_out_and_why() -> None:
         summed = None if world_size == 1 else lambda tensor: tensor
         return loader_of(rows or stream(99, count), order, workers=workers, sum_over_ranks=summed).describe()
 
-    assert said(8, 4) == "the stream's 8 shards are shared out over 4 ranks, and each reads 2 side by side"
+    assert said(8, 4) == "the stream's 8 shards are split over 4 ranks, and each reads 2 side by side"
     assert said(7, 2) == (
         "the stream's 7 shards cannot be shared by 2 ranks: every row is read by 2 of them and taken by one; with as many "
         "shards as a multiple of 2 it would be read once"
@@ -472,7 +472,7 @@ def test_a_bad_row_is_refused_by_its_shard_and_number() -> None:
         with pytest.raises(RowError) as told:
             take(loader)
         assert str(told.value) == (
-            f"row {place} of the stream's shard {shard}: it ends in 3. Mend it, or leave such rows out: on_bad_row='skip'"
+            f"row {place} of the stream's shard {shard}: it ends in 3. Fix it, or leave such rows out: on_bad_row='skip'"
         )
 
 
@@ -591,7 +591,7 @@ def test_micro_batches_know_where_they_stand() -> None:
     assert {micro.seed for micro, _ in run} == {7}
 
 
-# -- going on -----------------------------------------------------------------------------------------------------------
+# -- resuming -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("capacity", [None, 8])
@@ -682,7 +682,7 @@ def test_a_state_of_another_order_is_refused() -> None:
         "shuffle=False": StreamOrder(3, 6, 2, 1, seed=5, shuffle=False),
         "shuffle_rows=9": StreamOrder(3, 6, 2, 1, seed=5, shuffle_rows=9),
     }.items():
-        with pytest.raises(StreamError, match=f"cannot be gone on with under {name}: its state was saved under"):
+        with pytest.raises(StreamError, match=f"cannot be resumed under {name}: its state was saved under"):
             loader_of(stream(60, 3), order, state=state)
     with pytest.raises(StreamError, match="under capacity=8"):
         loader_of(stream(60, 3), StreamOrder(3, 6, 2, 1, seed=5), state=state, capacity=8)

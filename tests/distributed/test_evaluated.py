@@ -75,7 +75,7 @@ def test_a_language_model_too(found: dict[str, Any]) -> None:
 @pytest.mark.parametrize("found", ["single"], indirect=True)
 def test_what_cannot_be_is_refused(found: dict[str, Any]) -> None:
     said = found["refused"]
-    assert said["nothing held out"] == "run.validate: the job has held out no rows, so give some: run.validate(data)"
+    assert said["nothing held out"] == "run.validate: the job has no validation set, so give rows: run.validate(data)"
     assert said["no step"].startswith("Untested has no test_step")
     assert said["no rows"].startswith("predict_step gave")
     assert said["no loader"].startswith("_OnlyTrains has no test_dataloader")

@@ -69,7 +69,7 @@ def test_any_ranks_and_any_strategy_go_on_with_it(name: str, uninterrupted: Path
 
 
 def test_the_oracle_sees_what_goes_wrong(uninterrupted: Path) -> None:
-    """Rows are used once an epoch, and no step is like another: an order that begins anew would show."""
+    """Rows are used once an epoch, and no step is like another: an order that starts again would show."""
     steps = used(uninterrupted)
     for epoch in range(oracle.STEPS // oracle.STEPS_PER_EPOCH):
         of_epoch = [steps[epoch * oracle.STEPS_PER_EPOCH + step] for step in range(1, oracle.STEPS_PER_EPOCH + 1)]

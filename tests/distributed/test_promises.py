@@ -141,7 +141,7 @@ def test_an_adapter_is_saved_alone_and_whole(folder: Path, alone: Path) -> None:
     PeftModel.from_pretrained(parity.gpt2(), folder / "adapter" / last / "model")
     bases = [load.state(each / last)["scalekit"]["base"] for each in _three(folder, alone)]
     assert len(bases[0]) > 10
-    assert bases[0] == bases[1] == bases[2], "the base's fingerprints depend on how it is shared out"
+    assert bases[0] == bases[1] == bases[2], "the base's fingerprints depend on how it is sharded"
 
 
 def _three(folder: Path, alone: Path) -> tuple[Path, Path, Path]:

@@ -1,4 +1,4 @@
-"""Samples are a by-product: where they cannot be made the training goes on, under shards too, and no rank waits for another."""
+"""Samples are a by-product: where they cannot be made the training continues, under shards too, and no rank waits."""
 
 import json
 import sys
@@ -19,7 +19,7 @@ def test_where_all_ranks_fail_the_training_goes_on(tmp_path: Path) -> None:
             assert found == expected, strategy
     warnings = [line for line in said.splitlines() if line.startswith("WARNING    generate")]
     assert len(warnings) == len(STRATEGIES), warnings  # by rank 0, and once a job
-    assert all("failed: OutOfMemoryError: there is no memory left. The training goes on" in each for each in warnings)
+    assert all("failed: OutOfMemoryError: there is no memory left. The training continues" in each for each in warnings)
 
 
 @pytest.mark.parametrize("strategy", ["fsdp2", pytest.param("zero3", marks=pytest.mark.long)])

@@ -213,7 +213,7 @@ def restart_by_itself(job: FaultyJob, draw: random.Random) -> str:
 
 
 def fill_the_disk(job: FaultyJob, draw: random.Random) -> str:
-    """A small disk is full for a while: what is saved then is lost, aloud, and the training goes on."""
+    """A small disk is full for a while: what is saved then is lost, aloud, and the training continues."""
     folder, kept = job.folder / "run" / "checkpoints", job.folder / "kept"
     folder.mkdir(parents=True, exist_ok=True)
     folder.rename(kept)

@@ -133,8 +133,8 @@ def failing_once() -> nn.Module:
 def test_samples_are_tried_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(tmp_path, model=failing_once)
     assert warnings_of(capsys) == [
-        "WARNING    generate failed: OutOfMemoryError: there is no memory left. The training goes on. Samples are tried again "
-        "with the next evaluation"
+        "WARNING    generate failed: OutOfMemoryError: there is no memory left. The training continues. Samples are tried "
+        "again with the next evaluation"
     ]
     records = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == [2, 2, 4, 4]
@@ -172,8 +172,8 @@ def test_a_logger_that_fails_is_told_of_in_a_line(tmp_path: Path, capsys: pytest
     run = train(tmp_path, logger=Fails(str(tmp_path / "logs")))
     assert [record["step"] for record in run.history] == [1, 2, 3, 4]
     assert warnings_of(capsys) == [
-        "WARNING    the logger Fails failed: ConnectionError: its server is gone. The training goes on. It is told again with "
-        "the next numbers"
+        "WARNING    the logger Fails failed: ConnectionError: its server is gone. The training continues. It is told again "
+        "with the next numbers"
     ]
 
 

@@ -46,14 +46,14 @@ class Fault:
     Attributes:
         file: its name.
         at: the place in it, such as ``"line 13"``.
-        why, mend: what is wrong, and what to do about it.
+        why, fix: what is wrong, and what to do about it.
         start, stop: the lines (from 1; of a list: the rows, from 0) that can be left out; none where the file is at fault.
     """
 
     file: str
     at: str
     why: str
-    mend: str
+    fix: str
     start: int = 0
     stop: int = 0
 
@@ -63,7 +63,7 @@ class Fault:
 
     def error(self) -> DataError:
         skip = ", or leave such rows out with on_bad_row='skip'" if self.stop else ""
-        return (RowError if self.at else DataError)(f"{self.where}: {self.why}. {self.mend}{skip}")
+        return (RowError if self.at else DataError)(f"{self.where}: {self.why}. {self.fix}{skip}")
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Row:
         line: its first, from 1; 0 of a row that cannot be left out.
         text: its lines; none of such a row.
         value: what it holds.
-        why, mend: why it cannot be read, if it cannot, and what to do about it.
+        why, fix: why it cannot be read, if it cannot, and what to do about it.
         at: the place in the file, where it is not the line.
     """
 
@@ -82,7 +82,7 @@ class Row:
     text: list[str]
     value: Any = None
     why: str = ""
-    mend: str = "Mend the row"
+    fix: str = "Fix the row"
     at: str = ""
 
     @property
@@ -90,9 +90,9 @@ class Row:
         """In bytes."""
         return sum(len(line.encode(errors="surrogateescape")) for line in self.text)
 
-    def fault(self, file: File, why: str = "", mend: str = "") -> Fault:
+    def fault(self, file: File, why: str = "", fix: str = "") -> Fault:
         stop = self.line + len(self.text)
-        return Fault(file.name, self.at or f"line {self.line}", why or self.why, mend or self.mend, self.line, stop)
+        return Fault(file.name, self.at or f"line {self.line}", why or self.why, fix or self.fix, self.line, stop)
 
 
 def lines(file: File) -> Iterator[tuple[int, str]]:

@@ -34,7 +34,7 @@ def _rows(file: File) -> Iterator[Row]:
 
 def _row(number: int, line: str) -> Row:
     if why := not_utf8(line):
-        return Row(number, [line], why=why, mend="Save the file as UTF-8")
+        return Row(number, [line], why=why, fix="Save the file as UTF-8")
     try:
         value = json.loads(line)
     except ValueError as error:
@@ -70,15 +70,15 @@ def document(file: File) -> list[Any]:
 
 
 def _document_rows(file: File) -> Iterator[Row]:
-    mend = "Mend the file, or save it as JSON lines, of which bad ones can be left out"
+    fix = "Fix the file, or save it as JSON lines, of which bad ones can be left out"
     try:
         values = document(file)
     except ValueError as error:
         at = f"line {getattr(error, 'lineno', 1)}"
-        yield Row(0, [], None, f"the file is no JSON: {error}", mend, at)
+        yield Row(0, [], None, f"the file is no JSON: {error}", fix, at)
         return
     for number, value in enumerate(values):
-        yield Row(0, [], value, _no_object(value), mend, f"row {number}")
+        yield Row(0, [], value, _no_object(value), fix, f"row {number}")
 
 
 def _kinds(files: Sequence[File], encoded: frozenset[Where] = frozenset()) -> Kinds:
@@ -136,9 +136,9 @@ def late_columns(files: Sequence[File], batch: int) -> Iterator[Fault]:
         for row in _rows(file):
             late = set(row.value) - known
             if late and (file is not files[0] or size > batch):
-                mend = f"Give the first row of {files[0].name} that column too; its value may be null"
+                fix = f"Give the first row of {files[0].name} that column too; its value may be null"
                 why = f"the column {min(late)!r} comes too late: the first rows have none"
-                yield replace(row.fault(file, why, mend), stop=0)
+                yield replace(row.fault(file, why, fix), stop=0)
                 return
             known |= late
             size += row.size

@@ -153,7 +153,7 @@ def tried(encode: Callable[[list[Any]], Sequence[Any]], row: Any) -> tuple[Any, 
 
 def refused(where: str, problem: RowError) -> RowError:
     """What to raise of a row that cannot be used, by its name."""
-    return type(problem)(f"{where}: {problem}. Mend it, or leave such rows out: on_bad_row='skip'")
+    return type(problem)(f"{where}: {problem}. Fix it, or leave such rows out: on_bad_row='skip'")
 
 
 def text_of(row: Row, column: str) -> str:

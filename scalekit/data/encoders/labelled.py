@@ -38,7 +38,7 @@ def labels_of(parts: list[Any], column: str, head: Head) -> Labels:
     learns numbers. A list is of several classes: of their names or numbers, or one number from 0 to 1 for each class.
 
     Args:
-        parts: Hugging Face data sets, to be trained on and held out.
+        parts: Hugging Face data sets, for training and validation.
         column: with a label a row.
         head: of the model.
 

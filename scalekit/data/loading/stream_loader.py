@@ -84,7 +84,7 @@ class StreamLoader:
         workers: processes that read and encode, each its own turns; 0 does so in this one. Each holds a block of every
             lane that it reads. A stream that is not Hugging Face's is read by one at most: it might split itself over them.
         pin_memory: whether batches are put where a GPU copies from without waiting.
-        state: of a job that is gone on with, on any number of ranks: what `merge` made of all ranks' `state()`.
+        state: of a job that is resumed, on any number of ranks: what `merge` made of all ranks' `state()`.
         on_bad_row: ``"error"`` ends the job at a row that cannot be used, ``"skip"`` leaves it out and lists it.
         capacity: packs the documents of a block, and has the order count packed rows of so many tokens instead. Every
             process then encodes all rows that it reads, not just those that it batches.
@@ -98,7 +98,7 @@ class StreamLoader:
 
     Raises:
         ConfigError: several ranks and no `sum_over_ranks`, or an order for another stream.
-        StreamError: a stream that cannot be used, or cannot be gone on with from this state.
+        StreamError: a stream that cannot be used, or cannot be resumed from this state.
     """
 
     def __init__(
@@ -136,19 +136,19 @@ class StreamLoader:
         self._state = _State() if state is None else self._restored(state)
 
     def describe(self) -> str:
-        """In a sentence, how the stream is shared out, and why."""
+        """In a sentence, how the stream is split, and why."""
         order, ranks, copies = self.order, self.order.world_size, self.order.copies()
         whole = f" ({self._shards.whole})" if self._shards.whole else ""
         found = f"the stream's {order.shards} shards" if order.shards > 1 else f"the stream's one shard{whole}"
         if ranks == 1:
             said = f"{found}, {order.count} read side by side"
         elif copies == 1:
-            said = f"{found} are shared out over {ranks} ranks, and each reads {order.count // ranks} side by side"
+            said = f"{found} are split over {ranks} ranks, and each reads {order.count // ranks} side by side"
         else:
-            mend = f"as many shards as a multiple of {ranks}" if order.shards % ranks else f"most_lanes={ranks}"
+            fix = f"as many shards as a multiple of {ranks}" if order.shards % ranks else f"most_lanes={ranks}"
             said = (
                 f"{found} cannot be shared by {ranks} ranks: every row is read by {copies} of them and taken by one; with "
-                f"{mend} it would be read once"
+                f"{fix} it would be read once"
             )
         again = order.copies(max(self._workers, 1)) // copies
         return said + (
@@ -206,13 +206,13 @@ class StreamLoader:
         for name, value in self._order_settings().items():
             if state["order"][name] != value:
                 raise StreamError(
-                    f"the stream cannot be gone on with under {name}={value}: its state was saved under "
-                    f"{state['order'][name]}, and which rows come next depends on it. Set it back, or start anew"
+                    f"the stream cannot be resumed under {name}={value}: its state was saved under "
+                    f"{state['order'][name]}, and which rows come next depends on it. Set it back, or start again"
                 )
         if state["lanes"] and not self._shards.jumps:
             raise StreamError(
-                "the stream cannot be gone on with in the middle: it is not known to give the same rows again. Give a "
-                "datasets.IterableDataset, such as IterableDataset.from_generator(function), or start anew"
+                "the stream cannot be resumed in the middle: it is not known to give the same rows again. Give a "
+                "datasets.IterableDataset, such as IterableDataset.from_generator(function), or start again"
             )
         lanes = {int(lane): ShardCursor(*place) for lane, place in state["lanes"].items()}
         missing = sorted(set(self._rows.lanes()) - set(lanes)) if lanes else []
@@ -330,14 +330,14 @@ class StreamLoader:
             )
         if first is not None and self._mark is not None and first != self._mark:
             raise StreamError(
-                "the stream begins with another row than when its state was saved, so where to go on cannot be told. Give the "
-                "same data in the same order (shuffle() needs a seed), or start anew"
+                "the stream begins with another row than when its state was saved, so where to resume cannot be told. Give the "
+                "same data in the same order (shuffle() needs a seed), or start again"
             )
         self._mark, self._checked = first, True
 
 
 def merge(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Joins all ranks' states at the same step to one, from which any number of ranks goes on.
+    """Joins all ranks' states at the same step to one, from which any number of ranks resumes.
 
     Raises:
         StreamError: they are not of the same step of the same job.

@@ -31,7 +31,7 @@ class Shards(ABC):
         count: of the parts.
         whole: why there is but one, where that is not for want of files; None otherwise.
         splits: whether the stream would split itself over the workers of a torch DataLoader that read it.
-        jumps: whether it gives the same rows each time, so that it can be gone on with.
+        jumps: whether it gives the same rows each time, so that it can be resumed.
     """
 
     count: int = 1
@@ -52,7 +52,7 @@ def shards(rows: Any) -> Shards:
     """Opens a stream.
 
     Args:
-        rows: a `datasets.IterableDataset`, a torch `IterableDataset`, or anything else that gives its rows anew each time
+        rows: a `datasets.IterableDataset`, a torch `IterableDataset`, or anything else that gives its rows again each time
             that it is iterated. Every rank must be given all of them.
 
     Raises:
@@ -114,7 +114,7 @@ class OneShard(Shards):
     def __init__(self, rows: Iterable[Any]) -> None:
         if isinstance(rows, Iterator):
             raise StreamError(
-                f"a stream of type {type(rows).__name__} can be read once only: give one that starts anew each time that it is "
+                f"a stream of type {type(rows).__name__} can be read once only: give one that starts again each time it is "
                 "iterated, such as datasets.IterableDataset.from_generator(function)"
             )
         self._rows = rows
@@ -223,7 +223,7 @@ class Lane:
         order: of the stream.
         shards: that it reads.
         epoch: from 0.
-        place: where it goes on.
+        place: where it resumes.
         packed: makes packed rows of a block; None gives the rows as they are read.
     """
 
@@ -249,7 +249,7 @@ class Lane:
 
     @property
     def place(self) -> ShardCursor:
-        """How far it has been read: from here, another lane of the same number goes on with the rows that come next."""
+        """How far it has been read: from here, another reader of the same number continues with the rows that come next."""
         return self._here if self._here.given < len(self._block) else self._next
 
     def take(self, count: int) -> list[Any]:

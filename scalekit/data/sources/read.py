@@ -48,7 +48,7 @@ class DataPart:
     Attributes:
         rows: a `datasets.Dataset`, a map-style torch `Dataset` or a sequence; or a stream: a `datasets.IterableDataset` or a
             torch `IterableDataset`.
-        weight: its share of a mixture, relative to the others'; None where there is no mixture, and of rows held out.
+        weight: its share of a mixture, relative to the others'; None where there is no mixture, and of the validation set.
         name: for messages and metrics.
         name_row: where row i came from, such as ``"dialogues.jsonl, row 12 (line 13)"``; of a stream, in the order of its
             files.
@@ -71,7 +71,7 @@ class Source:
 
     Attributes:
         parts: what is trained on; several are a mixture.
-        validation: rows held out; empty if none are.
+        validation: the validation set; empty if there is none.
         collate: how the user batches them, or None.
         shuffle: whether their order may be permuted.
         workers: reading processes that the user asked for, or None.
@@ -96,9 +96,9 @@ def read_data(data: Any, validation: Any = None, seed: int = 0, on_bad_row: str 
             `path` and, as needed, `name` (of a configuration), `split` (the rows to train on), `revision` and `streaming`;
             a list of rows; a torch `Dataset` or `DataLoader`; a `LightningDataModule`; a `Mixture`, or
             ``{"mixture": [...]}`` of mappings that each have a `weight`.
-        validation: the same for rows held out; or the name of a split of `data`; or the share of `data` to hold out, of each
-            part of a mixture, chosen by `seed`; or None, which takes the split that is named so, where there is one.
-        seed: of the share held out.
+        validation: the same for the validation set; or the name of a split of `data`; or the share of `data` that it is, of
+            each part of a mixture, chosen by `seed`; or None, which takes the split that is named so, where there is one.
+        seed: by which that share is drawn.
         on_bad_row: ``"error"`` the data, or ``"skip"`` bad rows of JSON lines, CSV files and lists.
 
     Raises:
@@ -127,7 +127,9 @@ def read_data(data: Any, validation: Any = None, seed: int = 0, on_bad_row: str 
         others = _open_validation(validation, opened, skip, seed)
         held_out = [each.train() for each in others]
         if any(each.collate not in (None, default_collate, opened[0].collate) for each in others):
-            raise DataError("rows held out are batched like the others: give the DataLoader's dataset as `validation`")
+            raise DataError(
+                "the validation set is batched like the others: give the DataLoader's dataset as `validation`"
+            )
     if len(opened) == 1:
         parts = (replace(parts[0], name="data"),)
     if len(held_out) == 1:
@@ -161,7 +163,7 @@ def read_once(data: Any, stage: str, on_bad_row: str = "error") -> Source:
     skipped = tuple(chain.from_iterable(each.skipped for each in opened))
     found = Source(parts, (), first.collate, False, first.workers, first.batch_size, skipped)
     if any(part.is_stream for part in found.parts):
-        raise DataError(f"rows to {stage} are shared out by their places, and cannot be a stream: load them whole")
+        raise DataError(f"rows to {stage} are split by their places, and cannot be a stream: load them whole")
     return found
 
 
@@ -325,7 +327,7 @@ def _hold_out(part: DataPart, share: float, seed: int) -> tuple[DataPart, DataPa
         raise DataError(f"validation={share} is no share between 0 and 1")
     if part.is_stream:
         raise DataError(
-            "a share of a stream cannot be held out: give other rows, or a split of the data, as `validation`"
+            "a share of a stream cannot be its validation set: give other rows, or a split of the data, as `validation`"
         )
     length = len(part.rows)
     if math.ceil(share * length) >= length:

@@ -1,6 +1,6 @@
 """Memory: a profile and a strategy give the most bytes that one rank needs, what they are, and when in the step that is.
 
-The trace says which activations live when. A strategy's engine (`layouts`) adds what it keeps through the whole step and what
+The trace says which activations live when. A strategy (`layouts`) adds what it keeps through the whole step and what
 it gathers, reduces and frees on the way. The peak is the highest point of the sum over one optimizer step: the first
 micro-batch, a later one where gradients accumulate, and the update.
 """
@@ -82,7 +82,7 @@ def predict(profile: Profile, setting: StepConfig) -> Memory:
 
 
 class _Tally:
-    """Adds an engine's course to a trace's own storages."""
+    """Adds a strategy's course to a trace's own storages."""
 
     def __init__(self, trace: Trace, held: Mapping[str, float]) -> None:
         self._trace, self._held = trace, held
@@ -93,7 +93,7 @@ class _Tally:
             moment[trace.subjects[at]] = events[at]
         gradients = trace.kinds == Event.GRADIENT
         storages = trace.handed[trace.subjects[gradients]]
-        freed[storages[storages >= 0]] = events[gradients][storages >= 0]  # from here on the engine has it
+        freed[storages[storages >= 0]] = events[gradients][storages >= 0]  # from here on the strategy has it
         self._made, self._freed = made, freed
         self._half = int(np.flatnonzero(trace.kinds == Event.BACKWARD)[0])
 

@@ -128,7 +128,7 @@ class Profile:
 
         Args:
             micro_batch_size: samples; a part of one stands for a shorter one.
-            recompute: whether blocks are computed anew in the backward pass (activation checkpointing).
+            recompute: whether blocks are computed again in the backward pass (activation checkpointing).
             parameters: their type as the forward pass meets them.
             keeps_casts: see `trace.autocast`; without recomputation the backward pass keeps them anyway.
 

@@ -10,7 +10,7 @@ from scalekit.config.strategy import StrategyConfig
 
 
 class AccumulationPhase(Enum):
-    """A micro-batch's place in its optimizer step, for an engine: whether gradients are there already, and come to rest."""
+    """A micro-batch's place in its optimizer step, for a strategy: whether gradients are there already, and come to rest."""
 
     FIRST = "first"
     MIDDLE = "middle"
@@ -28,7 +28,7 @@ class StepConfig:
         node_size: ranks of a node.
         micro_batch_size: samples.
         accumulation: micro-batches an optimizer step and rank.
-        recompute: whether blocks are computed anew in the backward pass.
+        recompute: whether blocks are computed again in the backward pass.
         moments: the optimizer's numbers for each trained one: 2 for Adam, 0 for plain SGD.
         kind: of device: ``"cuda"`` or ``"cpu"``.
         context_bytes: what a process takes of a device beside tensors, where that was measured.

@@ -43,7 +43,7 @@ class Event(IntEnum):
     GRADIENT = 2
     """A parameter's gradient is complete: autograd hands its storage over."""
     ENTER = 3
-    """A module's forward begins (in the forward pass, or again where a block is computed anew)."""
+    """A module's forward begins (in the forward pass, or again where a block is computed again)."""
     LEAVE = 4
     ENTER_BACKWARD = 5
     """The gradient of a module's output is there."""
@@ -410,7 +410,7 @@ _FLOAT_ON_GPU = {
 class FloatOnGPU(torch.overrides.TorchFunctionMode):
     """Casts the inputs of `_FLOAT_ON_GPU` to float32 under autocast, which does not do so by itself for CPUs.
 
-    A backward pass turns modes off, and checkpointing brings autocast alone back for what it computes anew.
+    A backward pass turns modes off, and checkpointing brings autocast alone back for what it computes again.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -1,4 +1,4 @@
-"""What an engine communicates in an optimizer step: collectives, and the passes beside which they run."""
+"""What a strategy communicates in an optimizer step: collectives, and the passes beside which they run."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def _zero(setting: StepConfig, sizes: Sizes) -> list[Phase]:
     """ZeRO-1 sums gradients once a step, ZeRO-2 those of each micro-batch; updated parameters are gathered once a step.
 
     DeepSpeed sums each bucket with an all-reduce, of which a rank keeps its part (`use_multi_rank_bucket_allreduce`), twice
-    what the paper's reduce-scatter sends. Nothing overlaps: our engine sets `overlap_comm` to false.
+    what the paper's reduce-scatter sends. Nothing overlaps: our strategy sets `overlap_comm` to false.
     """
     shards = setting.strategy.shards
     phases = [

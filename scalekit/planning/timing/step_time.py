@@ -1,7 +1,7 @@
 """Time: a profile, a setting and the hardware's rates give the seconds of one optimizer step, and what they go into.
 
-Operations take what a roofline gives them, collectives what their bytes take on the slowest wire they cross, and what an
-engine does beside compute is hidden by it.
+Operations take what a roofline gives them, collectives what their bytes take on the slowest wire they cross, and what a
+strategy does beside compute is hidden by it.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def _forward_seconds(setting: StepConfig, sizes: Sizes, compute: _Compute, rates
 
 
 def save_seconds(size_bytes: float, nodes: int = 1, bytes_per_second: float = SAVE_BYTES_PER_SECOND) -> float:
-    """From the beginning of a save to its published checkpoint; the training goes on meanwhile, but a job's end waits for it.
+    """From the beginning of a save to its published checkpoint; the training continues meanwhile, but a job's end waits for it.
 
     Args:
         size_bytes: of the whole checkpoint: the model's weights, and of each trained number master and moments.

@@ -1,4 +1,4 @@
-"""A packed job with rows held out, scores and generated samples: data_job.py STRATEGY MODEL FOLDER"""
+"""A packed job with the validation set, scores and generated samples: data_job.py STRATEGY MODEL FOLDER"""
 
 import json
 import sys

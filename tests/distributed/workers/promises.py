@@ -149,7 +149,7 @@ class Normed(nn.Module):
 
 
 def changing_buffers(strategy: str, folder: Path) -> dict[str, Any]:
-    """What ranks hold after training, and what the model that is saved makes of the rows held out."""
+    """What ranks hold after training, and what the model that is saved makes of the validation set."""
     rows = parity.number_rows()
     model = Normed()
     run = scalekit.fit(
@@ -183,7 +183,7 @@ def changing_buffers(strategy: str, folder: Path) -> dict[str, Any]:
 
 
 def few_held_out(strategy: str, folder: Path) -> dict[str, Any]:
-    """Less micro-batches of rows held out than ranks, with metrics that keep what they have seen."""
+    """Less micro-batches of the validation set than ranks, with metrics that keep what they have seen."""
     rows = [{"x": row["x"], "y": i % 2} for i, row in enumerate(parity.number_rows())]
     metrics = {"area": {"class": "AUROC", "task": "multiclass", "num_classes": 2}, "f1": MulticlassF1Score(2)}
     found = []

@@ -1,4 +1,4 @@
-"""What each engine keeps on a rank, gathers and reduces: one file an engine, each says where its figures come from."""
+"""What each strategy keeps on a rank, gathers and reduces: one file a strategy, each says where its figures come from."""
 
 from __future__ import annotations
 

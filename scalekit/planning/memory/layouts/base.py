@@ -1,6 +1,6 @@
-"""What every engine's layout gives: what it holds through a step, and what it does around a micro-batch.
+"""What every strategy's layout gives: what it holds through a step, and what it does around a micro-batch.
 
-Sizes of what is shared out are as the engines themselves round them: they pad to whole parts.
+Sizes of what is sharded are as the libraries themselves round them: they pad to whole parts.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MODULE_EVENTS = {Event.ENTER, Event.LEAVE, Event.ENTER_BACKWARD, Event.LEAVE_BAC
 
 @dataclass
 class MemoryTimeline:
-    """What an engine adds to a micro-batch, event by event.
+    """What a strategy adds to a micro-batch, event by event.
 
     Attributes:
         gradients: bytes of gradients held after each event, shape [events].
@@ -45,7 +45,7 @@ def _bytes(dtype: torch.dtype | None) -> int:
 
 
 class Layout(ABC):
-    """What an engine keeps, and what it does around a micro-batch."""
+    """What a strategy keeps, and what it does around a micro-batch."""
 
     def __init__(self, profile: Profile, setting: StepConfig) -> None:
         self.profile, self.setting = profile, setting

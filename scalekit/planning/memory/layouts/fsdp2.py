@@ -68,7 +68,7 @@ class FullyShared(Layout):
 
 
 def _part(parameter: Parameter, parts: int) -> int:
-    """Elements of one padded part, shared out along the first dimension."""
+    """Elements of one padded part, sharded along the first dimension."""
     if not parameter.shape:
         return 1
     return math.ceil(parameter.shape[0] / parts) * (parameter.elements // max(parameter.shape[0], 1))

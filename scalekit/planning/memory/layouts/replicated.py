@@ -11,7 +11,7 @@ from scalekit.planning.profiling.tracing import Trace
 
 @final
 class Replicated(Layout):
-    """One process, nothing shared out. A gradient is the tensor that autograd made."""
+    """One process, nothing sharded. A gradient is the tensor that autograd made."""
 
     def held(self) -> dict[str, float]:
         return {

@@ -51,7 +51,7 @@ class Gathered(Layout):
         return self.profile.elements / self.setting.world_size * self.parameter_bytes
 
     def _second_shard(self) -> float:
-        """ZeRO++'s copy of the parameters, shared out in each node (arXiv 2306.10209, section 4.2)."""
+        """ZeRO++'s copy of the parameters, sharded in each node (arXiv 2306.10209, section 4.2)."""
         ranks = self.setting.strategy.second_shard(self.setting.node_size)
         return self.profile.elements / ranks * self.parameter_bytes if ranks > 1 else 0.0
 
@@ -70,7 +70,7 @@ class Gathered(Layout):
         return {"communication": held["communication"] + min(self._part, group) * self.parameter_bytes}
 
     def stays(self, parameter: Parameter) -> bool:
-        """Whether a parameter is so small that it is never shared out again."""
+        """Whether a parameter is so small that it is never sharded again."""
         return parameter.elements <= self.persistence
 
     def course(self, trace: Trace, turn: AccumulationPhase) -> MemoryTimeline:
