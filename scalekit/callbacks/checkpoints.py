@@ -72,7 +72,7 @@ class Checkpoints(Callback):
         if step == self._seen_step:
             return
         if not self._is_rehearsed:
-            strategy.rehearse()
+            strategy.dry_run_checkpoint()
             self._is_rehearsed = True
         self._seen_step, self._is_stopping = step, strategy.is_stopping
         if not self._evaluates_at(step) and not _ends_epoch(trainer):
@@ -126,7 +126,7 @@ class Checkpoints(Callback):
 
     def _save(self, trainer: Trainer) -> None:
         strategy: Any = trainer.strategy
-        strategy.settle()
+        strategy.sync_buffers()
         for outcome in strategy.saver.outcomes(wait=True):
             self._hear(outcome, trainer)
         step = self._saved_step = strategy.step

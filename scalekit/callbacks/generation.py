@@ -31,7 +31,7 @@ _AGAIN = "Samples are tried again with the next evaluation"
 
 
 @final
-class Samples(Callback):
+class GeneratedSamples(Callback):
     """Generates, greedily, after each evaluation.
 
     Args:

@@ -11,7 +11,7 @@ from scalekit.data.packing.isolation import check_isolation
 
 
 @final
-class LeakCheck(Callback):
+class PackingCheck(Callback):
     """Runs `check_isolation` on every rank, under the job's own strategy, precision and attention.
 
     Args:

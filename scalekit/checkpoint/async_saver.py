@@ -42,7 +42,7 @@ class Saver:
     def save(
         self,
         folder: Path,
-        families: Mapping[str, Sequence[TensorShard]],
+        tensors_by_file: Mapping[str, Sequence[TensorShard]],
         files: Mapping[str, bytes],
         unwanted: Sequence[str] = (),
     ) -> None:
@@ -55,7 +55,7 @@ class Saver:
             unwanted: checkpoints beside it, by name, that are deleted once it stands.
         """
         self._wait_for_outcome()
-        self._tell(self._stage(folder.absolute(), families, files if self._rank == 0 else {}, unwanted))
+        self._tell(self._stage(folder.absolute(), tensors_by_file, files if self._rank == 0 else {}, unwanted))
 
     def outcomes(self, wait: bool = False) -> list[WriteResult]:
         """What has become of checkpoints since the last call.
@@ -86,13 +86,13 @@ class Saver:
     def _stage(
         self,
         folder: Path,
-        families: Mapping[str, Sequence[TensorShard]],
+        tensors_by_file: Mapping[str, Sequence[TensorShard]],
         files: Mapping[str, bytes],
         unwanted: Sequence[str],
     ) -> WriteRequest:
         ready: list[tuple[str, int, Tensor]] = []
         sizes: dict[str, int] = {}
-        for stem, parts in families.items():
+        for stem, parts in tensors_by_file.items():
             if not parts:
                 continue
             planned = TensorFiles.planned(stem, parts)

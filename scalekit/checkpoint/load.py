@@ -75,7 +75,7 @@ def state(folder: Path) -> dict[str, Any]:
     return found
 
 
-def fill(families: Mapping[str, Sequence[TensorShard]], folder: Path) -> None:
+def fill(tensors_by_file: Mapping[str, Sequence[TensorShard]], folder: Path) -> None:
     """Reads a rank's parts of a model's tensors, in place.
 
     Args:
@@ -86,7 +86,7 @@ def fill(families: Mapping[str, Sequence[TensorShard]], folder: Path) -> None:
         CheckpointError: the checkpoint is another model's, or another precision's.
     """
     with Reader(folder) as reader:
-        for stem, parts in families.items():
+        for stem, parts in tensors_by_file.items():
             files = TensorFiles.found(folder, stem)
             _compare(parts, files, folder)
             for part in parts:

@@ -18,7 +18,7 @@ from scalekit.checkpoint.format import ADAPTER, REST, WEIGHTS
 from scalekit.errors import CheckpointError
 from scalekit.utils.log import environment
 
-Families = dict[str, dict[str, Tensor]]
+TensorsByFile = dict[str, dict[str, Tensor]]
 
 
 @final
@@ -47,7 +47,7 @@ class ModelFormat:
         own = {id(tensor): name for name, tensor in state.items()}
         return {own[id(tensor)]: name for name, tensor in kept.items()}
 
-    def families(self) -> Families:
+    def tensors_by_file(self) -> TensorsByFile:
         """The model's tensors as checkpoints hold them, by the stem of their files' names; each once, by its first name.
 
         Raises:
@@ -69,15 +69,15 @@ class ModelFormat:
         """The frozen weights that an adapter is put on, which no checkpoint holds; none of other models."""
         if not _is_adapted(self._target):
             return {}
-        held = {id(tensor) for family in self.families().values() for tensor in family.values()}
+        held = {id(tensor) for family in self.tensors_by_file().values() for tensor in family.values()}
         state = _state(self._target).items()
         return {name: each for name, each in state if id(each) not in held and isinstance(each, nn.Parameter)}
 
     def names(self) -> dict[int, str]:
         """What checkpoints call each tensor, by its identity."""
-        return {id(tensor): name for family in self.families().values() for name, tensor in family.items()}
+        return {id(tensor): name for family in self.tensors_by_file().values() for name, tensor in family.items()}
 
-    def files_beside(self, processor: Any) -> dict[str, bytes]:
+    def config_files(self, processor: Any) -> dict[str, bytes]:
         """What else the model's and a processor's own `save_pretrained` write, by path in the checkpoint: config.json, ..."""
         target: Any = self._target
         with tempfile.TemporaryDirectory() as place:

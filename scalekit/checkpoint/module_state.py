@@ -54,13 +54,13 @@ def load_module(kind: type[M], checkpoint: str | Path, **arguments: Any) -> M:
             module: Any = _load_state(kind, {**found, "state_dict": {}}, strict=False, **arguments)
     except TypeError as error:
         raise ConfigError(f"{kind.__name__} cannot be made of {folder}: {error}") from error
-    families = ModelFormat(module).families()
-    for name, each in families.get(WEIGHTS, {}).items():
+    tensors_by_file = ModelFormat(module).tensors_by_file()
+    for name, each in tensors_by_file.get(WEIGHTS, {}).items():
         if name in places and each.is_floating_point():
             each.data = each.data.to(places[name].dtype)  # a job's precision is that of what it saves
     parts = {
         stem: [TensorShard(name, tuple(each.shape), each.detach()) for name, each in family.items()]
-        for stem, family in families.items()
+        for stem, family in tensors_by_file.items()
     }
     load.fill(parts, folder)
     made: M = module

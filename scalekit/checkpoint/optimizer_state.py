@@ -101,12 +101,12 @@ def restore(
         )
     for group, settings in zip(optimizer.param_groups, saved["groups"], strict=True):
         group.update({name: value for name, value in settings.items() if name in group})
-    families = {key: TensorFiles.found(folder, stem(number, key)) for key in saved["keys"]}
+    tensors_by_file = {key: TensorFiles.found(folder, stem(number, key)) for key in saved["keys"]}
     with Reader(folder) as reader:
         for holder, mine in _by_holder(slots):
             with opened(holder):
                 for slot in mine:
-                    for key, files in families.items():
+                    for key, files in tensors_by_file.items():
                         if slot.name in files.places:
                             _fill(optimizer, slot, key, files, reader)
                     for key, value in saved["numbers"].get(slot.name, {}).items():

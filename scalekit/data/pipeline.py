@@ -264,7 +264,7 @@ class DataPipeline:
         """Whether what makes a batch may draw random numbers: only one of the user's."""
         return self.source.collate not in (None, default_collate)
 
-    def tell_pad(self, config: Any) -> None:
+    def set_pad_token_id(self, config: Any) -> None:
         """Tells a model's configuration the padding token, if it has none: decoders classify by the last token before it."""
         if self.task == "sequence-classification" and getattr(config, "pad_token_id", None) is None:
             config.pad_token_id = pad_id(self.processor, config)

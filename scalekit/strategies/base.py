@@ -32,7 +32,7 @@ from scalekit.strategies.buffer_sync import Buffers
 from scalekit.strategies.checkpointing import CheckpointedStrategy
 from scalekit.strategies.job_context import JobContext
 from scalekit.strategies.precision import plugin
-from scalekit.strategies.stop_votes import Meetings
+from scalekit.strategies.stop_votes import StopVotes
 from scalekit.strategies.uneven_ranks import as_it_was, without_rows
 
 T = TypeVar("T")
@@ -74,7 +74,7 @@ class BaseStrategy(CheckpointedStrategy):
         self.close_epoch: Callable[[], None] = lambda: None  # when callbacks and schedules are through with one
         self.is_stopping = False  # what the ranks have agreed on, in the latest step
         self.last_step: StepRecord | None = None
-        self._ledger: LossAccumulator | None = None
+        self._accumulator: LossAccumulator | None = None
         self._micro: MicroBatch | None = None
         self.stands_in = False  # whether a step runs rows that count nothing
         self.rows_of_pass: int | None = None  # that this rank has run, of the training or evaluation under way
@@ -178,10 +178,12 @@ class BaseStrategy(CheckpointedStrategy):
         if self._is_skipped:
             self._check_may_skip()
             return None
-        if self._ledger is None:
+        if self._accumulator is None:
             accumulation = self._module.trainer.accumulate_grad_batches
-            self._ledger = LossAccumulator(self._world_size, accumulation, self._sum, self.root_device, self._adds_up)
-        return self._ledger.weigh(output, micro)
+            self._accumulator = LossAccumulator(
+                self._world_size, accumulation, self._sum, self.root_device, self._adds_up
+            )
+        return self._accumulator.weigh(output, micro)
 
     @contextmanager
     def standing_in(self) -> Generator[None, None, None]:
@@ -303,14 +305,14 @@ class BaseStrategy(CheckpointedStrategy):
         """For rows of training data, so far."""
         return float(getattr(self._module.trainer.train_dataloader, "waited_seconds", 0.0))
 
-    def settle(self) -> None:
+    def sync_buffers(self) -> None:
         """Every rank calls it before the model is saved; evaluations do by themselves."""
         if self._buffers is not None:
-            self._buffers.settle()
+            self._buffers.sync_buffers()
 
     def on_validation_start(self) -> None:
         super().on_validation_start()
-        self.settle()
+        self.sync_buffers()
 
     def validation_step(self, *args: Any, **kwargs: Any) -> Any:
         return self._evaluate(super().validation_step, *args, **kwargs)
@@ -438,20 +440,20 @@ class BaseStrategy(CheckpointedStrategy):
         return self._module.get_submodule(name)
 
     @cached_property
-    def _meetings(self) -> Meetings:
-        return Meetings(self._world_size, self.root_device)
+    def _stop_votes(self) -> StopVotes:
+        return StopVotes(self._world_size, self.root_device)
 
     def leaves_step(self) -> bool:
         """Whether all ranks leave the step under way, since the job was asked to stop; asked before each micro-batch."""
-        if self._ledger is None or self._micro is None:
+        if self._accumulator is None or self._micro is None:
             return False
         done = 0 if self._micro.last else self._micro_batches
-        return self._meetings.leave(done, self.job.is_asked_to_stop)
+        return self._stop_votes.leave(done, self.job.is_asked_to_stop)
 
     @property
     def may_leave_step(self) -> bool:
         """Whether the next step is one that ranks may leave, so that what the last one left has to be kept."""
-        return self._meetings.are_due
+        return self._stop_votes.are_due
 
     def _close_global_batch(self) -> StepLoss | None:
         """The step's loss, before anything has been updated by it.
@@ -459,7 +461,7 @@ class BaseStrategy(CheckpointedStrategy):
         Raises:
             NonFiniteError: on every rank, with the rows that did it.
         """
-        if self._ledger is None or self._micro is None or self._is_skipped:
+        if self._accumulator is None or self._micro is None or self._is_skipped:
             vote = torch.full((), float(self.job.is_asked_to_stop()), device=self.root_device)
             self.is_stopping = self._sum(vote).item() > 0
             return None
@@ -468,11 +470,11 @@ class BaseStrategy(CheckpointedStrategy):
                 self.root_device
             )  # as reading the loss does in a moment; the step has taken until then
         milliseconds = int(1000 * (time.monotonic() - self._step_began))
-        loss = self._ledger.close(self.job.is_asked_to_stop(), milliseconds, self._micro_batches)
+        loss = self._accumulator.close(self.job.is_asked_to_stop(), milliseconds, self._micro_batches)
         self.is_stopping = loss.votes > 0
-        self._meetings.plan(loss.milliseconds, loss.micro_batches)
+        self._stop_votes.plan(loss.milliseconds, loss.micro_batches)
         if not math.isfinite(loss.loss):
-            rows = sorted(row for part in self._gather(self._ledger.unfinite_rows()) for row in part)
+            rows = sorted(row for part in self._gather(self._accumulator.unfinite_rows()) for row in part)
             raise NonFiniteError(
                 f"the loss of step {self._micro.step} is {loss.loss}; it comes from the rows {rows[:16]}"
                 f"{' ...' if len(rows) > 16 else ''} of the data. Nothing was updated by it; the last checkpoint stands"

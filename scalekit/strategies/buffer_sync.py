@@ -48,7 +48,7 @@ class Buffers:
             self._look()
         self._send()
 
-    def settle(self) -> None:
+    def sync_buffers(self) -> None:
         """Called by every rank before the model is evaluated or saved; here it shows which buffers later steps have changed."""
         self._look()
         self._send()

@@ -75,7 +75,7 @@ class CheckpointedStrategy(LightningStrategy):
         # What cannot be saved shows before the first step.
         self.weight_parts()
         if self._rank == 0:
-            _ = self._files_beside
+            _ = self._config_files
         self._know_base()
         self._trained_at_start = self._trained_at_start or self._trains()
         if self.job.ema_decay is not None:
@@ -109,12 +109,14 @@ class CheckpointedStrategy(LightningStrategy):
 
     def weight_parts(self) -> dict[str, list[TensorShard]]:
         """This rank's parts of what a checkpoint's model holds, by the stem of their files' names."""
-        found = self._format.families()
+        found = self._format.tensors_by_file()
         return {stem: [self._part(name, t) for name, t in tensors.items()] for stem, tensors in found.items()}
 
     def _begin_average(self, decay: float) -> None:
-        families = self._format.families().values()
-        self._averaged = {name: each for family in families for name, each in family.items() if each.requires_grad}
+        tensors_by_file = self._format.tensors_by_file().values()
+        self._averaged = {
+            name: each for family in tensors_by_file for name, each in family.items() if each.requires_grad
+        }
         self.average = Average(decay, self._trained_parts())
         if self.initial_weights is not None and (self.initial_weights / AVERAGE).is_dir():
             load.fill(self._average_parts(self.weight_parts()), self.initial_weights)
@@ -191,7 +193,7 @@ class CheckpointedStrategy(LightningStrategy):
         if not self.job.saves_in_background or storage_options is None:
             self.finish_saving()
 
-    def rehearse(self) -> None:
+    def dry_run_checkpoint(self) -> None:
         """Collects what a checkpoint would hold, so that what cannot be saved shows after the first step; every rank calls it.
 
         Raises:
@@ -230,7 +232,7 @@ class CheckpointedStrategy(LightningStrategy):
             "by_text": [place for _, places in texts.values() for place in places],
             **self._stream_state(),
         }
-        files = {**state_json.written(checkpoint, "state"), **(self._files_beside if self._rank == 0 else {})}
+        files = {**state_json.written(checkpoint, "state"), **(self._config_files if self._rank == 0 else {})}
         if self.average is not None:
             beside = [(name, content) for name, content in files.items() if name.startswith("model/")]
             files |= {f"{AVERAGE}/{name.removeprefix('model/')}": content for name, content in beside}
@@ -264,7 +266,7 @@ class CheckpointedStrategy(LightningStrategy):
 
     def _saved(self) -> list[tuple[tuple[str, str], Tensor]]:
         """The model's tensors that checkpoints hold, with where."""
-        found = self._format.families()
+        found = self._format.tensors_by_file()
         return [((stem, name), tensor) for stem, family in found.items() for name, tensor in family.items()]
 
     def _versions(self) -> dict[tuple[str, str], int]:
@@ -290,8 +292,8 @@ class CheckpointedStrategy(LightningStrategy):
         return Saver(self._rank, self._world_size)
 
     @cached_property
-    def _files_beside(self) -> dict[str, bytes]:
-        return self._format.files_beside(getattr(self._module, "processor", None))
+    def _config_files(self) -> dict[str, bytes]:
+        return self._format.config_files(getattr(self._module, "processor", None))
 
     def teardown(self) -> None:
         if "saver" in self.__dict__:

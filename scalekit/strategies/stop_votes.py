@@ -15,7 +15,7 @@ _EVERY_SECONDS = 0.25
 
 
 @final
-class Meetings:
+class StopVotes:
     """Has all ranks leave a long step before the same micro-batch, where one of them has been asked to stop.
 
     A rank that left alone would be waited for in the others' next collective. So they meet within a long step too, before every

@@ -190,7 +190,7 @@ def _known(job: Job, model: Model | None, rows: Rows) -> Model:
     """
     known = model or resolve_model(job.model)
     if known.config is not None:
-        rows.pipeline.tell_pad(known.config)
+        rows.pipeline.set_pad_token_id(known.config)
     if job.generate and model is not None:
         check_samples(job.generate, model, rows.pipeline.processor)
     return known

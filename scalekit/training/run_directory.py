@@ -54,26 +54,26 @@ class RunFolder:
         return self.path / "checkpoints"
 
 
-def open_run(job: Job, name: str, world: World, held_until_end: ExitStack, say: Callable[[str], None]) -> RunFolder:
+def open_run(job: Job, name: str, world: World, until_end: ExitStack, say: Callable[[str], None]) -> RunFolder:
     """Finds the run's folder, and what the job resumes from there; every rank calls it. Nothing is made or changed.
 
     A job that names its `output_dir` resumes what it finds there. One that does not gets a folder of its own under ``runs/``,
     and resumes an unfinished run of the same job only. Where the newest checkpoint is damaged, it resumes from the one before.
-    A folder that is there is this job's alone until `held_until_end` is closed.
+    A folder that is there is this job's alone until `until_end` is closed.
 
     Raises:
         ConfigError: the folder holds a run, and the job says never to resume; another job is at work in it; or it is not the
             same one on every node.
         CheckpointError: the folder holds another job's run, or no checkpoint that is sound.
     """
-    folder, candidates = run_on_rank_zero(lambda: _find(job, name, held_until_end), world)
+    folder, candidates = run_on_rank_zero(lambda: _find(job, name, until_end), world)
     if folder.is_held:
-        _join(folder.path, world, held_until_end)
+        _join(folder.path, world, until_end)
     checkpoint = _newest_sound(candidates, world, say)
     return run_on_rank_zero(lambda: folder if checkpoint is None else _resumed(folder, checkpoint), world)
 
 
-def begin_run(job: Job, folder: RunFolder, plan: Plan, world: World, held_until_end: ExitStack) -> None:
+def begin_run(job: Job, folder: RunFolder, plan: Plan, world: World, until_end: ExitStack) -> None:
     """Makes the run's folder this job's and writes into it how the job is run; every rank calls it.
 
     Raises:
@@ -82,18 +82,18 @@ def begin_run(job: Job, folder: RunFolder, plan: Plan, world: World, held_until_
     """
     run_on_rank_zero(lambda: _check_steps(folder, plan), world)
     if not folder.is_held:
-        run_on_rank_zero(lambda: _claim(folder.path, held_until_end), world)
-        _join(folder.path, world, held_until_end)
+        run_on_rank_zero(lambda: _claim(folder.path, until_end), world)
+        _join(folder.path, world, until_end)
     run_on_rank_zero(lambda: _write(job, folder, plan), world)
 
 
-def _claim(path: Path, held_until_end: ExitStack) -> None:
-    held_until_end.callback(os.close, claim(path))
+def _claim(path: Path, until_end: ExitStack) -> None:
+    until_end.callback(os.close, claim(path))
 
 
-def _join(path: Path, world: World, held_until_end: ExitStack) -> None:
+def _join(path: Path, world: World, until_end: ExitStack) -> None:
     _expect_one_folder(path, world)
-    held_until_end.callback(os.close, join(path))
+    until_end.callback(os.close, join(path))
 
 
 def _expect_one_folder(path: Path, world: World) -> None:
@@ -169,12 +169,12 @@ def is_finished(folder: RunFolder, job: Job) -> bool:
     return bool(folder.step) and found == {"step": folder.step, "job": job.resolved()}
 
 
-def _find(job: Job, name: str, held_until_end: ExitStack) -> tuple[RunFolder, list[Path]]:
+def _find(job: Job, name: str, until_end: ExitStack) -> tuple[RunFolder, list[Path]]:
     """The run's folder, and the checkpoints that the job may resume from, the one to take first."""
     path = Path(job.output_dir) if job.output_dir else _own_folder(job, Path("runs"), name)
     if not path.exists():
         return RunFolder(path), [] if job.resume in ("auto", "never") else [Path(job.resume)]
-    _claim(path, held_until_end)
+    _claim(path, until_end)
     return RunFolder(path, is_held=True), _candidates(job, path)
 
 

@@ -11,10 +11,10 @@ from lightning.pytorch.callbacks import Callback, ProgressBar
 
 from scalekit.callbacks.checkpoints import Checkpoints
 from scalekit.callbacks.evaluation import Evaluation
-from scalekit.callbacks.generation import Samples
+from scalekit.callbacks.generation import GeneratedSamples
 from scalekit.callbacks.job_time import JobClock, JobTime
 from scalekit.callbacks.metrics import Metrics
-from scalekit.callbacks.packing_check import LeakCheck
+from scalekit.callbacks.packing_check import PackingCheck
 from scalekit.callbacks.progress import Progress
 from scalekit.callbacks.watchdog import Watchdog
 from scalekit.config.job import Job
@@ -65,9 +65,9 @@ def _callbacks(prepared: PreparedJob, metrics: Metrics, job_time: JobTime, reque
     evaluations, pipeline = prepared.evaluations, rows.pipeline
     found: list[Callback] = [metrics, Evaluation(evaluations, folder.step)]
     if job.generate:
-        found.append(Samples(job.generate, pipeline.processor, folder.path, world, folder.step))
+        found.append(GeneratedSamples(job.generate, pipeline.processor, folder.path, world, folder.step))
     if rows.packed:
-        found.append(LeakCheck(pipeline.is_flat))
+        found.append(PackingCheck(pipeline.is_flat))
     if job.loss_couples is None and prepared.module.automatic_optimization:
         splits = prepared.order.micro_batch_size < prepared.order.global_batch_size
         found.append(ReductionCheck(rows.few(), rows.collate, splits, world, prepared.own_step))

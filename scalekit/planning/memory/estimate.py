@@ -73,7 +73,7 @@ def predict(profile: Profile, setting: StepConfig) -> Memory:
     if profile.problem is None:
         trace = profile.at(setting.micro_batch_size, setting.recompute, engine.computes_with, engine.keeps_casts)
         tally = _Tally(trace, held)
-        moments += [tally.peak(engine.course(trace, turn)) for turn in setting.turns]
+        moments += [tally.peak(engine.course(trace, turn)) for turn in setting.phases]
     items, when = max(moments, key=lambda moment: sum(moment[0].values()))
     context = CONTEXT_BYTES[setting.kind] if setting.context_bytes is None else setting.context_bytes
     dynamic = sum(items.values()) - sum(held.values())

@@ -46,7 +46,7 @@ class StepConfig:
     context_bytes: int | None = None
 
     @property
-    def turns(self) -> list[AccumulationPhase]:
+    def phases(self) -> list[AccumulationPhase]:
         """The kinds of micro-batches that a step has."""
         return [
             AccumulationPhase.FIRST,
