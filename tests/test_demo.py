@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.processes import ROOT, run
+from tests.support.processes import ROOT, run
 
 EXAMPLES = ROOT / "examples"
 FEWER = ["--max_steps", "3", "--warmup_steps", "1", "--validation", "0.005"]

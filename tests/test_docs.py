@@ -14,8 +14,8 @@ import scalekit
 from scalekit.cli.flags import own_words, settings_of
 from scalekit.cli.parser import build_parser
 from scalekit.config.job import Job
-from tests import tiny
-from tests.distributed.processes import ROOT, run
+from tests.support import language_model
+from tests.support.processes import ROOT, run
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 README = PAGES[0].read_text()
@@ -37,8 +37,8 @@ def commands() -> Iterator[tuple[str, list[str]]]:
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder in which the names that the documentation uses exist."""
     monkeypatch.chdir(tmp_path)
-    tiny.save_model(tmp_path / MODEL)
-    rows = "".join(json.dumps(row) + "\n" for row in tiny.conversations(80))
+    language_model.save_model(tmp_path / MODEL)
+    rows = "".join(json.dumps(row) + "\n" for row in language_model.conversations(80))
     (tmp_path / "conversations.jsonl").write_text(rows)
     (job,) = (text for text in blocks(PAGES[0], "yaml") if text.startswith("# job.yaml"))
     (tmp_path / "job.yaml").write_text(job.replace("max_steps: 1000", "max_steps: 2"))
@@ -85,7 +85,7 @@ def test_python_is_python(page: Path) -> None:
         compile(text, page.name, "exec")
 
 
-@pytest.mark.parametrize(("page", "words"), commands(), ids=lambda value: "-".join(value)[:60].replace("/", "_"))
+@pytest.mark.parametrize(("page", "words"), [*commands()], ids=lambda value: "-".join(value)[:60].replace("/", "_"))
 def test_commands_have_their_options(page: str, words: list[str]) -> None:
     if words[0] == "torchrun":
         words = words[words.index("scalekit") :]

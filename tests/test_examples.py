@@ -15,7 +15,7 @@ import yaml
 
 from scalekit.config.job import Job
 from scalekit.config.job_file import read_yaml
-from tests.distributed.processes import run
+from tests.support.processes import run
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 LAUNCH = [sys.executable, "-m", "scalekit", "launch", "--nproc", "2", "--"]

@@ -21,7 +21,8 @@ def test_wheel_carries_strategies_and_launch_files(tmp_path: Path) -> None:
     assert {top for top in tops if not top.endswith(".dist-info")} == {"scalekit"}
     code = (
         "import scalekit, scalekit.utils.paths as r, scalekit.config.strategy as s;"
-        "print(scalekit.__file__, r.folder('strategies'), r.folder('launch'), *s.names(), s.Strategy.load('zero3').shards)"
+        "print(scalekit.__file__, r.folder('strategies'), r.folder('launch'), *s.names());"
+        "print(s.StrategyConfig.load('zero3').shards)"
     )
     command = [sys.executable, "-S", "-c", f"import sys; sys.path[:0] = {[str(site), *_site()]}; {code}"]
     shown = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path).stdout

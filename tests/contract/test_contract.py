@@ -9,7 +9,7 @@ import pytest
 from tests.contract import table
 from tests.contract.case import STRATEGIES, by_lightning, differences
 from tests.contract.cases import CASES
-from tests.distributed import processes
+from tests.support import processes
 
 Results = dict[str, dict[str, Any]]
 

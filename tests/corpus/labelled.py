@@ -14,7 +14,7 @@ from PIL import Image
 
 from tests.corpus.case import FILES, Case, padded
 from tests.corpus.models import bert, gpt2, segformer, vit, wav2vec2_ctc
-from tests.tiny import make_tokenizer, make_word_tokenizer
+from tests.support.language_model import make_tokenizer, make_word_tokenizer
 
 TOKENIZER, WORDS = make_tokenizer(), make_word_tokenizer()
 TEXTS = ["a", "b c", "d", "e a b"]

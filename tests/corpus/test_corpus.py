@@ -8,7 +8,7 @@ import scalekit
 from scalekit.errors import ScaleKitError
 from tests.corpus import labelled, texts, weights
 from tests.corpus.case import Case
-from tests.distributed import processes
+from tests.support import processes
 
 CASES = {**texts.CASES, **labelled.CASES, **weights.CASES}
 USABLE = [name for name, case in CASES.items() if not case.refused]

@@ -15,7 +15,7 @@ from torch import nn
 
 from tests.corpus.case import FILES, Case, padded
 from tests.corpus.models import bert, gpt2, llama, mamba, mixtral, t5
-from tests.tiny import make_tokenizer
+from tests.support.language_model import make_tokenizer
 
 TOKENIZER = make_tokenizer()
 TEXTS = ["what a day", "yes", "no 001", "2020-01-01"]

@@ -18,8 +18,8 @@ from scalekit.data.encoders.truncation import Limit
 from scalekit.data.pipeline import DataPipeline
 from scalekit.data.sources.read import read_data
 from scalekit.errors import ColumnError
-from tests.distributed import parity_cases as parity
-from tests.tiny import conversations, make_tokenizer, save_model
+from tests.support import parity_cases as parity
+from tests.support.language_model import conversations, make_tokenizer, save_model
 
 TURNS = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 SEEN = [{"role": "user", "content": [{"type": "image", "text": None}, {"type": "text", "text": "a"}]}]

@@ -27,7 +27,7 @@ from scalekit.data.encoders.truncation import Limit
 from scalekit.errors import ColumnError, ConfigError, NoLabelError, RowError
 from scalekit.models.labels import Classes
 from scalekit.objectives.counts import IGNORED
-from tests.tiny import conversations, make_tokenizer, make_word_tokenizer
+from tests.support.language_model import conversations, make_tokenizer, make_word_tokenizer
 
 TOKENIZER = make_tokenizer()
 WORDS = make_word_tokenizer()

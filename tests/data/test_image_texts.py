@@ -19,7 +19,7 @@ from scalekit.data.inspection import inspection
 from scalekit.errors import ConfigError, RowError
 from scalekit.objectives.counts import IGNORED
 from scalekit.training.prepared_job import prepare
-from tests.tiny import make_tokenizer
+from tests.support.language_model import make_tokenizer
 
 COLOURS = ("red", "green", "blue")
 VISION = {

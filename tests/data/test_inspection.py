@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from scalekit.cli import main
-from tests import tiny
+from tests.support import language_model
 
 ROWS = [{"prompt": "ab"[: 1 + i % 2], "completion": "cdefgh"[: 1 + i % 6]} for i in range(40)]
 
@@ -16,7 +16,7 @@ ROWS = [{"prompt": "ab"[: 1 + i % 2], "completion": "cdefgh"[: 1 + i % 6]} for i
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("inspect")
-    tiny.save_model(folder / "model")
+    language_model.save_model(folder / "model")
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     lines = [f"model: {folder / 'model'}", f"data: {folder / 'rows.jsonl'}", "max_steps: 1", "loss_on: completions"]
     (folder / "job.yaml").write_text("\n".join([*lines, "sequence_length: 8"]))

@@ -11,7 +11,7 @@ from scalekit.data.encoders.causal import Causal
 from scalekit.data.encoders.truncation import Limit
 from scalekit.data.sources.read import read_data
 from scalekit.errors import RowError
-from tests.data.test_chat import make_tokenizer
+from tests.data.test_chat_template import make_tokenizer
 
 DATES = ["2024-01-01", "2024-01-02 10:00:00", "2024-01-03T10:00:00Z"]
 

@@ -15,7 +15,7 @@ import scalekit
 from scalekit.data.encoders.labelled import Head, labels_of
 from scalekit.errors import ColumnError, InputsError, RowError
 from scalekit.models.labels import Classes, Labels, Numbers, SeveralClasses
-from tests.tiny import make_word_tokenizer
+from tests.support.language_model import make_word_tokenizer
 
 TEXTS = ["a", "b c", "d", "e a b", "c", "b", "a d", "e"]
 SHARES = [[1.0, 0.0, 1.0], [0.0, 0.5, 0.0], [0.0, 0.0, 0.0]]

@@ -22,7 +22,7 @@ from scalekit.data.loading.stream_shards import Lane, OneShard, pack_window, sha
 from scalekit.data.sampling.stream_order import ShardCursor, StreamOrder
 from scalekit.errors import BatchSizeError, ConfigError, EmptyDataError, NoLabelError, RowError, StreamError
 from scalekit.objectives.normalization import MicroBatch
-from tests.data.streams import as_it_is, count_rows, pieces_of, rows_of, stream
+from tests.support.streams import as_it_is, count_rows, pieces_of, rows_of, stream
 
 LENGTHS = (1, 7, 100)
 SHARDS = (1, 3, 8, 24)

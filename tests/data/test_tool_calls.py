@@ -9,7 +9,7 @@ from scalekit.data.encoders.causal import Causal
 from scalekit.data.encoders.chat_template import render, texts
 from scalekit.data.encoders.truncation import Limit
 from scalekit.errors import RowError
-from tests.data.test_chat import TOOLS, call, family, make_tokenizer, say
+from tests.data.test_chat_template import TOOLS, call, family, make_tokenizer, say
 
 TEXT = (  # as DeepSeek's, which puts the text of arguments behind a name
     "{{ tools | tojson if tools }}{% for m in messages %}<{{ m.role }}>{{ m.content or '' }}{% for c in m.tool_calls or [] %}"

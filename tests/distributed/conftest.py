@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.processes import WORKERS, run
+from tests.support.processes import WORKERS, run
 
 
 @pytest.fixture(scope="session")

@@ -15,8 +15,8 @@ import scalekit
 from scalekit.data.sampling.permutation import shuffled
 from scalekit.errors import BatchSizeError, ConfigError, InputsError
 from scalekit.planning.request import candidates
-from tests.distributed.processes import ProcessesError, torchrun
 from tests.distributed.workers import coupled
+from tests.support.processes import ProcessesError, torchrun
 
 STRATEGIES = ("ddp", "fsdp2", "zero2", "zero3")
 

@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM
 
 from scalekit.data.packing.packing import best_fit
 from scalekit.data.sampling.permutation import shuffled
-from tests import tiny
-from tests.distributed.processes import torchrun
 from tests.distributed.workers.data_job import BATCH, CAPACITY, HELD_OUT, SENTENCES, STEPS
+from tests.support import language_model
+from tests.support.processes import torchrun
 
 MOST = [("zero2", 2), ("ddp", 4)]
 CASES = [
@@ -30,11 +30,11 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny.save_model(tmp_path_factory.mktemp("packed") / "model")
+    return language_model.save_model(tmp_path_factory.mktemp("packed") / "model")
 
 
 def tokens_of(text: str) -> torch.Tensor:
-    return torch.tensor([*tiny.make_tokenizer()(text)["input_ids"], 0])[None]
+    return torch.tensor([*language_model.make_tokenizer()(text)["input_ids"], 0])[None]
 
 
 def summed_loss(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
@@ -110,7 +110,7 @@ def test_samples_are_those_of_the_checkpoint(found: dict[str, Any]) -> None:
         (step, prompt) for step in (0, 3, 6) for prompt in ("ab", "user: c")
     ]
     saved = found["folder"] / "run" / "checkpoints" / f"step-{STEPS:08d}" / "model"
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(saved), tiny.make_tokenizer()
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(saved), language_model.make_tokenizer()
     prompt = tokenizer("ab", return_tensors="pt")["input_ids"]
     made = model.generate(prompt, max_new_tokens=5, do_sample=False, attention_mask=torch.ones_like(prompt))
     assert found["samples"][-2]["completion"] == tokenizer.decode(made[0, 2:], skip_special_tokens=True)
@@ -125,7 +125,7 @@ def test_what_was_packed_is_written_down(found: dict[str, Any]) -> None:
 def test_a_model_that_leaks_is_refused(tmp_path: Path) -> None:
     import scalekit
     from scalekit.errors import LeakError
-    from tests.distributed.parity_cases import llama
+    from tests.support.parity_cases import llama
 
     def leaking() -> torch.nn.Module:  # drops the position ids on their way
         inner = llama(tied=True)
@@ -138,7 +138,7 @@ def test_a_model_that_leaks_is_refused(tmp_path: Path) -> None:
         scalekit.fit(
             leaking(),
             rows,
-            processor=tiny.make_tokenizer(),
+            processor=language_model.make_tokenizer(),
             sequence_length=CAPACITY,
             packing=True,
             max_steps=1,

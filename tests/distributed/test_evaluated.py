@@ -8,8 +8,8 @@ import lightning.pytorch as pl
 import pytest
 from safetensors.torch import load_file
 
-from tests.distributed import processes
 from tests.distributed.workers import evaluated
+from tests.support import processes
 
 STRATEGIES = ["single", "ddp", "fsdp2", pytest.param("zero2", marks=pytest.mark.long), "zero3"]
 

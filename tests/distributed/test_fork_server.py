@@ -16,7 +16,7 @@ import pytest
 
 from scalekit.distributed.fork_server import ForkedProcess, ForkServer
 from scalekit.distributed.program import Program, has_gpu_driver, imports
-from tests.distributed.processes import start
+from tests.support.processes import start
 
 TELLS = """
 import json, os, signal, sys

@@ -8,7 +8,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from tests.distributed.processes import ROOT, torchrun
+from tests.support.processes import ROOT, torchrun
 
 LAST = Path("checkpoints", "step-00000004")
 PRECISIONS = ("32-true", "bf16-mixed")

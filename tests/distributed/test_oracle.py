@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.distributed import oracle_case as oracle
-from tests.distributed.processes import WORKERS, run, torchrun
-from tests.legs import used
+from tests.support import oracle_case as oracle
+from tests.support.legs import used
+from tests.support.processes import WORKERS, run, torchrun
 
 
 class Leg(NamedTuple):

@@ -8,8 +8,8 @@ import torch
 
 import scalekit
 from scalekit.errors import ConfigError
-from tests.distributed import processes
 from tests.distributed.workers import own_module
+from tests.support import processes
 
 STRATEGIES = ("ddp", "fsdp2", "zero2", "zero3")
 RATES = [0.1, 0.1, 0.05, 0.05, 0.025, 0.025, 0.0125, 0.0125]

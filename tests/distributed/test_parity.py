@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.distributed import parity_cases as parity
-from tests.distributed.processes import torchrun
+from tests.support import parity_cases as parity
+from tests.support.processes import torchrun
 
 ON_RANKS = [
     *((strategy, 2) for strategy in ("ddp", "fsdp2", "zero2", "zero3")),

@@ -9,10 +9,10 @@ import torch
 
 from scalekit.checkpoint import load
 from scalekit.data.sampling.permutation import shuffled
-from tests.distributed import oracle_case as oracle
-from tests.distributed import parity_cases as parity
-from tests.distributed.processes import torchrun
 from tests.distributed.workers import adapter
+from tests.support import oracle_case as oracle
+from tests.support import parity_cases as parity
+from tests.support.processes import torchrun
 
 STRATEGIES = [
     *("ddp", "fsdp2", "zero2", "zero3"),

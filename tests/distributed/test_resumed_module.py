@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed import processes
 from tests.distributed.workers import resumed_module
+from tests.support import processes
 
 
 @pytest.mark.parametrize("strategy", ["single", "ddp", "fsdp2"])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.processes import WORKERS, run, torchrun
+from tests.support.processes import WORKERS, run, torchrun
 
 STRATEGIES = ("ddp", "zero3", "fsdp2")
 

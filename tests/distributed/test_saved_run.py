@@ -19,8 +19,7 @@ from transformers import (
 import scalekit
 from scalekit.errors import ConfigError, ScaleKitError
 from scalekit.training.saved_run import evaluate, predict
-from tests import tiny
-from tests.distributed import processes
+from tests.support import language_model, processes
 
 CLASSES = ("cold", "hot", "warm")
 
@@ -48,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         vocab_size=32, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, num_labels=3
     )
     BertForSequenceClassification(config).save_pretrained(folder / "model")
-    tiny.make_word_tokenizer().save_pretrained(folder / "model")
+    language_model.make_word_tokenizer().save_pretrained(folder / "model")
     write(folder / "train.jsonl", rows(24))
     write(folder / "held.jsonl", rows(9))
     run = scalekit.fit(
@@ -80,7 +79,7 @@ def test_a_run_predicts_rows_without_labels(tmp_path: Path, key: str) -> None:
         model,
         labelled,
         "sequence-classification",
-        processor=tiny.make_word_tokenizer(),
+        processor=language_model.make_word_tokenizer(),
         strategy="single",
         max_steps=1,
         output_dir=str(tmp_path / "run"),
@@ -117,7 +116,7 @@ def test_it_predicts_rows_without_labels_in_their_order(folder: Path, nproc: int
     found = [json.loads(line) for line in output.read_text().splitlines()]
     (checkpoint,) = (folder / "run" / "checkpoints").glob("step-*4")
     model = AutoModelForSequenceClassification.from_pretrained(checkpoint / "model").eval()
-    tokenizer = tiny.make_word_tokenizer()
+    tokenizer = language_model.make_word_tokenizer()
     with torch.no_grad():
         logits = [model(**tokenizer(row["text"], return_tensors="pt")).logits[0] for row in unlabelled]
     assert [each["label"] for each in found] == [CLASSES[int(each.argmax())] for each in logits]
@@ -169,22 +168,22 @@ def test_what_cannot_be_is_refused(folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("nproc", [1, 2])
 def test_a_language_model_goes_on(tmp_path: Path, nproc: int) -> None:
-    model = tiny.save_model(tmp_path / "model")
+    model = language_model.save_model(tmp_path / "model")
     run = scalekit.fit(
         model,
-        tiny.conversations(8),
+        language_model.conversations(8),
         strategy="single",
         precision="32-true",
         max_steps=2,
         learning_rate=1e-2,
         output_dir=str(tmp_path / "run"),
     )
-    asked = [*tiny.conversations(3), {"messages": [{"role": "user", "content": "what "}]}]
+    asked = [*language_model.conversations(3), {"messages": [{"role": "user", "content": "what "}]}]
     data, output = write(tmp_path / "asked.jsonl", asked), tmp_path / "said.jsonl"
     cli("predict", run.folder, data, output, "--max-new-tokens", 5, nproc=nproc)
     found = [json.loads(line)["completion"] for line in output.read_text().splitlines()]
     trained = AutoModelForCausalLM.from_pretrained(run.checkpoint / "model").eval()
-    tokenizer = tiny.make_tokenizer()
+    tokenizer = language_model.make_tokenizer()
     for row, said in zip(asked, found, strict=True):
         turns = row["messages"][:-1] if row["messages"][-1]["role"] == "assistant" else row["messages"]
         ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)

@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.distributed import oracle_case as oracle
-from tests.distributed.processes import torchrun
-from tests.distributed.slow_case import STEPS, AsksToStop, Slow, rows, stream, train
-from tests.legs import used
+from tests.support import oracle_case as oracle
+from tests.support.legs import used
+from tests.support.processes import torchrun
+from tests.support.slow_case import STEPS, AsksToStop, Slow, rows, stream, train
 
 STRATEGIES = ("ddp", "zero3", "fsdp2")
 Found = dict[str, Any]

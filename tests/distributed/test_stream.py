@@ -7,8 +7,8 @@ import pytest
 
 from scalekit.data.loading.stream_loader import StreamLoader
 from scalekit.data.sampling.stream_order import StreamOrder
-from tests.data.streams import as_it_is, count_rows, stream
-from tests.distributed.processes import ProcessesError, torchrun
+from tests.support.processes import ProcessesError, torchrun
+from tests.support.streams import as_it_is, count_rows, stream
 
 ROWS, BATCH = 211, 12
 

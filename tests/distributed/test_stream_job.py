@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests import tiny
-from tests.distributed.processes import torchrun
 from tests.distributed.workers.stream_job import STEPS
+from tests.support import language_model
+from tests.support.processes import torchrun
 
 SAME = ("step", "loss", "items", "samples", "grad_norm")
 CASES = [("ddp", 2), ("fsdp2", 3)]
@@ -21,7 +21,7 @@ LONG = pytest.param("zero2", 2, marks=pytest.mark.long)
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model, and texts in 4 files, which 3 ranks cannot share; one row is empty."""
     folder = tmp_path_factory.mktemp("stream")
-    tiny.save_model(folder / "model")
+    language_model.save_model(folder / "model")
     for shard in range(4):
         texts = ["abc def ghi"[: 3 + (5 * shard + 7 * i) % 9] for i in range(3 + 2 * shard)]
         rows = [{"text": text} for text in texts] + [{"text": ""}] * (shard == 2)

@@ -12,8 +12,8 @@ import yaml
 from safetensors.torch import load_file
 
 from scalekit.data.sources.provenance import draw
-from tests import tiny
-from tests.distributed.processes import torchrun
+from tests.support import language_model
+from tests.support.processes import torchrun
 
 FIELDS = [
     "step",
@@ -33,7 +33,7 @@ STEPS = 6
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("text")
-    model = tiny.save_model(folder / "model")
+    model = language_model.save_model(folder / "model")
     torchrun("text_job", "zero3", model, folder, nproc=4)
     return folder
 
@@ -75,7 +75,7 @@ def test_the_held_out_loss_is_the_plain_models(folder: Path) -> None:
 
     saved = folder / "run" / "checkpoints" / "step-00000006" / "model"
     model, tokenizer = AutoModelForCausalLM.from_pretrained(saved), AutoTokenizer.from_pretrained(saved)
-    rows = [tiny.conversations(30)[place] for place in draw(30, 0.2, seed=4)["test"]]
+    rows = [language_model.conversations(30)[place] for place in draw(30, 0.2, seed=4)["test"]]
     total, items = 0.0, 0
     for row in rows:
         text = tokenizer.apply_chat_template(row["messages"], tokenize=False)

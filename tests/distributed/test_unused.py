@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from tests.distributed import processes
 from tests.distributed.workers import unused
+from tests.support import processes
 
 STRATEGIES = ("ddp", "zero2", "fsdp2", "zero3")
 CELLS = [(strategy, branches) for strategy in STRATEGIES for branches in (False, True) if not branches or strategy in unused.BRANCHING]  # fmt: skip  # noqa: E501

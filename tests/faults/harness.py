@@ -15,10 +15,10 @@ from pathlib import Path
 from scalekit.checkpoint.format import published, step_of
 from scalekit.checkpoint.load import check
 from scalekit.distributed.fork_server import ForkedProcess
-from tests.distributed.processes import ROOT, start
 from tests.faults import STEPS
 from tests.faults.alive import JOB, processes
-from tests.legs import used
+from tests.support.legs import used
+from tests.support.processes import ROOT, start
 
 HERE = Path(__file__).parent
 PATIENCE_SECONDS = 240

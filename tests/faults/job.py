@@ -8,10 +8,10 @@ from typing import Any
 from lightning.pytorch import Callback
 
 import scalekit
-from tests.distributed import parity_cases as parity
 from tests.faults import STEPS
-from tests.legs import NotesRows
-from tests.tiny import make_tokenizer
+from tests.support import parity_cases as parity
+from tests.support.language_model import make_tokenizer
+from tests.support.legs import NotesRows
 
 
 class IsSeen(Callback):

@@ -158,7 +158,7 @@ def test_a_collator_that_draws_is_measured_by_its_own_batch(micro: int, tmp_path
     """transformers' masking: rows that are collated once more are masked otherwise."""
     from transformers import BertConfig, BertForMaskedLM, DataCollatorForLanguageModeling
 
-    from tests.tiny import make_tokenizer
+    from tests.support.language_model import make_tokenizer
 
     tokenizer = make_tokenizer()
     tokenizer.add_special_tokens({"mask_token": "?"})

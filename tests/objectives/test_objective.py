@@ -8,7 +8,7 @@ from scalekit.errors import ModelError, NoLossError
 from scalekit.objectives.counts import Counted
 from scalekit.objectives.objective import FunctionLoss, ModelLoss
 from scalekit.training.module import ScaleModule
-from tests.distributed import parity_cases as parity
+from tests.support import parity_cases as parity
 
 
 def test_causal_labels_are_shifted() -> None:
@@ -92,7 +92,7 @@ class Smooth(nn.CrossEntropyLoss):
 @pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(ignore_index=0), Smooth(ignore_index=0)])
 def test_tokens_stand_beside_what_predicts_them(loss: nn.Module) -> None:
     """So that scores are those of the model's own loss."""
-    from tests.distributed.parity_cases import llama
+    from tests.support.parity_cases import llama
 
     model, labels = llama(True), torch.tensor([[1, 2, 0, 3]])
     found = FunctionLoss(loss, shifted=True).outcome(model, {"input_ids": labels, "labels": labels})
@@ -103,7 +103,7 @@ def test_tokens_stand_beside_what_predicts_them(loss: nn.Module) -> None:
 
 
 def test_an_encoder_and_decoder_keeps_its_labels() -> None:
-    from tests.distributed.parity_cases import t5
+    from tests.support.parity_cases import t5
 
     batch = {"input_ids": torch.tensor([[1, 2, 3]]), "labels": torch.tensor([[4, 5]])}
     model = t5()

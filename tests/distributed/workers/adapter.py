@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 import scalekit
-from tests.distributed import parity_cases as parity
-from tests.legs import EndedError, Ends
+from tests.support import parity_cases as parity
+from tests.support.legs import EndedError, Ends
 
 
 def adapter() -> nn.Module:

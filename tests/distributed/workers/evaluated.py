@@ -15,7 +15,7 @@ from torchmetrics import MeanAbsoluteError, MeanMetric
 
 import scalekit
 from scalekit.errors import ScaleKitError
-from tests.distributed import parity_cases as parity
+from tests.support import parity_cases as parity
 
 RANK = int(os.environ.get("RANK", 0))
 ROWS, BATCH = 17, 8

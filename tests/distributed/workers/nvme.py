@@ -11,8 +11,8 @@ from lightning.pytorch import Callback
 from torch import nn
 
 import scalekit
-from tests.distributed import parity_cases as parity
-from tests.legs import EndedError, Ends
+from tests.support import parity_cases as parity
+from tests.support.legs import EndedError, Ends
 
 WIDTH, STEPS = 1024, 4
 """DeepSpeed swaps what has a mebibyte or more on a rank."""

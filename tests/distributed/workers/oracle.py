@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 
 import scalekit
-from tests.distributed import oracle_case as oracle
-from tests.distributed import parity_cases as parity
-from tests.legs import EndedError, Ends, NotesRows
+from tests.support import oracle_case as oracle
+from tests.support import parity_cases as parity
+from tests.support.legs import EndedError, Ends, NotesRows
 
 
 def train(folder: Path, strategy: str, until: int) -> None:

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import scalekit
-from tests.distributed import parity_cases as parity
+from tests.support import parity_cases as parity
 
 
 class Capture(Callback):

@@ -17,10 +17,10 @@ from torch import nn
 from torchmetrics.classification import MulticlassF1Score
 
 import scalekit
-from tests.distributed import parity_cases as parity
 from tests.distributed.workers import adapter
 from tests.distributed.workers.oracle import train
 from tests.distributed.workers.parity import OwnModule
+from tests.support import parity_cases as parity
 
 RANK, WORLD_SIZE = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 ROWS = 10 * WORLD_SIZE

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 import scalekit
 from tests.contract.case import HELD_OUT, ROWS, Observer, loader
 from tests.contract.cases import Finetuned, Plain, PlateauByEpoch, Thaws, TwoOptimizers
-from tests.legs import EndedError, Ends
+from tests.support.legs import EndedError, Ends
 
 STEPS = (4, 6)
 """An epoch has 3."""

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 import scalekit
-from tests.distributed import parity_cases as parity
-from tests.tiny import make_tokenizer
+from tests.support import parity_cases as parity
+from tests.support.language_model import make_tokenizer
 
 FAILING = sys.argv[2] if len(sys.argv) > 2 else "all"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from tests.distributed.slow_case import AsksToStop, train
+from tests.support.slow_case import AsksToStop, train
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from scalekit.data.loading.stream_loader import StreamLoader, merge
 from scalekit.data.sampling.stream_order import StreamOrder
-from tests.data.streams import as_it_is, count_rows, stream
+from tests.support.streams import as_it_is, count_rows, stream
 
 PASSES = 2
 

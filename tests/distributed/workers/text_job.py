@@ -5,7 +5,7 @@ from pathlib import Path
 
 import scalekit
 from tests.distributed.workers.parity import Capture
-from tests.tiny import conversations
+from tests.support.language_model import conversations
 
 if __name__ == "__main__":
     strategy, model, folder = sys.argv[1:]

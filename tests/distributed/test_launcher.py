@@ -10,7 +10,7 @@ import pytest
 
 from scalekit.distributed.launcher import Launch
 from scalekit.errors import ConfigError
-from tests.distributed.processes import start as start_program
+from tests.support.processes import start as start_program
 
 JOB = """
 import os, signal, sys, time

@@ -30,7 +30,7 @@ from scalekit.config.job import Job
 from scalekit.config.job_file import read_yaml
 from scalekit.config.markers import MayChange
 from scalekit.models.resolve import HEADS
-from tests.distributed.processes import ROOT
+from tests.support.processes import ROOT
 
 NAMES = [each.name for each in fields(Job)]
 ROWS = [{"x": [float(i)], "y": [2.0 * i]} for i in range(8)]

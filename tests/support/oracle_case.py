@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.distributed import parity_cases as parity
-from tests.legs import used
+from tests.support import parity_cases as parity
+from tests.support.legs import used
 
 STEPS = 20
 GLOBAL_BATCH = 12

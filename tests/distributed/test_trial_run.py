@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.distributed.processes import ROOT, WORKERS, torchrun
-from tests.distributed.processes import run as in_time
+from tests.support.processes import ROOT, WORKERS, torchrun
+from tests.support.processes import run as in_time
 
 MEBIBYTE = 2**20
 # What a process may allocate beside its libraries, on the last rank alone: enough for one row at once, or for two, but not for

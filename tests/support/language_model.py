@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from tests.distributed import parity_cases as parity
+from tests.support import parity_cases as parity
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m['role'][0] }}>{{ m['content'] }}{{ eos_token }}{% endfor %}"

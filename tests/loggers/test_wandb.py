@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.processes import ROOT
+from tests.support.processes import ROOT
 
 JOB = """
 import lightning.pytorch, os, sys, time

@@ -6,7 +6,7 @@ from scalekit.config.job import Job
 from scalekit.hardware import Hardware
 from scalekit.planning.search import Forecast, choose
 from scalekit.training.autotune import _reasons
-from tests.planning.test_choose import asked
+from tests.planning.test_search import asked
 
 JOB = Job("model", "data", max_steps=1)
 

@@ -12,8 +12,8 @@ from torch import nn
 import scalekit
 from scalekit import errors
 from scalekit.utils.files import atomic_write_text
-from tests import tiny
-from tests.distributed import parity_cases as parity
+from tests.support import language_model
+from tests.support import parity_cases as parity
 
 TEXTS = [{"text": f"{'abcde' * (1 + i % 3)}{i}"} for i in range(24)]
 CONVERSATION = [{"role": "user", "content": "what"}]
@@ -21,7 +21,7 @@ CONVERSATION = [{"role": "user", "content": "what"}]
 
 def train(folder: Path, **settings: Any) -> scalekit.Run:
     usual = {
-        "processor": tiny.make_tokenizer(),
+        "processor": language_model.make_tokenizer(),
         "validation": TEXTS[:3],
         "packing": False,
         "strategy": "single",
@@ -41,7 +41,7 @@ def warnings_of(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 
 def with_template(template: str | None) -> Any:
-    tokenizer = tiny.make_tokenizer()
+    tokenizer = language_model.make_tokenizer()
     tokenizer.chat_template = template
     return tokenizer
 
@@ -86,7 +86,7 @@ def test_a_model_without_a_head_for_it_is_refused(build: Any) -> None:
     from scalekit.models.resolve import resolve_model
 
     with pytest.raises(errors.ConfigError, match="generates no text"):
-        check_samples({"prompts": ["a"], "max_new_tokens": 1}, resolve_model(build), tiny.make_tokenizer())
+        check_samples({"prompts": ["a"], "max_new_tokens": 1}, resolve_model(build), language_model.make_tokenizer())
 
 
 def test_relative_positions_have_no_end() -> None:
@@ -94,7 +94,9 @@ def test_relative_positions_have_no_end() -> None:
     from scalekit.models.resolve import resolve_model
 
     check_samples(
-        {"prompts": ["a" * 3000], "max_new_tokens": 3000}, resolve_model(t5_without_end), tiny.make_tokenizer()
+        {"prompts": ["a" * 3000], "max_new_tokens": 3000},
+        resolve_model(t5_without_end),
+        language_model.make_tokenizer(),
     )
 
 
@@ -109,7 +111,7 @@ def test_an_encoder_and_a_decoder_have_positions_each() -> None:
         config = BartConfig(vocab_size=64, max_position_embeddings=32, encoder_layers=1, decoder_layers=1, **sizes)
         return BartForConditionalGeneration(config)
 
-    tokenizer, model = tiny.make_tokenizer(), resolve_model(bart)
+    tokenizer, model = language_model.make_tokenizer(), resolve_model(bart)
     check_samples({"prompts": ["a" * 32], "max_new_tokens": 31}, model, tokenizer)
     with pytest.raises(errors.ConfigError, match=r"prompt 1 needs 33 positions.*max_new_tokens=31"):
         check_samples({"prompts": ["a"], "max_new_tokens": 32}, model, tokenizer)

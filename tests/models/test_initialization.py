@@ -12,9 +12,9 @@ from torch import nn
 import scalekit
 from scalekit.models.initialization import build_to_fill, tied_names
 from scalekit.models.resolve import resolve_model
-from tests.distributed import parity_cases as parity
-from tests.legs import EndedError, Ends
-from tests.tiny import save_model
+from tests.support import parity_cases as parity
+from tests.support.language_model import save_model
+from tests.support.legs import EndedError, Ends
 
 
 class Tied(nn.Module):

@@ -16,9 +16,9 @@ from torch import nn
 
 import scalekit
 from scalekit import errors
-from tests import tiny
-from tests.distributed import parity_cases as parity
-from tests.distributed.processes import run
+from tests.support import language_model
+from tests.support import parity_cases as parity
+from tests.support.processes import run
 
 TEXTS = [{"text": "abcdef"[: 2 + i % 4]} for i in range(12)]
 
@@ -131,9 +131,9 @@ CASES: dict[str, Case] = {
 def fit(case: Case, folder: Path, **settings: Any) -> scalekit.Run:
     model, data, _, _, own = case
     return scalekit.fit(
-        tiny.save_model(folder / "model") if model is None else model,
+        language_model.save_model(folder / "model") if model is None else model,
         data(folder),
-        processor=None if model in (seen, heard) else tiny.make_tokenizer(),
+        processor=None if model in (seen, heard) else language_model.make_tokenizer(),
         strategy="single",
         global_batch_size=2,
         max_steps=1,
@@ -179,7 +179,7 @@ def test_a_missing_column_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("nproc", [1, 2])
 def test_the_same_rows_are_skipped_on_any_ranks(tmp_path: Path, nproc: int) -> None:
-    model = tiny.save_model(tmp_path / "model")
+    model = language_model.save_model(tmp_path / "model")
     data = lines(tmp_path / "r.jsonl", [*TEXTS, {"text": ""}], 5, b'{"text": 7}')
     settings = f"--model {model} --data {data} --on_bad_row skip --max_steps 2 --output_dir {tmp_path / 'run'}"
     run([sys.executable, "-m", "scalekit", "launch", "--nproc", str(nproc), "--", "fit", *settings.split()], 200)
@@ -195,7 +195,7 @@ def test_a_text_model_takes_its_labels_from_the_data(tmp_path: Path) -> None:
         str(tmp_path / "bert"),
         rows,
         "sequence-classification",
-        processor=tiny.make_tokenizer(),
+        processor=language_model.make_tokenizer(),
         strategy="single",
         global_batch_size=2,
         max_steps=1,

@@ -17,8 +17,8 @@ from torch import nn
 
 import scalekit
 from scalekit.errors import PreemptedError
-from tests.distributed import parity_cases as parity
-from tests.legs import NotesRows
+from tests.support import parity_cases as parity
+from tests.support.legs import NotesRows
 
 STEPS, STEPS_PER_EPOCH = 8, 4
 GLOBAL_BATCH = 16

@@ -14,7 +14,7 @@ from torch import nn
 
 import scalekit
 from scalekit import errors
-from tests.legs import EndedError, Ends
+from tests.support.legs import EndedError, Ends
 
 ROWS = [{"x": [float(i)], "y": [2.0 * i]} for i in range(16)]
 

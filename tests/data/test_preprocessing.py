@@ -15,7 +15,7 @@ from scalekit.data.encoders.causal import Causal
 from scalekit.data.encoders.truncation import Limit
 from scalekit.data.preprocessing import prepare
 from scalekit.errors import EmptyDataError, RowError
-from tests.tiny import make_tokenizer
+from tests.support.language_model import make_tokenizer
 
 ENCODER = Causal(make_tokenizer(), "all", Limit(cut_at=6))
 TEXTS = [{"text": "abcdefgh"[: 1 + i % 8]} for i in range(200)]

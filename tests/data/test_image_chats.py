@@ -21,7 +21,7 @@ from scalekit.data.encoders.image_text import ImageTexts
 from scalekit.data.encoders.truncation import Limit
 from scalekit.errors import ConfigError, DataError, NoLabelError, RowError
 from scalekit.objectives.counts import IGNORED
-from tests.data.seeing import gemma, idefics, llava, qwen, qwen_config
+from tests.support.image_models import gemma, idefics, llava, qwen, qwen_config
 
 PROCESSORS = [llava, qwen, idefics, gemma]
 IMAGE, DIM = {"type": "image"}, np.random.default_rng(0)

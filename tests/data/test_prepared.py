@@ -24,8 +24,8 @@ from scalekit.errors import RowError
 from scalekit.models.labels import Classes
 from scalekit.objectives.counts import IGNORED
 from scalekit.training.prepared_job import prepare
-from tests.distributed import parity_cases as parity
-from tests.tiny import make_tokenizer, make_word_tokenizer
+from tests.support import parity_cases as parity
+from tests.support.language_model import make_tokenizer, make_word_tokenizer
 
 TOKENS = [{"input_ids": [1, 2, 3], "text": "abc"}, {"input_ids": [], "text": ""}, {"input_ids": [4, 5], "text": "de"}]
 

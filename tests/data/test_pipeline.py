@@ -10,12 +10,12 @@ from scalekit.config.job import Job
 from scalekit.data.pipeline import DataPipeline, padding_share
 from scalekit.data.sources.read import read_data
 from scalekit.errors import ColumnError, ConfigError
-from tests import tiny
-from tests.distributed import parity_cases as parity
+from tests.support import language_model
+from tests.support import parity_cases as parity
 
 
 def pipeline(model: Any, rows: list[dict], **settings: Any) -> DataPipeline:
-    job = Job(model, rows, processor=tiny.make_tokenizer(), max_steps=1, **settings)
+    job = Job(model, rows, processor=language_model.make_tokenizer(), max_steps=1, **settings)
     return DataPipeline(job, read_data(rows), model)
 
 

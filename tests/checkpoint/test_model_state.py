@@ -9,7 +9,7 @@ from scalekit.checkpoint.format import ADAPTER, REST, WEIGHTS
 from scalekit.checkpoint.model_state import ModelFormat, TensorsByFile
 from scalekit.errors import CheckpointError
 from scalekit.training.module import ScaleModule
-from tests.distributed import parity_cases as parity
+from tests.support import parity_cases as parity
 
 
 class Normed(nn.Module):

@@ -22,8 +22,8 @@ from scalekit import errors
 from scalekit.checkpoint import state_json
 from scalekit.checkpoint.format import MANIFEST, Listed, checksum, manifest
 from scalekit.cli import main
-from tests.distributed import parity_cases as parity
-from tests.tiny import make_tokenizer
+from tests.support import parity_cases as parity
+from tests.support.language_model import make_tokenizer
 
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 BATCH = parity.collate(parity.causal_rows()[:4])

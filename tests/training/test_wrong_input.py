@@ -17,9 +17,9 @@ from torch import nn
 import scalekit
 from scalekit import errors
 from scalekit.config.job import Job
-from tests.distributed import parity_cases as parity
-from tests.distributed.processes import run
-from tests.legs import EndedError, Ends
+from tests.support import parity_cases as parity
+from tests.support.legs import EndedError, Ends
+from tests.support.processes import run
 
 NUMBERS = parity.number_rows()
 

@@ -7,7 +7,7 @@ from typing import Any
 import transformers
 from transformers import Gemma3Processor, Idefics3Processor, LlavaProcessor, Qwen2VLProcessor
 
-from tests.tiny import make_tokenizer
+from tests.support.language_model import make_tokenizer
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m['role'][0] }}>{% for p in m['content'] %}"

@@ -15,7 +15,7 @@ from typing import Any
 from scalekit.distributed.fork_server import ADDRESS, ForkedProcess, ForkServer
 from scalekit.distributed.program import Program
 
-WORKERS = Path(__file__).parent / "workers"
+WORKERS = Path(__file__).parents[1] / "distributed" / "workers"
 ROOT = Path(__file__).parents[2]
 
 IMPORTED = (
@@ -25,9 +25,9 @@ IMPORTED = (
     "deepspeed.runtime.zero.muon.muon_optimizer",
     "transformers.generation.utils",
     *(f"transformers.models.{name}.modeling_{name}" for name in ("auto", "bert", "gpt2", "llama", "t5")),
-    "tests.distributed.parity_cases",
-    "tests.tiny",
-    "tests.legs",
+    "tests.support.parity_cases",
+    "tests.support.language_model",
+    "tests.support.legs",
 )
 
 

@@ -12,7 +12,7 @@ from transformers import GPT2LMHeadModel
 
 import scalekit
 from scalekit import errors
-from tests.distributed import parity_cases as parity
+from tests.support import parity_cases as parity
 
 DECAY = 0.8
 

@@ -19,9 +19,9 @@ from torch import nn
 import scalekit
 from scalekit import errors
 from scalekit.checkpoint import load
-from tests.distributed import parity_cases as parity
-from tests.distributed.processes import start
-from tests.legs import EndedError, Ends
+from tests.support import parity_cases as parity
+from tests.support.legs import EndedError, Ends
+from tests.support.processes import start
 
 
 class GetsWorse(LightningModule):
