@@ -107,7 +107,9 @@ def _add_options(commands: dict[str, argparse.ArgumentParser]) -> None:
     inspect.add_argument("--rows", type=int, default=3, help="rows that are shown (default: 3)")
     inspect.add_argument("--plot", metavar="FILE.png", help="draw a histogram of the rows' lengths")
     for name, (default, text) in LAUNCH_OPTIONS.items():
-        commands["launch"].add_argument(f"--{name}", default=default, type=type(default or ""), help=text)
+        commands["launch"].add_argument(
+            f"--{name}", default=default, type=str if default is None else type(default), help=text
+        )
     _add_options_of_runs(commands["evaluate"], commands["predict"], commands["export"])
     commands["completion"].add_argument("shell", choices=("bash", "zsh", "tcsh"))
 

@@ -70,7 +70,7 @@ def test_a_limited_epoch_is_resumed_where_it_was(tmp_path: Path) -> None:
         ({"limit_train_batches": 1.0}, "a share of them below 1, or None for all"),
         ({"limit_train_batches": True}, "a share of them below 1, or None for all"),
         ({"limit_train_batches": 0.01}, "a share of 0.01 of 10 global batches to train is none"),
-        ({"limit_val_batches": 2, "validation": None}, "limit_val_batches: there are no the validation set"),
+        ({"limit_val_batches": 2, "validation": None}, "limit_val_batches: there is no validation set"),
         (
             {"overfit_batches": 1, "limit_val_batches": 2},
             "overfit_batches limits training and validation alike: leave limit_val_batches out",
