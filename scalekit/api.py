@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any
 
-from scalekit.config.checks import checked, hints_of
+from scalekit.config.checks import checked
 from scalekit.config.documentation import configured_by
 from scalekit.config.job import Model, StepSettings, Task
 from scalekit.config.markers import AtLeast, Below, Group, Is, Place, Says, function_of
+from scalekit.config.rules import hints_of
 from scalekit.hardware import Hardware
+from scalekit.planning.candidate import MARGIN
 from scalekit.planning.request import plan_request
-from scalekit.planning.search import MARGIN, Forecast, choose
+from scalekit.planning.search import Forecast, choose
 
 if TYPE_CHECKING:
     from scalekit.strategies.base import BaseStrategy

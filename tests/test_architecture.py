@@ -53,5 +53,24 @@ def test_imports_run_one_way(file: Path) -> None:
             assert order.get(other[1], len(order)) < order.get(own[1], len(order) + 1), f"{own} imports {module}"
 
 
+def loaded_with(file: Path) -> set[str]:
+    """The modules that a file's own top level imports."""
+    found = set()
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("scalekit."):
+            module = (node.module or "").removeprefix("scalekit.")
+            is_folder = (PACKAGE / module.replace(".", "/")).is_dir()
+            found |= {f"{module}.{each.name}" for each in node.names} if is_folder else {module}
+    return found
+
+
+def test_no_module_needs_itself() -> None:
+    needs = {".".join(file.relative_to(PACKAGE).with_suffix("").parts): loaded_with(file) for file in FILES}
+    while leaves := [name for name, needed in needs.items() if not needed & needs.keys()]:
+        for name in leaves:
+            del needs[name]
+    assert not needs
+
+
 def test_every_folder_has_its_place() -> None:
     assert {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").is_file()} <= LEVEL.keys()

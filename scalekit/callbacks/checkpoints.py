@@ -16,7 +16,8 @@ from scalekit.checkpoint.retention import Rotation
 from scalekit.checkpoint.writer_process import WriteResult
 from scalekit.distributed.preemption import StopRequest
 from scalekit.errors import CheckpointError, ConfigError, PreemptedError
-from scalekit.utils.log import line, say, warn
+from scalekit.utils.log import say, warn
+from scalekit.utils.log_handlers import line
 
 
 class Checkpoints(Callback):

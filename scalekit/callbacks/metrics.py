@@ -15,7 +15,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from scalekit.hardware import most_resident_bytes
 from scalekit.loggers.factory import tell
 from scalekit.utils.files import atomic_write_text
-from scalekit.utils.log import line, warn
+from scalekit.utils.log import warn
+from scalekit.utils.log_handlers import line
 
 Record = dict[str, Any]
 

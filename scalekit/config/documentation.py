@@ -13,10 +13,10 @@ from typing import Any, ParamSpec, TypeVar
 
 import yaml
 
-from scalekit.config.checks import hints_of, markers, rule
 from scalekit.config.job import Job
 from scalekit.config.markers import Group, MayChange
 from scalekit.config.renamed import understood
+from scalekit.config.rules import hints_of, markers, rule
 
 P = ParamSpec("P")
 C = TypeVar("C")

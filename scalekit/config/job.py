@@ -24,7 +24,7 @@ from scalekit.config.blocks import (
     MetricBlock,
     Source,
 )
-from scalekit.config.checks import checked, hints_of, marked
+from scalekit.config.checks import checked, marked
 from scalekit.config.markers import (
     Above,
     AtLeast,
@@ -50,6 +50,7 @@ from scalekit.config.markers import (
 )
 from scalekit.config.names import LossOn, MemoryCheck, OnBadRow, OptimizerName, PrecisionName, ScheduleName, TaskName
 from scalekit.config.renamed import understood
+from scalekit.config.rules import hints_of
 from scalekit.config.strategy import StrategyConfig
 from scalekit.errors import ConfigError, DataError, ModelError, UnknownNameError, shown
 

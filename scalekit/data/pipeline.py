@@ -22,8 +22,9 @@ from scalekit.data.encoders.causal import TURN_KEYS
 from scalekit.data.encoders.labelled import Head
 from scalekit.data.encoders.padding import Pad, pad_id
 from scalekit.data.encoders.pretokenized import Targets, main_input, predicts_next
+from scalekit.data.packing.bins import fill
 from scalekit.data.packing.isolation import can_pack
-from scalekit.data.packing.packing import Pack, fill
+from scalekit.data.packing.packing import Pack
 from scalekit.data.preprocessing import cores
 from scalekit.data.sampling.permutation import shuffled
 from scalekit.data.sources.read import Source, with_column
@@ -34,7 +35,7 @@ from scalekit.models.labels import Classes, Labels
 from scalekit.models.resolve import resolve_model
 from scalekit.models.vocabulary import tokenizer_of, with_tokens
 from scalekit.objectives.objective import is_torch_loss
-from scalekit.utils.log import line
+from scalekit.utils.log_handlers import line
 
 Collate = Callable[[list[Any]], Any]
 

@@ -21,9 +21,10 @@ from scalekit.data.packing.packing import pack
 from scalekit.data.pipeline import Collate, DataPipeline
 from scalekit.data.preprocessing import Prepared, prepare, token_lengths
 from scalekit.data.sources.mixture import Mixed
-from scalekit.data.sources.read import DataPart, Skipped, Source
+from scalekit.data.sources.part import DataPart, Skipped
+from scalekit.data.sources.read import Source
 from scalekit.errors import DataError, EmptyDataError, NoLabelError, RowError
-from scalekit.utils.log import line
+from scalekit.utils.log_handlers import line
 
 Draw = Callable[[Row, int], Row]
 

@@ -13,7 +13,7 @@ from typing import Protocol, final
 
 from scalekit.distributed.process import STOP_SIGNALS
 from scalekit.errors import PreemptedError
-from scalekit.utils.log import line
+from scalekit.utils.log_handlers import line
 
 _LOOK_SECONDS = 1.0
 

@@ -17,7 +17,8 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from scalekit.errors import ConfigError, DependencyError, PreemptedError
 from scalekit.utils.byproducts import in_a_line
-from scalekit.utils.log import WANDB, log, warn
+from scalekit.utils.log import log, warn
+from scalekit.utils.log_handlers import WANDB
 
 _START_SECONDS = 7
 """How long W&B may take to answer at the start. Going on without it takes a second more."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from scalekit.utils.log import line
+from scalekit.utils.log_handlers import line
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,10 @@ import importlib.util
 from pathlib import Path
 
 from scalekit.errors import DependencyError
+from scalekit.planning.candidate import Candidate
 from scalekit.planning.memory.estimate import ITEMS
 from scalekit.planning.plan import readable
-from scalekit.planning.search import Candidate, Forecast
+from scalekit.planning.search import Forecast
 
 GIB = 2**30
 

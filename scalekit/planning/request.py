@@ -10,8 +10,8 @@ from scalekit.config.precision import dtypes_for
 from scalekit.config.strategy import StrategyConfig, names
 from scalekit.errors import UnknownNameError
 from scalekit.hardware import Hardware, fastest_precision
+from scalekit.planning.candidate import MARGIN, PlanRequest
 from scalekit.planning.profiling.profile import ProfiledModel, profile
-from scalekit.planning.search import MARGIN, PlanRequest
 
 
 def plan_request(

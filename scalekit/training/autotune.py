@@ -17,10 +17,11 @@ from scalekit.hardware import Hardware, detect
 from scalekit.loops import support
 from scalekit.models.resolve import Model
 from scalekit.objectives.coupled import CoupledLoss
+from scalekit.planning.candidate import Candidate, PlanRequest
 from scalekit.planning.plan import readable
 from scalekit.planning.profiling.model_inputs import profiled_model
 from scalekit.planning.request import plan_request as planned
-from scalekit.planning.search import Candidate, Forecast, PlanRequest, choose
+from scalekit.planning.search import Forecast, choose
 
 _FALLBACK_MICRO_BATCH = 8
 _CLOSE = 1.25

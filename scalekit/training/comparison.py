@@ -15,7 +15,7 @@ from scalekit.loggers.factory import tell
 from scalekit.planning.plan import Plan, readable
 from scalekit.training.run_directory import write_plan
 from scalekit.utils.byproducts import attempt
-from scalekit.utils.log import line
+from scalekit.utils.log_handlers import line
 
 _SETTLED = 1  # steps left out at the start, where buffers are made and kernels are chosen
 

@@ -9,22 +9,16 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-import re
 import sys
-import time
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, final
 
-LABEL_WIDTH = 10
-"""Of what stands before each line's text."""
+from scalekit.utils.log_handlers import CHATTER, WANDB, File, Screen, from_library, is_chatter, is_terminal, line, plain
 
 _OWN = logging.getLogger("scalekit")
-WANDB = "scalekit.wandb"
-"""The logger that Weights & Biases is told to write to, instead of the terminal."""
 
 _LIBRARIES = {
     "DeepSpeed": logging.ERROR,  # its warnings are about settings that ScaleKit has made
@@ -42,24 +36,6 @@ _TORCH = {
     "torch.utils.cpp_extension": logging.ERROR,  # that there is no CUDA, on a machine without
 }
 """Loggers of torch that are shown less than WARNING allows. Levels are torch's own (`TORCH_LOGS`)."""
-
-_CHATTER = [
-    # Warnings that no user can act on: torch's and Lightning's own use of each other's older names, a `validation_step` without
-    # a validation set, loaders that Lightning cannot know to begin at their position, Lightning's own arguments for W&B.
-    (FutureWarning, r"[/\\](torch|lightning)[/\\]", ""),
-    (Warning, "", r".*isinstance\(treespec, LeafSpec\)"),
-    (Warning, "", r"You defined a `validation_step` but have no"),
-    (Warning, "", r"You're resuming from a checkpoint that ended before the epoch ended"),
-    (Warning, "", r"The number of training batches \(\d+\) is smaller than the logging interval"),
-]
-_WANDB_CHATTER = re.compile(r"The anonymous setting has no effect|Changes to your `wandb` environment variables")
-_MOST_WAITING = 10_000
-"""Lines that are kept while there is no file to write them to."""
-
-
-def line(label: str, text: str) -> str:
-    """A line of the log: what it is about, and what there is to say."""
-    return f"{label:{LABEL_WIDTH}} {text}"
 
 
 def say(text: str) -> None:
@@ -107,7 +83,7 @@ class JobLog:
     """
 
     def __init__(self, rank: int, is_verbose: bool) -> None:
-        self._file = _File() if rank == 0 else None
+        self._file = File() if rank == 0 else None
         self._is_verbose, self._leads = is_verbose, rank == 0
         self._kept: dict[str, tuple[list[logging.Handler], int, bool]] = {}
 
@@ -120,11 +96,11 @@ class JobLog:
         """Takes a library's logger over; once more where the library has been imported since."""
         library = logging.getLogger(name)
         before, level, propagates = self._kept.get(name, ([], library.level, library.propagate))
-        found = [each for each in library.handlers if not isinstance(each, (_Screen, _File)) and each not in before]
+        found = [each for each in library.handlers if not isinstance(each, (Screen, File)) and each not in before]
         self._kept[name] = ([*before, *found], level, propagates)
-        screen = _Screen(_from_library)
+        screen = Screen(from_library)
         screen.setLevel(self._least(_LIBRARIES.get(name, _TORCH.get(name, logging.WARNING))))
-        others = [each for each in library.handlers if not _is_terminal(each)]
+        others = [each for each in library.handlers if not is_terminal(each)]
         library.handlers = [*others, screen, *([self._file] if self._file is not None else [])]
         if name in _LIBRARIES:
             library.setLevel(logging.INFO if self._leads or self._is_verbose else logging.ERROR)
@@ -167,7 +143,7 @@ class JobLog:
             if self._file is not None:
                 told = warnings.formatwarning(message, category, filename, lineno, text)
                 self._file.handle(logging.LogRecord("py.warnings", logging.WARNING, filename, lineno, told, None, None))
-            if self._is_verbose or (self._leads and not _is_chatter(message, category, filename)):
+            if self._is_verbose or (self._leads and not is_chatter(message, category, filename)):
                 shown(message, category, filename, lineno, file, text)
 
         return show
@@ -189,7 +165,7 @@ def job_log(rank: int, is_verbose: bool = False) -> Iterator[JobLog]:
     with ExitStack() as ending, warnings.catch_warnings():
         ending.callback(job.end)
         job.begin()
-        for category, _, message in _CHATTER:
+        for category, _, message in CHATTER:
             # Shown, which is to say: written down; no filter of a user's may make errors of them.
             warnings.filterwarnings("default", message, category, r"(torch|lightning)\." if not message else "")
         warnings.showwarning = job.heard_warning(warnings.showwarning)
@@ -254,20 +230,6 @@ def environment(name: str, value: str) -> Iterator[None]:
         os.environ.pop(name, None)
 
 
-def _is_chatter(message: Warning | str, category: type[Warning], filename: str) -> bool:
-    return any(
-        issubclass(category, kind) and re.search(place, filename) and re.match(text, str(message))
-        for kind, place, text in _CHATTER
-    )
-
-
-def _is_terminal(handler: logging.Handler) -> bool:
-    """Whether a handler writes to the screen: a library's own does."""
-    if isinstance(handler, (_Screen, _File)) or type(handler).__name__ == "_StderrHandler":
-        return True
-    return type(handler) is logging.StreamHandler
-
-
 def _torch_loggers() -> list[str]:
     """Those that write to the screen by themselves."""
     loggers = logging.root.manager.loggerDict
@@ -276,85 +238,13 @@ def _torch_loggers() -> list[str]:
         for name, each in loggers.items()
         if name.partition(".")[0] == "torch"
         and isinstance(each, logging.Logger)
-        and any(map(_is_terminal, each.handlers))
+        and any(map(is_terminal, each.handlers))
     ]
 
 
-def _plain(record: logging.LogRecord) -> str:
-    return record.getMessage()
-
-
-def _from_library(record: logging.LogRecord) -> str:
-    text = record.getMessage()
-    return line(record.levelname, text if record.name == WANDB else f"{record.name}: {text}")
-
-
-@final
-class _Screen(logging.Handler):
-    """Writes lines to where `sys.stdout` is at the moment, beside a bar where one stands."""
-
-    def __init__(self, made: Callable[[logging.LogRecord], str]) -> None:
-        super().__init__()
-        self._made = made
-
-    def emit(self, record: logging.LogRecord) -> None:
-        text = self._made(record)
-        if record.name == WANDB and _WANDB_CHATTER.search(text) and self.level > logging.INFO:
-            return
-        with suppress(OSError, ValueError):  # whoever reads has gone, or the stream is closed: no reason to end a job
-            if "tqdm" in sys.modules:
-                sys.modules["tqdm"].tqdm.write(text, file=sys.stdout)
-            else:
-                print(text, file=sys.stdout)
-            sys.stdout.flush()
-
-
-@final
-class _File(logging.Handler):
-    """Writes lines with their times to a file that is known later; what a full disk does not take waits for room."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._waiting: deque[str] = deque(maxlen=_MOST_WAITING)
-        self._descriptor: int | None = None
-
-    def open(self, path: Path) -> None:
-        with suppress(OSError):
-            self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        self._write()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
-        who = "" if record.name == "scalekit" else f"{record.levelname} {record.name}: "
-        text = who + record.getMessage().rstrip().replace("\n", "\n" + 21 * " ")
-        if record.exc_info:
-            text += "\n" + logging.Formatter().formatException(record.exc_info)
-        self._waiting.append(f"{when}  {text}\n")
-        self._write()
-
-    def _write(self) -> None:
-        while self._descriptor is not None and self._waiting:
-            text = self._waiting[0].encode(errors="replace")
-            try:
-                written = os.write(self._descriptor, text)
-            except OSError:
-                return
-            if written < len(text):
-                self._waiting[0] = text[written:].decode(errors="replace")
-            else:
-                self._waiting.popleft()
-
-    def close(self) -> None:
-        if self._descriptor is not None:
-            self._write()
-            os.close(self._descriptor)
-            self._descriptor = None
-        super().close()
-
-
-_SCREEN = _Screen(_plain)
+_SCREEN = Screen(plain)
 _SCREEN.setLevel(logging.INFO)
-if not any(isinstance(each, _Screen) for each in _OWN.handlers):
+if not any(isinstance(each, Screen) for each in _OWN.handlers):
     _OWN.addHandler(_SCREEN)
 _OWN.setLevel(logging.INFO)
 _OWN.propagate = False

@@ -16,9 +16,10 @@ from typing import Any
 from scalekit.config.precision import dtypes_for
 from scalekit.hardware import detect
 from scalekit.objectives.objective import ModelLoss
+from scalekit.planning.candidate import PlanRequest
 from scalekit.planning.profiling.profile import ProfiledModel, profile, resize
 from scalekit.planning.request import candidates
-from scalekit.planning.search import PlanRequest, choose
+from scalekit.planning.search import choose
 from tests.benchmarks.architectures import ARCHITECTURES
 
 RANKS, GLOBAL_BATCH = 2, 16

@@ -25,10 +25,11 @@ from torch import nn
 import scalekit
 from scalekit import cli, errors
 from scalekit.config import names
-from scalekit.config.checks import hints_of, marked, rule
+from scalekit.config.checks import marked
 from scalekit.config.job import Job
 from scalekit.config.job_file import read_yaml
 from scalekit.config.markers import MayChange
+from scalekit.config.rules import hints_of, rule
 from scalekit.models.resolve import HEADS
 from tests.support.processes import ROOT
 

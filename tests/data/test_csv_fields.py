@@ -7,7 +7,8 @@ import pytest
 
 from scalekit.data.encoders.labelled import Head, labels_of
 from scalekit.data.sources.csv_fields import number_type
-from scalekit.data.sources.read import DataPart, read_data
+from scalekit.data.sources.part import DataPart
+from scalekit.data.sources.read import read_data
 from scalekit.errors import RowError
 
 WORDS = ["NA", "null", "None", "nan", "N/A", "NULL", "<NA>", "True", "false", "001", "1e5", "1.0", "2024-01-01"]

@@ -9,7 +9,8 @@ from datasets import Dataset, Features, LargeList, List, Value
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scalekit.data.packing.packing import Pack, best_fit, fill, pack
+from scalekit.data.packing.bins import best_fit, fill
+from scalekit.data.packing.packing import Pack, pack
 from scalekit.errors import ColumnError, ConfigError, EmptyDataError, RowError
 from scalekit.objectives.counts import IGNORED, Entries
 from scalekit.objectives.objective import ModelLoss
@@ -153,7 +154,7 @@ def stored(tmp_path) -> Dataset:
 def test_rows_are_kept_and_taken_the_next_time(stored, tmp_path, monkeypatch):
     first = pack(stored, 16)
     check_rows(first, stored, 16)
-    monkeypatch.setattr("scalekit.data.packing.packing.best_fit", None)
+    monkeypatch.setattr("scalekit.data.packing.bins.best_fit", None)
     again = pack(stored, 16)
     assert again[:] == first[:]
     assert again._fingerprint == first._fingerprint

@@ -25,7 +25,8 @@ from torch.utils.data import (
 )
 
 from scalekit.data.sources.mixture import Mixture
-from scalekit.data.sources.read import DataPart, Source, read_data
+from scalekit.data.sources.part import DataPart
+from scalekit.data.sources.read import Source, read_data
 from scalekit.errors import ConfigError, DataError, EmptyDataError, UnknownNameError
 
 ROWS = [{"text": f"row {i}"} for i in range(10)]

@@ -12,7 +12,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
-from scalekit.data.packing.packing import best_fit
+from scalekit.data.packing.bins import best_fit
 from scalekit.data.sampling.permutation import shuffled
 from tests.distributed.workers.data_job import BATCH, CAPACITY, HELD_OUT, SENTENCES, STEPS
 from tests.support import language_model

@@ -41,7 +41,9 @@ def probes() -> list[Probe]:
     """Those that run now, on this machine."""
     listed = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
     return [
-        Probe(*map(int, line.split()[:2])) for line in listed.splitlines() if "-m scalekit.training.trial_run" in line
+        Probe(*map(int, line.split()[:2]))
+        for line in listed.splitlines()
+        if "-m scalekit.training.trial_process" in line
     ]
 
 

@@ -12,8 +12,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 import scalekit
 from scalekit.errors import LossReductionError
+from scalekit.objectives.batch_parts import Parts
 from scalekit.objectives.counts import IGNORED, Entries, Samples, Whole, candidates
-from scalekit.objectives.measured import Parts, measure
+from scalekit.objectives.measured import measure
 
 Row = tuple[Tensor, Tensor]
 

@@ -11,10 +11,11 @@ from scalekit.config.strategy import StrategyConfig
 from scalekit.errors import BatchSizeError
 from scalekit.hardware import Hardware
 from scalekit.objectives.objective import ModelLoss
+from scalekit.planning.candidate import PlanRequest
 from scalekit.planning.memory.estimate import predict
 from scalekit.planning.profiling.profile import ProfiledModel, profile, resize
 from scalekit.planning.request import candidates
-from scalekit.planning.search import PlanRequest, choose
+from scalekit.planning.search import choose
 
 CARDS_GB = (16, 24, 40, 80, 141)
 # hidden size and layers: about 0.1, 1, 8 and 70 billion parameters

@@ -14,9 +14,10 @@ from scalekit.config.precision import dtypes_for
 from scalekit.config.strategy import ZERO_DEFAULTS, StrategyConfig, names
 from scalekit.hardware import Hardware, find_device
 from scalekit.hardware.links import ASSUMED
+from scalekit.planning.profiling.operations import Sort
 from scalekit.planning.profiling.profile import Profile, ProfiledModel, profile
 from scalekit.planning.profiling.step_config import StepConfig
-from scalekit.planning.profiling.tracing import Event, Parameter, Sort, Trace
+from scalekit.planning.profiling.tracing import Event, Parameter, Trace
 from scalekit.planning.timing import device_rates, step_time
 from scalekit.planning.timing.communication import Collectives, Phase, Sizes, traffic
 from scalekit.planning.timing.device_rates import Rates

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from _pytest.logging import LogCaptureHandler
 
-from scalekit.utils.log import WANDB, alarm, detail, duration, hear, job_log, line, log, warn
+from scalekit.utils.log import alarm, detail, duration, hear, job_log, log, warn
+from scalekit.utils.log_handlers import WANDB, line
 
 Captured = pytest.CaptureFixture[str]
 

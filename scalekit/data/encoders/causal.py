@@ -9,6 +9,7 @@ from typing import Any, ClassVar, final
 
 from scalekit.data.encoders import chat_template, tool_calls
 from scalekit.data.encoders.base import Encoder, Row, shown, text_of
+from scalekit.data.encoders.chat_search import Span
 from scalekit.data.encoders.padding import Pad, pad_id
 from scalekit.data.encoders.token_offsets import tokenize
 from scalekit.data.encoders.truncation import Limit
@@ -37,7 +38,7 @@ class _Text:
     """A rendered row: its text, the spans with loss (characters; None: everywhere), and what the tokenizer is to add."""
 
     text: str
-    spans: list[chat_template.Span] | None
+    spans: list[Span] | None
     special: bool
 
 
@@ -97,7 +98,7 @@ class Chat:
         if loss_on == "all" and self.weights is not None and not all(self.weights):
             raise RowError("it has turns of weight 0, and loss_on='all' learns them: give loss_on='completions'")
 
-    def written(self, tokenizer: Any, loss_on: str) -> tuple[str, list[chat_template.Span] | None]:
+    def written(self, tokenizer: Any, loss_on: str) -> tuple[str, list[Span] | None]:
         """As a tokenizer's template writes it, with the spans with loss (characters; None: everywhere).
 
         These are the assistant's turns behind those that only ask, but for those without weight.

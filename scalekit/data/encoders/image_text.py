@@ -14,6 +14,7 @@ import torch
 from scalekit.data.encoders import chat_template, image_chats
 from scalekit.data.encoders.base import Encoder, Row, text_of
 from scalekit.data.encoders.causal import Chat, refuse_beside_text, tokenizer_identity
+from scalekit.data.encoders.chat_search import Message, Span
 from scalekit.data.encoders.expansion import places
 from scalekit.data.encoders.images import opened
 from scalekit.data.encoders.truncation import Limit
@@ -34,7 +35,7 @@ class _Written:
 
     images: list[Any]
     text: str
-    spans: list[chat_template.Span] | None
+    spans: list[Span] | None
     special: bool
 
 
@@ -138,7 +139,7 @@ class ImageTexts(Encoder):
         ]
         return Chat(turns, None, asks=1)
 
-    def _said(self, found: Chat, beside: Sequence[Any]) -> tuple[str, list[chat_template.Span] | None, list[Any]]:
+    def _said(self, found: Chat, beside: Sequence[Any]) -> tuple[str, list[Span] | None, list[Any]]:
         found.check_loss_on(self.loss_on)
         turns, images = image_chats.gathered(found.turns, beside, self._place_token(""))
         for each in (turns, image_chats.in_text(turns)):
@@ -152,7 +153,7 @@ class ImageTexts(Encoder):
                 return text, spans, images
         raise RowError("the chat template does not write all that the conversation says and shows")
 
-    def _is_whole(self, text: str, turns: Sequence[chat_template.Message], images: int) -> bool:
+    def _is_whole(self, text: str, turns: Sequence[Message], images: int) -> bool:
         """Whether a template wrote all texts, and one place for each picture."""
         parts = [part for turn in turns for part in turn["content"] or ()]
         token = self._place_token(text)

@@ -5,64 +5,19 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import count, islice
 from typing import Any, final
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader
 
-from scalekit.data.encoders.base import checksum
-from scalekit.data.loading.stream_shards import Encode, Encoding, Lane, Read, Shards, pack_window, shards
+from scalekit.data.loading.stream_batches import Rows, State, Turn, Turns
+from scalekit.data.loading.stream_shards import Encode, shards
 from scalekit.data.sampling.stream_order import ShardCursor, StreamOrder
-from scalekit.data.sources.read import Skipped
+from scalekit.data.sources.part import Skipped
 from scalekit.distributed.process import exit_on_parent_signal
-from scalekit.errors import ConfigError, EmptyDataError, NoLabelError, ScaleKitError, StreamError
+from scalekit.errors import ConfigError, EmptyDataError, NoLabelError, StreamError
 from scalekit.objectives.normalization import MicroBatch
-
-_MARK_BITS = 0xFFFFFF  # the ranks' marks are squared and summed
-
-
-@dataclass(frozen=True)
-class _State:
-    """What has been consumed.
-
-    Attributes:
-        epoch: from 0.
-        batches: global batches of the epoch, with those that had no row to use.
-        step: optimizer steps over all epochs.
-        samples: rows used over all epochs and ranks.
-        lanes: how far those that this rank reads have been read; nothing at an epoch's start.
-    """
-
-    epoch: int = 0
-    batches: int = 0
-    step: int = 0
-    samples: int = 0
-    lanes: Mapping[int, ShardCursor] = field(default_factory=dict)
-
-    def next_epoch(self) -> _State:
-        return _State(self.epoch + 1, 0, self.step, self.samples)
-
-
-@dataclass(frozen=True)
-class _Turn:
-    """What a reading process knows of a micro-batch.
-
-    Attributes:
-        places: of its rows in their global batch.
-        read: how many rows it is made of, with those that are left out.
-        lanes: how far the process has read its own once the global batch is through.
-        skipped: rows that were left out since the turn before.
-        error: that ended the reading.
-    """
-
-    places: tuple[int, ...] = ()
-    read: int = 0
-    lanes: Mapping[int, ShardCursor] = field(default_factory=dict)
-    skipped: tuple[Skipped, ...] = ()
-    error: ScaleKitError | None = None
 
 
 @final
@@ -124,16 +79,16 @@ class StreamLoader:
         self._shards = shards(rows)
         if self._shards.count != order.shards:
             raise ConfigError(f"the order is for {order.shards} shards, and the stream has {self._shards.count}")
-        self._rows = _Rows(self._shards, encode, collate, order, rank, on_bad_row == "skip", capacity, draw)
+        self._rows = Rows(self._shards, encode, collate, order, rank, on_bad_row == "skip", capacity, draw)
         self._count_items, self._pin_memory, self._sum = count_items, pin_memory, sum_over_ranks
         self._workers = min(workers, 1) if self._shards.splits else workers
         self._skipped: dict[str, Skipped] = {}
-        self._pending: deque[tuple[MicroBatch, _State]] = deque()
+        self._pending: deque[tuple[MicroBatch, State]] = deque()
         self._ended: tuple[int, int] | None = None
         self._stand_in: Any = None
         self._mark: int | None = None
         self._checked = False
-        self._state = _State() if state is None else self._restored(state)
+        self._state = State() if state is None else self._restored(state)
 
     def describe(self) -> str:
         """In a sentence, how the stream is split, and why."""
@@ -192,7 +147,7 @@ class StreamLoader:
             "lanes": {str(lane): list(place) for lane, place in state.lanes.items()},
         }
 
-    def _now(self) -> _State:
+    def _now(self) -> State:
         """The state, which is the next epoch's beginning where the last one is through."""
         through = self._ended == (self._state.epoch, self._state.batches)
         return self._state.next_epoch() if through else self._state
@@ -202,7 +157,7 @@ class StreamLoader:
         names = ("shards", "global_batch_size", "seed", "shuffle", "shuffle_rows", "most_lanes")
         return {**{name: getattr(self.order, name) for name in names}, "capacity": self._rows.capacity}
 
-    def _restored(self, state: Mapping[str, Any]) -> _State:
+    def _restored(self, state: Mapping[str, Any]) -> State:
         for name, value in self._order_settings().items():
             if state["order"][name] != value:
                 raise StreamError(
@@ -221,7 +176,7 @@ class StreamLoader:
                 f"the stream's state lacks the lanes {missing[:8]}: it is one rank's. Give what `merge` makes of all ranks'"
             )
         self._mark = state["mark"]
-        return _State(state["epoch"], state["batches"], state["step"], state["samples"], lanes)
+        return State(state["epoch"], state["batches"], state["step"], state["samples"], lanes)
 
     # -- reading ----------------------------------------------------------------------------------------------------
 
@@ -237,11 +192,11 @@ class StreamLoader:
             why = "; ".join(f"{each.where}: {each.why}" for each in self.skipped[:3])
             raise EmptyDataError(f"no row of the stream can be used: {why}" if why else "the stream has no rows")
 
-    def _epoch(self, state: _State) -> Generator[Any, None, bool]:
+    def _epoch(self, state: State) -> Generator[Any, None, bool]:
         """An epoch's batches from a state on; returns whether there were any."""
         batches = iter(
             DataLoader(
-                _Turns(self._rows, state),
+                Turns(self._rows, state),
                 batch_size=None,
                 collate_fn=_as_it_is,
                 num_workers=self._workers,
@@ -262,10 +217,10 @@ class StreamLoader:
                 lanes.update(turn.lanes)
             if usable:
                 came = True
-                state = _State(state.epoch, k, state.step + 1, state.samples + usable, dict(lanes))
+                state = State(state.epoch, k, state.step + 1, state.samples + usable, dict(lanes))
                 yield from self._release(part, usable, state)
 
-    def _next(self, batches: Iterator[Any]) -> tuple[Any, _Turn]:
+    def _next(self, batches: Iterator[Any]) -> tuple[Any, Turn]:
         started = time.perf_counter()
         batch, turn = next(batches)
         self.waited_seconds += time.perf_counter() - started
@@ -279,7 +234,7 @@ class StreamLoader:
         tensor = torch.tensor(numbers)
         return (tensor if self._sum is None else self._sum(tensor)).tolist()
 
-    def _release(self, part: list[tuple[Any, _Turn]], samples: int, state: _State) -> Iterator[Any]:
+    def _release(self, part: list[tuple[Any, Turn]], samples: int, state: State) -> Iterator[Any]:
         items = [self._items(batch, turn, state) for batch, turn in part]
         real = [batch for batch, turn in part if turn.places]
         if real or self._stand_in is None:
@@ -300,7 +255,7 @@ class StreamLoader:
             self._pending.append((micro, state))
             yield batch if turn.places else self._stand_in
 
-    def _items(self, batch: Any, turn: _Turn, state: _State) -> float:
+    def _items(self, batch: Any, turn: Turn, state: State) -> float:
         if not turn.places:
             return 0
         items = self._count_items(batch, len(turn.places))
@@ -311,7 +266,7 @@ class StreamLoader:
             )
         return items
 
-    def _row_numbers(self, turn: _Turn, state: _State) -> tuple[int, ...]:
+    def _row_numbers(self, turn: Turn, state: State) -> tuple[int, ...]:
         """The places of a batch's rows in the epoch."""
         return tuple((state.batches - 1) * self.order.global_batch_size + place for place in turn.places)
 
@@ -355,98 +310,3 @@ def merge(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _as_it_is(item: Any) -> Any:
     return item
-
-
-@final
-@dataclass(frozen=True)
-class _Rows:
-    """How a rank's rows are read and batched; for the arguments, see `StreamLoader`."""
-
-    shards: Shards
-    encode: Encode
-    collate: Callable[[list[Any]], Any]
-    order: StreamOrder
-    rank: int
-    skip: bool
-    capacity: int | None
-    draw: Callable[[Any, int], Any] | None
-
-    def batch(self, rows: list[Any], epoch: int) -> Any:
-        return self.collate(rows if self.draw is None else [self.draw(row, epoch) for row in rows])
-
-    def lanes(self, worker: int = 0, workers: int = 1) -> range:
-        return self.order.read_by(self.rank, worker, workers)
-
-    def encoding(self, skip: bool) -> Encoding:
-        return Encoding(self.encode, self.shards.name, skip, self.capacity)
-
-    def packed(self, encoding: Encoding) -> Callable[[list[Read]], list[Any]] | None:
-        """What a lane makes of a block where rows are packed."""
-        capacity = self.capacity
-        if capacity is None:
-            return None
-        return lambda read: pack_window([row for row in encoding(read) if row is not None], capacity)
-
-    def first(self) -> Any:
-        """A batch of the first row that can be used, for a rank that has had none."""
-        encoding = self.encoding(skip=True)
-        make = self.packed(encoding) or encoding
-        for shard in range(self.shards.count):
-            for number, row in enumerate(self.shards.read(shard)):
-                made = [each for each in make([Read(shard, number, row)]) if each is not None]
-                if made:
-                    return self.batch(made, epoch=0)
-        raise EmptyDataError("the stream has no rows")
-
-    def mark(self) -> int | None:
-        """What tells the stream from others: a checksum of its first row; None where that is not the same each time."""
-        first, again = (checksum(list(islice(self.shards.read(0), 1))) & _MARK_BITS for _ in range(2))
-        return first if first == again else None
-
-
-@final
-class _Turns(IterableDataset[tuple[Any, _Turn]]):
-    """A rank's turns from a state on, without an end: past the stream's end they are empty.
-
-    Read by several workers, each makes its own of them, in the order in which torch asks for them.
-    """
-
-    def __init__(self, rows: _Rows, state: _State) -> None:
-        self._rows, self._state = rows, state
-
-    def __iter__(self) -> Iterator[tuple[Any, _Turn]]:
-        info = get_worker_info()
-        worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
-        try:
-            yield from self._turns(worker, workers)
-        except ScaleKitError as error:  # an error that torch brings over carries a traceback in its message
-            yield None, _Turn(error=error)
-
-    def _turns(self, worker: int, workers: int) -> Iterator[tuple[Any, _Turn]]:
-        rows, order, known = self._rows, self._rows.order, self._state.lanes
-        encoding = rows.encoding(rows.skip)
-        packed = rows.packed(encoding)
-        lanes = [
-            Lane(number, order, rows.shards, self._state.epoch, known.get(number, ShardCursor()), packed)
-            for number in rows.lanes(worker, workers)
-        ]
-        for start in count(0, order.accumulation):
-            given = {lane.number: lane.take(order.per_lane) for lane in lanes}
-            own = [i for i in range(order.accumulation) if (start + i) % workers == worker]
-            indices = [i * order.world_size + rows.rank for i in own]
-            places = {lane.number: lane.place for lane in lanes}
-            for index, micro in zip(indices, order.deal(given, indices), strict=True):
-                yield self._batch(index, micro, encoding, places)
-
-    def _batch(
-        self, index: int, micro: list[Any], encoding: Encoding, lanes: Mapping[int, ShardCursor]
-    ) -> tuple[Any, _Turn]:
-        encoded = micro if self._rows.capacity is not None else encoding(micro)
-        first = index * self._rows.order.micro_batch_size
-        places = tuple(first + i for i, row in enumerate(encoded) if row is not None)
-        usable = [row for row in encoded if row is not None]
-        skipped = tuple(encoding.skipped)
-        encoding.skipped.clear()
-        return self._rows.batch(usable, self._state.epoch) if usable else None, _Turn(
-            places, len(micro), lanes, skipped
-        )

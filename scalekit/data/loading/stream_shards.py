@@ -11,10 +11,10 @@ from typing import Any, final
 import numpy as np
 
 from scalekit.data.encoders.base import refused, tried
-from scalekit.data.packing.packing import best_fit
+from scalekit.data.packing.bins import best_fit
 from scalekit.data.sampling.stream_order import ShardCursor, StreamOrder
+from scalekit.data.sources.part import Skipped
 from scalekit.data.sources.provenance import is_of_datasets
-from scalekit.data.sources.read import Skipped
 from scalekit.errors import RowError, StreamError
 from scalekit.objectives.counts import IGNORED
 

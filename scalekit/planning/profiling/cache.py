@@ -21,7 +21,10 @@ from scalekit.utils.paths import cache_folder
 
 # Traces that another tracer made are not read.
 _TRACER = sha256(
-    b"".join(Path(__file__).with_name(f"{name}.py").read_bytes() for name in ("tracing", "layer_repetition"))
+    b"".join(
+        Path(__file__).with_name(f"{name}.py").read_bytes()
+        for name in ("tracing", "operations", "autocast", "stacks", "layer_repetition")
+    )
 ).hexdigest()
 _LISTS = ("parameters", "modules", "owned", "blocks", "buffer_bytes")
 

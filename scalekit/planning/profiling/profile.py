@@ -26,7 +26,9 @@ from scalekit.errors import ConfigError, InputsError, ModelError, NoLossError
 from scalekit.models.activation_checkpointing import can_recompute, recompute_blocks
 from scalekit.models.initialization import build_module, repeated_blocks, replace_tensors
 from scalekit.planning.profiling import cache, tracing
-from scalekit.planning.profiling.layer_repetition import UnevenError, lengthen, shorten
+from scalekit.planning.profiling.autocast import FloatOnGPU, autocast
+from scalekit.planning.profiling.layer_repetition import lengthen
+from scalekit.planning.profiling.stacks import UnevenError, shorten
 from scalekit.planning.profiling.tracing import LIMIT_SECONDS, Event, Parameter, Trace, UntracedError
 
 TRACED_SIZES = (2, 4)
@@ -182,7 +184,7 @@ class Profile:
         with mode:
             blocks = repeated_blocks(model)
             if recompute:
-                recompute_blocks(model, tracing.FloatOnGPU if self.like_a_gpu else nullcontext)
+                recompute_blocks(model, FloatOnGPU if self.like_a_gpu else nullcontext)
             batch = self.subject.example(size)
             trace = tracing.trace(model, lambda: self._loss(model, batch, keeps_casts), blocks, self.limit_seconds)
         for stack in stacks:
@@ -193,7 +195,7 @@ class Profile:
         inputs = tree_map_only(Tensor, torch.clone, batch)
         if self.dtypes.compute == self.dtypes.parameters:
             return self.subject.step(model, _cast(inputs, self.dtypes.compute))
-        with tracing.autocast(self.dtypes.compute, self.like_a_gpu, keeps_casts):
+        with autocast(self.dtypes.compute, self.like_a_gpu, keeps_casts):
             return self.subject.step(model, inputs)
 
 

@@ -11,7 +11,7 @@ import math
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from enum import IntEnum
 from itertools import groupby
@@ -22,10 +22,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter, tree_map_only
-from torch.utils.flop_counter import flop_registry, sdpa_backward_flop, sdpa_flop
+from torch.utils._pytree import tree_iter
+from torch.utils.flop_counter import flop_registry
 
 from scalekit.errors import ScaleKitError
+from scalekit.planning.profiling.operations import GROUPED, MORE_FLOPS, grouped_in_half, sort
 
 LIMIT_SECONDS = 60.0
 """The longest that a trace may take: a model whose layers loop over tokens in Python would never be done."""
@@ -53,23 +54,6 @@ class Event(IntEnum):
     """The forward pass is over."""
     OPERATE = 8
     """An operation that reads or writes memory, as opposed to a view."""
-
-
-class Sort(IntEnum):
-    """What an operation does, as far as its speed on a CPU goes."""
-
-    PLAIN = 0
-    """Reads and writes memory, and computes little."""
-    PRODUCT = 1
-    ATTENTION = 2
-    CONVOLUTION = 3
-    FUNCTION = 4
-    """Of each element, by a series: exp, tanh, gelu."""
-    NORMALIZATION = 5
-    """Means, variances and softmax over rows, or maxima over windows."""
-    RANDOM = 6
-    STRIDED = 7
-    """Gathers, scatters, sums up or copies what does not lie in order."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +145,7 @@ class _Recorder(TorchDispatchMode):
         if time.monotonic() - self._start > self._limit_seconds:
             raise UntracedError(f"a step on fake tensors takes more than {self._limit_seconds:g} s")
         kwargs = kwargs or {}
-        out = _grouped_in_half(func, args, kwargs) if func in _GROUPED else func(*args, **kwargs)
+        out = grouped_in_half(func, args, kwargs) if func in GROUPED else func(*args, **kwargs)
         inputs = [t for t in tree_iter((args, kwargs)) if isinstance(t, Tensor)]
         made = False
         for tensor in tree_iter(out):
@@ -188,7 +172,7 @@ class _Recorder(TorchDispatchMode):
 
     def _count(self, func: Any, args: Any, kwargs: Any, out: Any, inputs: list[Tensor], made: bool) -> None:
         packet = func._overloadpacket
-        formula = flop_registry.get(packet) or _MORE_FLOPS.get(packet)
+        formula = flop_registry.get(packet) or MORE_FLOPS.get(packet)
         if not made and formula is None and not func._schema.is_mutable:
             return  # a view
         outputs = [t for t in tree_iter(out) if isinstance(t, Tensor)]
@@ -196,61 +180,7 @@ class _Recorder(TorchDispatchMode):
         self.log.flops.append(float(formula(*args, **kwargs, out_val=out)) if formula else 0.0)
         self.log.moved_bytes.append(float(sum(t.numel() * t.element_size() for t in (*inputs, *outputs))))
         self.log.low_precision.append(bool(inputs) and inputs[0].dtype in (torch.bfloat16, torch.float16))
-        self.log.sorts.append(_sort(packet.__name__, formula is not None))
-
-
-_SORTS = {
-    Sort.FUNCTION: "elu|erf|erfc|erfinv|exp|expm1|gelu|log|log1p|log2|log10|log_sigmoid_forward|logit|mish|rsqrt|selu|sigmoid|"
-    "silu|sin|cos|softplus|sqrt|tan|tanh",
-    Sort.NORMALIZATION: "_softmax|_log_softmax|_safe_softmax|native_layer_norm|native_batch_norm|native_group_norm|"
-    "_fused_rms_norm|_native_batch_norm_legit|batch_norm|cumsum|logsumexp|max_pool2d_with_indices|max_pool3d_with_indices|"
-    "sort|topk|var|var_mean",
-    Sort.RANDOM: "bernoulli|multinomial|native_dropout|normal|rand|randint|randn|rand_like|randn_like|uniform",
-    Sort.STRIDED: "_to_copy|amax|amin|avg_pool2d|_adaptive_avg_pool2d|cat|clone|constant_pad_nd|copy|embedding|embedding_dense|"
-    "gather|index|index_add|index_put|_index_put_impl|index_select|max|mean|min|repeat|scatter|scatter_add|select|"
-    "select_scatter|slice|slice_scatter|stack|sum|upsample_bilinear2d|upsample_nearest2d",
-}
-_SORT_OF = {name: sort for sort, names in _SORTS.items() for name in names.split("|")}
-
-
-def _sort(name: str, has_formula: bool) -> Sort:
-    """An operation's, by its name in torch; a backward one's, or one in place, is that of what it belongs to."""
-    if has_formula:
-        is_attention, is_convolution = "dot_product" in name or "attention" in name, "convolution" in name
-        return Sort.ATTENTION if is_attention else Sort.CONVOLUTION if is_convolution else Sort.PRODUCT
-    base = name.removesuffix("_data").removesuffix("_backward").removesuffix("_")
-    return _SORT_OF.get(base, Sort.PLAIN)
-
-
-def _grouped_in_half(func: Any, args: Any, kwargs: Any) -> Any:
-    """Products of groups run in float32 on CPUs, and only in half precision on fake tensors; shapes are the same."""
-    low = tree_map_only(Tensor, lambda t: t.bfloat16() if t.dtype is torch.float32 else t, (args, kwargs))
-    out = func(*low[0], **low[1])
-    return out.float() if args[0].dtype is torch.float32 else out
-
-
-_GROUPED = (torch.ops.aten._grouped_mm.default,)
-
-
-def _grouped_flops(left: Any, right: Any, *_: Any, out_val: Any = None, **__: Any) -> int:
-    """Each row of a group meets its own matrix, as if there were one matrix; a gradient of weights has two matrices in."""
-    return int(2 * left.shape[-2] * left.shape[-1] * right.shape[-1])
-
-
-def _flash_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return int(sdpa_flop(query.shape, key.shape, value.shape))
-
-
-def _flash_backward_flops(grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return int(sdpa_backward_flop(grad.shape, query.shape, key.shape, value.shape))
-
-
-# What PyTorch's own counter leaves out.
-_MORE_FLOPS: dict[Any, Callable[..., int]] = {
-    torch.ops.aten._grouped_mm: _grouped_flops,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _flash_flops,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _flash_backward_flops,
-}
+        self.log.sorts.append(sort(packet.__name__, formula is not None))
 
 
 def trace(
@@ -354,73 +284,3 @@ def _module_hooks(log: _Log, index: int) -> tuple[Callable[..., None], Callable[
 
 def _differentiable(tree: Any) -> Iterator[Tensor]:
     return (t for t in tree_iter(tree) if isinstance(t, Tensor) and t.requires_grad)
-
-
-@contextmanager
-def autocast(compute: torch.dtype, like_a_gpu: bool, keeps_casts: bool) -> Iterator[None]:
-    """Mixed precision on fake CPU tensors, in a forward pass.
-
-    Args:
-        compute: the lower type.
-        like_a_gpu: whether the operations that a GPU's autocast keeps in float32 stay so.
-        keeps_casts: whether parameters are cast once a forward pass (DeepSpeed's autocast) or at each use (Lightning's).
-    """
-    with torch.autocast("cpu", compute, cache_enabled=keeps_casts), FloatOnGPU() if like_a_gpu else nullcontext():
-        yield
-
-
-_FLOAT_ON_GPU = {
-    "layer_norm",
-    "group_norm",
-    "norm",
-    "softmax",
-    "log_softmax",
-    "softmin",
-    "softplus",
-    "nll_loss",
-    "cross_entropy",
-    "binary_cross_entropy_with_logits",
-    "mse_loss",
-    "l1_loss",
-    "smooth_l1_loss",
-    "kl_div",
-    "cosine_similarity",
-    "cosine_embedding_loss",
-    "exp",
-    "expm1",
-    "log",
-    "log1p",
-    "log2",
-    "log10",
-    "pow",
-    "__pow__",
-    "__rpow__",
-    "reciprocal",
-    "rsqrt",
-    "sum",
-    "prod",
-    "cumsum",
-    "cumprod",
-    "cdist",
-    "renorm",
-}
-"""PyTorch's list of operations that CUDA's autocast runs in float32 (torch.amp, "CUDA Ops that can autocast to float32")."""
-
-
-class FloatOnGPU(torch.overrides.TorchFunctionMode):
-    """Casts the inputs of `_FLOAT_ON_GPU` to float32 under autocast, which does not do so by itself for CPUs.
-
-    A backward pass turns modes off, and checkpointing brings autocast alone back for what it computes again.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__name__", "") not in _FLOAT_ON_GPU or not torch.is_autocast_enabled("cpu"):
-            return func(*args, **kwargs)
-
-        def single(value: Any) -> Any:
-            is_low = isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16)
-            return value.float() if is_low else value
-
-        with torch.autocast("cpu", enabled=False):
-            return func(*map(single, args), **{name: single(value) for name, value in kwargs.items()})

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from scalekit.config.precision import type_name
 from scalekit.hardware import Device, Hardware
 from scalekit.hardware.links import ASSUMED
+from scalekit.planning.profiling.operations import Sort
 from scalekit.planning.profiling.step_config import StepConfig
-from scalekit.planning.profiling.tracing import Sort
 
 MATMUL_EFFICIENCY = 0.7
 """Of a GPU's dense peak: cuBLAS reaches 650 to 700 of an H100's 989 TFLOP/s in large bfloat16 products.

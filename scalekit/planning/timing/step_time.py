@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from scalekit.config.precision import Dtypes, type_name
 from scalekit.hardware import Hardware
 from scalekit.planning.memory.layouts import layout
+from scalekit.planning.profiling.operations import Sort
 from scalekit.planning.profiling.profile import Profile
 from scalekit.planning.profiling.step_config import StepConfig
-from scalekit.planning.profiling.tracing import Event, Sort, Trace
+from scalekit.planning.profiling.tracing import Event, Trace
 from scalekit.planning.timing.communication import Collectives, Phase, Sizes, gathered_again, traffic
 from scalekit.planning.timing.device_rates import (
     MICRO_BATCH_DISPATCHES,
