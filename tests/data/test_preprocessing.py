@@ -92,7 +92,7 @@ import sys, time
 from pathlib import Path
 import datasets
 datasets.config.HF_DATASETS_CACHE = Path(sys.argv[1])
-from tests.data import test_preparation as own
+from tests.data import test_preprocessing as own
 encode = own.Causal.encode
 def slowly(self, rows):
     with open(sys.argv[1] + "/log", "a") as file:

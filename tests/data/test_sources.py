@@ -216,7 +216,7 @@ def test_streams_come_as_they_are() -> None:
 
 @pytest.mark.parametrize("stream", [Endless(), datasets.Dataset.from_list(ROWS).to_iterable_dataset()])
 def test_a_share_of_a_stream_cannot_be_held_out(stream: Any) -> None:
-    with pytest.raises(DataError, match="share of a stream cannot be held out: give other rows"):
+    with pytest.raises(DataError, match="share of a stream cannot be its validation set: give other rows"):
         read_data(stream, 0.1)
 
 
