@@ -289,7 +289,9 @@ class BaseStrategy(CheckpointedStrategy):
             ConfigError: the closure is a part of the global batch alone, or its number of evaluations could differ by rank.
         """
         parts = self._world_size * self._module.trainer.accumulate_grad_batches
-        if parts > 1 and any(isinstance(self.inner_optimizer(each), torch.optim.LBFGS) for each in self.optimizers):
+        if parts > 1 and any(
+            isinstance(self.shards.inner_optimizer(each), torch.optim.LBFGS) for each in self.optimizers
+        ):
             raise ConfigError(
                 f"LBFGS evaluates the loss several times a step, and the global batch is in {parts} parts: train on one "
                 "process with micro_batch_size=global_batch_size, or take another optimizer"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import Strategy as LightningStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -23,10 +21,11 @@ from scalekit.checkpoint.format import AVERAGE
 from scalekit.checkpoint.loop_state import resumed
 from scalekit.checkpoint.model_state import ModelFormat
 from scalekit.checkpoint.writer_process import WriteResult
-from scalekit.distributed.shards import OptimizerShard, TensorShard, owned
+from scalekit.distributed.shards import TensorShard, owned
 from scalekit.errors import CheckpointError
 from scalekit.optim.ema import Average
 from scalekit.strategies.job_context import JobContext
+from scalekit.strategies.shards import ReplicatedShards, Shards
 from scalekit.utils.log import log
 
 _HYPERPARAMETERS = (LightningModule.CHECKPOINT_HYPER_PARAMS_KEY, LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY)
@@ -50,7 +49,7 @@ class WholeStep:
 class CheckpointedStrategy(LightningStrategy):
     """A Lightning strategy whose checkpoints are folders, as `checkpoint.layout` has them.
 
-    What a rank holds of each tensor is all that the strategies differ in: see `_part` and `slots`.
+    What a rank holds of each tensor is all that the strategies differ in: see `Shards`.
 
     Args:
         job: that it runs.
@@ -87,7 +86,7 @@ class CheckpointedStrategy(LightningStrategy):
         Raises:
             CheckpointError: on every rank: the job resumes from a checkpoint that was trained on others.
         """
-        parts = [self._part(name, tensor) for name, tensor in self._format.base().items()]
+        parts = [self.shards.part(name, tensor) for name, tensor in self._format.base().items()]
         if not parts:
             return
         mine = fingerprints(owned(parts, self._rank, self._world_size))
@@ -110,7 +109,7 @@ class CheckpointedStrategy(LightningStrategy):
     def weight_parts(self) -> dict[str, list[TensorShard]]:
         """This rank's parts of what a checkpoint's model holds, by the stem of their files' names."""
         found = self._format.tensors_by_file()
-        return {stem: [self._part(name, t) for name, t in tensors.items()] for stem, tensors in found.items()}
+        return {stem: [self.shards.part(name, t) for name, t in tensors.items()] for stem, tensors in found.items()}
 
     def _begin_average(self, decay: float) -> None:
         tensors_by_file = self._format.tensors_by_file().values()
@@ -123,7 +122,7 @@ class CheckpointedStrategy(LightningStrategy):
 
     def _trained_parts(self) -> list[TensorShard]:
         """Of the weights that are averaged, what this rank saves."""
-        parts = (self._part(name, tensor) for name, tensor in self._averaged.items())
+        parts = (self.shards.part(name, tensor) for name, tensor in self._averaged.items())
         return list(owned(parts, self._rank, self._world_size))
 
     def _average_parts(self, parts: Mapping[str, Sequence[TensorShard]]) -> dict[str, Sequence[TensorShard]]:
@@ -138,32 +137,10 @@ class CheckpointedStrategy(LightningStrategy):
 
         return {f"{AVERAGE}/{Path(stem).name}": list(map(averaged, family)) for stem, family in parts.items()}
 
-    def _part(self, name: str, tensor: Tensor) -> TensorShard:
-        """This rank's part of a tensor of the model's; the whole, where no part of it is elsewhere."""
-        return TensorShard(name, tuple(tensor.shape), tensor.detach())
-
-    def slots(self, optimizer: Optimizer) -> list[OptimizerShard]:
-        """Where the optimizer's state of this rank's part of each parameter lies."""
-        called = self._format.names()
-        found = []
-        for number, group in enumerate(self.inner_optimizer(optimizer).param_groups):
-            for tensor in group["params"]:
-                part = self._part(called[id(tensor)], tensor)
-                place = (part.start, 0, part.data.numel(), part.everywhere)
-                found.append(OptimizerShard(part.name, part.shape, tensor, number, *place))
-        return found
-
-    def inner_optimizer(self, optimizer: Optimizer) -> Optimizer:
-        """The torch optimizer that holds this rank's state."""
-        return optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
-
-    def state_tensor(self, holder: Tensor, tensor: Tensor) -> Tensor:
-        """Where the elements are of a tensor that the optimizer keeps for a holder, or of the holder itself."""
-        return tensor
-
-    def opened(self, holder: Tensor) -> AbstractContextManager[None]:
-        """Has a holder and its state in memory, to be changed there."""
-        return nullcontext()
+    @cached_property
+    def shards(self) -> Shards:
+        """What this rank holds of each tensor."""
+        return ReplicatedShards(self._rank, self._world_size)
 
     # -- saving -----------------------------------------------------------------------------------------------------
 
@@ -212,9 +189,9 @@ class CheckpointedStrategy(LightningStrategy):
         parts |= self._average_parts(parts)
         settings = []
         for number, optimizer in enumerate(self.optimizers):
-            found, setting = optimizer_state.describe(
-                self.inner_optimizer(optimizer), self.slots(optimizer), self.state_tensor
-            )
+            shards = self.shards.of_optimizer(optimizer, self._format.names())
+            inner = self.shards.inner_optimizer(optimizer)
+            found, setting = optimizer_state.describe(inner, shards, self.shards.state_tensor)
             parts |= {optimizer_state.stem(number, key): each for key, each in found.items()}
             settings.append(setting)
         checkpoint = {name: value for name, value in checkpoint.items() if name != "state_dict"}
@@ -272,7 +249,9 @@ class CheckpointedStrategy(LightningStrategy):
     def _versions(self) -> dict[tuple[str, str], int]:
         """Of parameters, by which it shows whether this rank's part of one was changed."""
         parts = {
-            place: self._part(place[1], each).data for place, each in self._saved() if isinstance(each, nn.Parameter)
+            place: self.shards.part(place[1], each).data
+            for place, each in self._saved()
+            if isinstance(each, nn.Parameter)
         }
         return {place: 0 if part.is_inference() else part._version for place, part in parts.items()}
 
@@ -356,8 +335,9 @@ class CheckpointedStrategy(LightningStrategy):
                 parameters[name].requires_grad_(is_trained)
         pairs = zip(self.optimizers, checkpoint["optimizer_states"], strict=True)
         for number, (optimizer, saved) in enumerate(pairs):
-            inner = self.inner_optimizer(optimizer)
-            optimizer_state.restore(inner, self.slots(optimizer), number, saved, self._resumed_from, self.opened)
+            inner = self.shards.inner_optimizer(optimizer)
+            shards = self.shards.of_optimizer(optimizer, self._format.names())
+            optimizer_state.restore(inner, shards, number, saved, self._resumed_from, self.shards.opened)
 
     @property
     def lightning_restore_optimizer(self) -> bool:

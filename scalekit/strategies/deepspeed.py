@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from scalekit.config.strategy import StrategyConfig
-from scalekit.distributed.shards import OptimizerShard, TensorShard
 from scalekit.errors import ConfigError, DependencyError
 from scalekit.models.initialization import (
     broadcast_tensors,
@@ -34,11 +34,11 @@ from scalekit.models.initialization import (
 from scalekit.objectives.normalization import StepLoss
 from scalekit.strategies import deepspeed_nvme
 from scalekit.strategies.base import BaseStrategy
+from scalekit.strategies.deepspeed_shards import OptimizerZeroShards, ParameterZeroShards, ZeroShards, replay_powers
 from scalekit.strategies.job_context import JobContext
 from scalekit.strategies.precision import Plugin
 from scalekit.utils.log import environment, hear
 
-_LEAST_POWER = 2.0**-26
 _PARTITION_BYTES = 1 << 30
 """How much of a model is whole at once on every rank while ZeRO-3 shares it out."""
 
@@ -174,6 +174,12 @@ class ZeroStrategy(BaseStrategy, DeepSpeedStrategy):
     def determine_ddp_device_ids(self) -> list[int] | None:
         return None if self._device == "cpu" else [self.root_device.index]
 
+    @cached_property
+    def shards(self) -> ZeroShards:
+        """What this rank holds of each tensor."""
+        kind = ParameterZeroShards if self._stage == 3 else OptimizerZeroShards
+        return kind(self._rank, self._world_size, lambda: self.deepspeed_engine.optimizer)
+
     # -- configuration ----------------------------------------------------------------------------------------------
 
     @property
@@ -263,22 +269,6 @@ class ZeroStrategy(BaseStrategy, DeepSpeedStrategy):
         for parameter in self._module.parameters():
             parameter.ds_secondary_tensor = None  # type: ignore[attr-defined]
 
-    def _part(self, name: str, tensor: Tensor) -> TensorShard:
-        if not hasattr(tensor, "ds_tensor"):
-            return super()._part(name, tensor)
-        start, elements = self._range(tensor)
-        part = deepspeed_nvme.part(tensor).narrow(0, 0, elements)
-        return TensorShard(name, tuple(tensor.ds_shape), part, start, everywhere=False)  # type: ignore[attr-defined]
-
-    def _range(self, tensor: Any) -> tuple[int, int]:
-        """Of the elements of a parameter under ZeRO-3 that this rank has: the first, and how many; the rest is padding."""
-        start = min(self._rank * tensor.ds_tensor.ds_numel, tensor.ds_numel)
-        return start, min(tensor.ds_tensor.ds_numel, tensor.ds_numel - start)
-
-    def inner_optimizer(self, optimizer: Optimizer) -> Optimizer:
-        inner: Optimizer = super().inner_optimizer(optimizer).optimizer  # type: ignore[attr-defined]
-        return inner
-
     # -- parameters without gradients -------------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
@@ -303,7 +293,7 @@ class ZeroStrategy(BaseStrategy, DeepSpeedStrategy):
         for hook in self._hooks:
             hook.remove()
         called = self._format.names()
-        own = [called[id(parameter)] for parameter in self._decayed() if id(parameter) not in met]
+        own = [called[id(parameter)] for parameter in self.shards.decayed() if id(parameter) not in met]
         others = self._gather(own)
         missing = sorted(set.intersection(*map(set, others)))
         if missing:
@@ -313,58 +303,10 @@ class ZeroStrategy(BaseStrategy, DeepSpeedStrategy):
                 "(requires_grad_(False)), set weight_decay=0, or take ddp or fsdp2"
             )
 
-    def _decayed(self) -> Iterator[nn.Parameter]:
-        """The parameters that shrink by themselves."""
-        zero = self.deepspeed_engine.optimizer
-        groups = zero.optimizer.param_groups
-        for number, parameters in enumerate(zero.fp16_groups if self._stage == 3 else zero.bit16_groups):
-            group = zero.sub_group_to_group_id[number] if self._stage == 3 else number
-            if groups[group].get("weight_decay", 0):
-                yield from parameters
-
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         super().load_optimizer_state_dict(checkpoint)
         for optimizer in self.optimizers:
-            _replay_powers(self.inner_optimizer(optimizer))
-
-    def state_tensor(self, holder: Tensor, tensor: Tensor) -> Tensor:
-        return deepspeed_nvme.state(self.deepspeed_engine.optimizer, holder, tensor) if self._stage == 3 else tensor
-
-    def opened(self, holder: Tensor) -> AbstractContextManager[None]:
-        return deepspeed_nvme.opened(self.deepspeed_engine.optimizer, holder) if self._stage == 3 else nullcontext()
-
-    def slots(self, optimizer: Optimizer) -> list[OptimizerShard]:
-        return list(self._slots_of_parts() if self._stage == 3 else self._slots_of_groups())
-
-    def _slots_of_groups(self) -> Iterator[OptimizerShard]:
-        """ZeRO-1 and 2: a rank has a run of each group's elements, which begins and ends anywhere."""
-        zero, called = self.deepspeed_engine.optimizer, self._format.names()
-        for group, parameters in enumerate(zero.bit16_groups):
-            for parameter in parameters:
-                lies = parameter._hp_mapping
-                start, offset, elements = (
-                    (lies.lp_fragment_address.start, lies.hp_fragment_address.start, lies.lp_fragment_address.numel)
-                    if lies is not None
-                    else (0, 0, 0)
-                )
-                holder = zero.single_partition_of_fp32_groups[group]
-                place = (start, offset, elements)
-                yield OptimizerShard(
-                    called[id(parameter)], tuple(parameter.shape), holder, group, *place, everywhere=False
-                )
-
-    def _slots_of_parts(self) -> Iterator[OptimizerShard]:
-        """ZeRO-3: a rank has a part of each parameter, and those of a group one after another in flat tensors."""
-        zero, called = self.deepspeed_engine.optimizer, self._format.names()
-        for number, parameters in enumerate(zero.fp16_groups):
-            holder, group, offset = zero.fp32_partitioned_groups_flat[number], zero.sub_group_to_group_id[number], 0
-            for parameter in parameters:
-                start, elements = self._range(parameter)
-                place = (start, offset, elements)
-                yield OptimizerShard(
-                    called[id(parameter)], tuple(parameter.ds_shape), holder, group, *place, everywhere=False
-                )
-                offset += parameter.ds_tensor.ds_numel
+            replay_powers(self.shards.inner_optimizer(optimizer))
 
 
 class _Notes:
@@ -405,20 +347,3 @@ def _chunks(module: nn.Module, limit_bytes: int) -> Iterable[list[nn.Parameter]]
         size_bytes += parameter.nbytes
     if chunk:
         yield chunk
-
-
-def _replay_powers(optimizer: Any) -> None:
-    """Brings the powers of Adam's betas to where the steps so far have brought them, to the last bit.
-
-    DeepSpeed's CPU Adam multiplies them up step by step, but takes them by `pow` where a job is resumed. Steps without elements
-    multiply alone; there are none to make where the powers are too small to count in float32's 1 - power.
-    """
-    if not hasattr(optimizer, "ds_opt_adam"):
-        return
-    steps = max((state.get("step", 0) for state in optimizer.state.values()), default=0)
-    group, nothing = optimizer.param_groups[0], torch.empty(0)
-    if max(group["betas"]) ** steps < _LEAST_POWER:
-        return
-    settings = (group["lr"], *group["betas"], group["eps"], group["weight_decay"], group["bias_correction"])
-    for step in range(1, steps + 1):
-        optimizer.ds_opt_adam.adam_update(optimizer.opt_id, step, *settings, nothing, nothing, nothing, nothing)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from functools import cached_property
 from itertools import compress
-from math import prod
 from typing import Any
 
 import torch
@@ -19,11 +19,11 @@ from torch.utils._pytree import tree_map_only
 from torchmetrics import Metric
 
 from scalekit.config.strategy import StrategyConfig
-from scalekit.distributed.shards import TensorShard
 from scalekit.errors import ConfigError
 from scalekit.models.initialization import module_tensors, move_to_meta, repeated_blocks, tied_names
 from scalekit.strategies.base import BaseStrategy, T
 from scalekit.strategies.job_context import JobContext
+from scalekit.strategies.shards import RowShards, Shards
 
 
 class _StepsThroughRoot(ModelParallelStrategy):
@@ -84,13 +84,10 @@ class FullyShardedStrategy(BaseStrategy, _StepsThroughRoot):
         with torch.no_grad(), self.precision_plugin.forward_context():
             return self._redirect(name, *args)
 
-    def _part(self, name: str, tensor: Tensor) -> TensorShard:
-        if not isinstance(tensor, DTensor):
-            return super()._part(name, tensor)
-        # Rows are split as `torch.chunk` does: the last ranks may have fewer, or none.
-        rows, row = tensor.shape[0], prod(tensor.shape[1:])
-        first = min(self._rank * -(-rows // self._world_size), rows)
-        return TensorShard(name, tuple(tensor.shape), tensor.to_local().detach(), first * row, everywhere=False)
+    @cached_property
+    def shards(self) -> Shards:
+        """What this rank holds of each tensor."""
+        return RowShards(self._rank, self._world_size)
 
     def _shard(self, module: nn.Module) -> None:
         scalars = [name for name, parameter in module.named_parameters() if not parameter.ndim]

@@ -300,7 +300,7 @@ class Types(Callback):
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         engine = trainer.strategy
-        inner = engine.inner_optimizer(trainer.optimizers[0])
+        inner = engine.shards.inner_optimizer(trainer.optimizers[0])
         moments = [v["exp_avg"].dtype for v in inner.state.values() if "exp_avg" in v]
         masters = [key.dtype for key in inner.state]
         zero = getattr(engine, "deepspeed_engine", None)
