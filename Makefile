@@ -5,7 +5,7 @@ SCALEKIT := .venv/bin/scalekit
 PYTEST := $(PYTHON) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 QUESTION := What is your favorite book?
 
-.PHONY: install demo test test-all lint format benchmark benchmark-plan benchmark-time benchmark-data benchmark-checkpoint constraints clean
+.PHONY: install demo test test-all test-latest lint format benchmark benchmark-plan benchmark-time benchmark-data benchmark-checkpoint constraints clean
 
 install: .venv/.installed
 
@@ -61,10 +61,17 @@ benchmark-data: install
 benchmark-checkpoint: install
 	$(PYTHON) tests/benchmarks/checkpoint.py
 
-# Pins every dependency with its hashes. torch stays below 2.15: torchaudio is built for CUDA 13.0, as torch up to 2.14 is.
+# Pins every dependency with its hashes.
 constraints:
-	printf 'torch<2.15\n' | uv pip compile --quiet pyproject.toml --extra dev --constraints - \
+	uv pip compile --quiet pyproject.toml --extra dev \
 		--python-version 3.11 --generate-hashes --no-header --no-annotate --output-file constraints.txt
+
+# The newest version of each dependency that pyproject.toml allows, in an environment of its own, and what depends on them most.
+test-latest:
+	test -d build/latest || uv venv --quiet --python 3.11 build/latest
+	uv pip install --quiet --upgrade --compile-bytecode --python build/latest --editable '.[dev]'
+	build/latest/bin/python -m pytest -m "not long" tests/test_private_interfaces.py tests/distributed/test_parity.py \
+		tests/distributed/test_resumed_module.py tests/contract
 
 clean:
 	rm -rf .venv build dist runs

@@ -115,6 +115,22 @@ def prepare_job(job: Job, world: World, device: str, asked: JobContext, until_en
     Rotation.of(job, rows.validation is not None)
     folder = open_run(job, known.name, world, until_end, say)
     decision = _decision(job, known, rows, device, world, folder)
+    name = job.model if isinstance(job.model, str) else known.name
+    return _assembled(job, world, device, rows, model, name, folder, decision, asked)
+
+
+def _assembled(
+    job: Job,
+    world: World,
+    device: str,
+    rows: Rows,
+    model: Model | None,
+    name: str,
+    folder: RunFolder,
+    decision: Decision,
+    asked: JobContext,
+) -> PreparedJob:
+    """The objects that train a job, of which each is made of what was decided, and of those before it."""
     order = order_of(rows, decision.micro_batch_size, world)
     has_ended, total_steps = is_finished(folder, job), job_steps(rows, order)
     module = module_of(job, model, rows.pipeline, world, total_steps, decision.activation_checkpointing)
@@ -145,9 +161,7 @@ def prepare_job(job: Job, world: World, device: str, asked: JobContext, until_en
         total_steps,
         module,
         own_step,
-        _plan(
-            decision, device, order, total_steps, module, job.model if isinstance(job.model, str) else known.name, rows
-        ),
+        _plan(decision, device, order, total_steps, module, name, rows),
         training,
         validation_loader(*batching),
         build_strategy(decision.strategy, decision.precision, device, world, context),
