@@ -16,7 +16,7 @@ LAUNCH_OPTIONS = {
     "max-restarts": (0, "how often a job that failed is started again (default: 0)"),
 }
 _JOB = "a YAML file whose keys are settings"
-_PASS_ON = "Any setting can be given as a flag, which then counts: --max_steps 100."
+_PASS_ON = "A flag overrides the job file: --max_steps 100."
 COMMANDS = {
     "fit": ("train what a job file describes", f"Trains what a job file describes. {_PASS_ON}"),
     "plan": (

@@ -58,7 +58,7 @@ def _in_order() -> list[Field[Any]]:
 
 def default_of(field: Field[Any]) -> str:
     """The default of a setting, as a job file has it."""
-    return "needed" if field.default is MISSING else _as_yaml(field.default)
+    return "required" if field.default is MISSING else _as_yaml(field.default)
 
 
 def _as_yaml(value: Any) -> str:

@@ -87,8 +87,8 @@ class StepSettings:
     they are fewer."""
 
     global_batch_size: Annotated[Annotated[Count, Unit("samples")] | Auto, Group.TRAINING] = "auto"
-    """Samples of an optimizer step, over all ranks and accumulation. ``"auto"`` is the batch size of the DataLoader that
-    `data` is, or has, and 8 elsewhere; for `plan` at least one a rank."""
+    """Samples of an optimizer step, over all ranks and accumulation. ``"auto"`` is the DataLoader's batch size if `data` has
+    one, else 8; for `plan` at least one a rank."""
 
     optimizer: Annotated[
         OptimizerName | Annotated[Any, Is("a function from parameter groups to an optimizer", takes("groups"))],
@@ -134,7 +134,7 @@ class Job(StepSettings):
     data: Annotated[Source | None, Group.DATA, Raises(DataError)] = None
     """A Hugging Face data set, a stream, or a dictionary of them; a hub id, a file or a folder; a mapping of ``path``,
     ``name``, ``split``, ``revision``, ``streaming``; a `Mixture`; a list of rows; a torch `Dataset` or `DataLoader`; or a
-    LightningDataModule. None is for a LightningModule that has its own loaders. Of a DataLoader its rows, its collator, its
+    LightningDataModule. None is for a LightningModule that has its own loaders. From a DataLoader its rows, its collator, its
     workers, whether it shuffles and its batch size are taken. The columns of the rows decide their task."""
 
     task: Task = None
@@ -237,7 +237,7 @@ class Job(StepSettings):
     """The largest global gradient norm; None clips nothing; ``"auto"`` is 1.0, and None for a LightningModule."""
 
     gradient_clip_algorithm: Annotated[Literal["norm", "value"], Group.TRAINING] = "norm"
-    """``"norm"``, or ``"value"``, by which no entry of a gradient is larger than `gradient_clip`."""
+    """``"norm"``, or ``"value"``, which limits each entry of a gradient to `gradient_clip`."""
 
     ema_decay: Annotated[Annotated[float, Above(0), Below(1)] | None, Group.TRAINING] = None
     """The decay of an exponential moving average of the weights, such as 0.999. Checkpoints hold it as ``average/``; none
@@ -314,8 +314,8 @@ class Job(StepSettings):
         Group.SAVING,
         MayChange,
     ] = None
-    """And the checkpoint with the best value of this metric of the validation set, such as ``"loss"``; of one that a
-    LightningModule logs, ``{"metric": "val_accuracy", "mode": "max"}``."""
+    """Also keeps the checkpoint with the best value of this metric of the validation set, such as ``"loss"``. For a metric
+    that a LightningModule logs, give ``{"metric": "val_accuracy", "mode": "max"}``."""
 
     logger: Annotated[
         AnyLogger | Literal["wandb"] | Sequence[AnyLogger | Literal["wandb"]] | None,
@@ -329,7 +329,7 @@ class Job(StepSettings):
     """Lightning callbacks."""
 
     log_every_n_steps: Annotated[_Steps | Auto, Group.TRACKING, MayChange] = "auto"
-    """Optimizer steps between two at which loggers get what a LightningModule logs by the step. ``"auto"`` is Lightning's
+    """How often, in optimizer steps, what a LightningModule logs by the step goes to the loggers. ``"auto"`` is Lightning's
     50, and 1 in epochs that are shorter."""
 
     watchdog_seconds: Annotated[
