@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from scalekit.errors import ScaleKitError
     from scalekit.exporting import export
     from scalekit.training.fit import fit
-    from scalekit.training.module import ScaleModule
     from scalekit.training.result import Run
+    from scalekit.training.scale_module import ScaleModule
 
 __version__ = "0.1.0"
 
 _HOME = {
     "fit": "scalekit.training.fit",
     "Run": "scalekit.training.result",
-    "ScaleModule": "scalekit.training.module",
+    "ScaleModule": "scalekit.training.scale_module",
     "Mixture": "scalekit.data.sources.mixture",
     "ScaleKitError": "scalekit.errors",
     "load_module": "scalekit.checkpoint.module_state",

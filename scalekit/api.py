@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from scalekit.config.checks import checked
 from scalekit.config.documentation import configured_by
-from scalekit.config.job import Model, StepSettings, Task
 from scalekit.config.markers import AtLeast, Below, Group, Is, Place, Says, function_of
 from scalekit.config.rules import hints_of
+from scalekit.config.settings import Model, StepSettings, Task
 from scalekit.hardware import Hardware
 from scalekit.planning.candidate import MARGIN
 from scalekit.planning.request import plan_request

@@ -13,7 +13,7 @@ import yaml
 import scalekit
 from scalekit.cli.flags import own_words, settings_of
 from scalekit.cli.parser import build_parser
-from scalekit.config.job import Job
+from scalekit.config.settings import Job
 from tests.support import language_model
 from tests.support.processes import ROOT, run
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 import yaml
 
-from scalekit.config.job import Job
 from scalekit.config.job_file import read_yaml
+from scalekit.config.settings import Job
 from tests.support.processes import run
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scalekit.config.job import Job
 from scalekit.config.markers import is_a
+from scalekit.config.settings import Job
 from scalekit.errors import ConfigError, UnknownNameError, shown
 from scalekit.objectives.metrics import metrics_of
 

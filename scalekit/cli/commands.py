@@ -14,7 +14,7 @@ from scalekit.cli.parser import COMMANDS, build_parser
 from scalekit.errors import ConfigError, UnknownNameError
 
 if TYPE_CHECKING:
-    from scalekit.config.job import Job
+    from scalekit.config.settings import Job
 
 _SLOW_SECONDS = 2.0
 
@@ -62,8 +62,8 @@ def _job(path: str | None, rest: list[str]) -> Job:
     Raises:
         ConfigError: they describe none.
     """
-    from scalekit.config.job import Job
     from scalekit.config.job_file import JobFile
+    from scalekit.config.settings import Job
 
     flags = settings_of(rest)
     return JobFile(path).job(flags) if path else Job.from_mapping(flags)
@@ -109,8 +109,8 @@ def _plan_settings(job: str, flags: dict[str, Any]) -> dict[str, Any]:
 
 
 def _planned_by(settings: dict[str, Any]) -> dict[str, Any]:
-    from scalekit.config.job import Job, check_settings
     from scalekit.config.renamed import understood
+    from scalekit.config.settings import Job, check_settings
 
     settings = understood(settings)
     jobs = {each.name for each in fields(Job)}

@@ -7,8 +7,8 @@ from typing import Any
 
 from scalekit.cli.parser import LAUNCH_OPTIONS
 from scalekit.config.checks import takes_flag
-from scalekit.config.job import Job
 from scalekit.config.rules import hints_of, rule
+from scalekit.config.settings import Job
 from scalekit.errors import ConfigError, UnknownNameError, shown
 from scalekit.utils.yaml_text import parse_yaml
 

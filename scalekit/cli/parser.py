@@ -139,8 +139,8 @@ def _add_options_of_runs(
 def _add_settings(parser: argparse.ArgumentParser) -> None:
     """Lists the settings by what they are about; their values are read by `flags`."""
     from scalekit.config.documentation import default_of, grouped, meanings
-    from scalekit.config.job import Job
     from scalekit.config.rules import choices, hints_of, rule
+    from scalekit.config.settings import Job
 
     parser.usage = f"{parser.prog} JOB [--SETTING VALUE ...]"
     meaning, hints = meanings(Job), hints_of(Job)

@@ -13,10 +13,10 @@ from typing import Any, ParamSpec, TypeVar
 
 import yaml
 
-from scalekit.config.job import Job
 from scalekit.config.markers import Group, MayChange
 from scalekit.config.renamed import understood
 from scalekit.config.rules import hints_of, markers, rule
+from scalekit.config.settings import Job
 
 P = ParamSpec("P")
 C = TypeVar("C")
@@ -90,7 +90,7 @@ def reference() -> str:
         "# Settings",
         "",
         "They are keys of a job file, flags of `scalekit fit`, and arguments of `scalekit.fit`. This page is made from",
-        "the fields of `scalekit/config/job.py`. `✓` marks what may be another value when a run is resumed.",
+        "the fields of `scalekit/config/settings.py`. `✓` marks what may be another value when a run is resumed.",
     ]
     for group, members in grouped():
         lines += [

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
 
-from scalekit.config.job import Job
+from scalekit.config.settings import Job
 from scalekit.errors import ConfigError, ScaleKitError, shown
 from scalekit.utils.yaml_text import lines_of, parse_yaml
 

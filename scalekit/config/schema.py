@@ -8,9 +8,9 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, is_typeddict
 
 from scalekit.config.documentation import meanings
-from scalekit.config.job import Job
 from scalekit.config.markers import Above, AtLeast, AtMost, Below, Needed, NotEmpty, Open
 from scalekit.config.rules import hints_of, markers
+from scalekit.config.settings import Job
 
 _TYPES = {bool: "boolean", int: "integer", float: "number", str: "string", NoneType: "null", None: "null"}
 _BOUNDS = {AtLeast: "minimum", AtMost: "maximum", Above: "exclusiveMinimum", Below: "exclusiveMaximum"}

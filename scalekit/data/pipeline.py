@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.utils.data import default_collate
 
-from scalekit.config.job import Job
+from scalekit.config.settings import Job
 from scalekit.data import encoders
 from scalekit.data.encoders import chat_template, tasks
 from scalekit.data.encoders.base import Encoder, undecoded

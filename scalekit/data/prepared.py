@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import ConcatDataset, Dataset, TensorDataset
 
-from scalekit.config.job import Job
+from scalekit.config.settings import Job
 from scalekit.data.encoders import tasks
 from scalekit.data.encoders.base import Encoder, RandomlyTransformed, Row, drawn_by_content, refused, tried, undecoded
 from scalekit.data.encoders.pretokenized import check_tokens, embedding_rows, uncounted
@@ -20,8 +20,8 @@ from scalekit.data.loading.stream_shards import pack_window as pack_window
 from scalekit.data.packing.packing import pack
 from scalekit.data.pipeline import Collate, DataPipeline
 from scalekit.data.preprocessing import Prepared, prepare, token_lengths
+from scalekit.data.sources.data_part import DataPart, Skipped
 from scalekit.data.sources.mixture import Mixed
-from scalekit.data.sources.part import DataPart, Skipped
 from scalekit.data.sources.read import Source
 from scalekit.errors import DataError, EmptyDataError, NoLabelError, RowError
 from scalekit.utils.log_handlers import line

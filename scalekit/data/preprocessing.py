@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from scalekit.data.encoders.base import Encoder, Row, refused, tried, undecoded
 from scalekit.data.packing.packing import list_lengths
-from scalekit.data.sources.part import Skipped
+from scalekit.data.sources.data_part import Skipped
 from scalekit.errors import EmptyDataError, RowError
 from scalekit.utils.log import duration, log
 

@@ -18,7 +18,7 @@ from typing import Any, final
 
 from scalekit.distributed.fork_server import BLOCKED, LENGTH
 from scalekit.distributed.program import Program
-from scalekit.distributed.swift_exit import SwiftExit
+from scalekit.distributed.quick_exit import SwiftExit
 
 _PEER = struct.Struct("3i")  # pid, uid and gid: `struct ucred`
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-from scalekit.config.job import Job
+from scalekit.config.settings import Job
 from scalekit.distributed.world import World
 from scalekit.loggers.wandb import Tracker, check_wandb, wandb_logger
 from scalekit.planning.plan import Plan

@@ -15,7 +15,7 @@ from scalekit.distributed.world import World
 from scalekit.loops.data_module import AttachedData
 from scalekit.loops.evaluation import EvaluationLoop
 from scalekit.loops.prediction import PredictionLoop
-from scalekit.loops.signals import SignalConnector
+from scalekit.loops.signal_connector import SignalConnector
 from scalekit.loops.training import EpochLoop
 from scalekit.strategies.base import BaseStrategy
 

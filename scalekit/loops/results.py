@@ -22,7 +22,7 @@ from lightning.pytorch.trainer.connectors.logger_connector.result import (
 from torch import Tensor
 
 from scalekit.config.precision import type_name
-from scalekit.objectives.own_step import Heard
+from scalekit.objectives.lightning_step import Heard
 from scalekit.strategies.base import BaseStrategy
 
 _DESCRIBED = (

@@ -26,12 +26,12 @@ from scalekit.config.precision import Dtypes, dtypes_for
 from scalekit.config.strategy import StrategyConfig
 from scalekit.errors import ConfigError, ModelError, NonFiniteError
 from scalekit.models.initialization import build_module, build_to_fill
+from scalekit.objectives.lightning_step import Heard
 from scalekit.objectives.normalization import LossAccumulator, MicroBatch, StepLoss
-from scalekit.objectives.own_step import Heard
 from scalekit.strategies.buffer_sync import Buffers
-from scalekit.strategies.checkpointing import CheckpointedStrategy
 from scalekit.strategies.job_context import JobContext
 from scalekit.strategies.precision import plugin
+from scalekit.strategies.sharded_checkpoints import CheckpointedStrategy
 from scalekit.strategies.stop_votes import StopVotes
 from scalekit.strategies.uneven_ranks import as_it_was, without_rows
 

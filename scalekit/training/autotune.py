@@ -7,16 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from scalekit.config.job import Job
 from scalekit.config.markers import is_a
 from scalekit.config.precision import resolve_precision
+from scalekit.config.settings import Job
 from scalekit.config.strategy import StrategyConfig
 from scalekit.distributed.world import World
 from scalekit.errors import ConfigError, DoesNotFitError, InputsError, ModelError, NoLossError, ScaleKitError
 from scalekit.hardware import Hardware, detect
-from scalekit.loops import support
+from scalekit.loops import lightning_support
 from scalekit.models.resolve import Model
-from scalekit.objectives.coupled import CoupledLoss
+from scalekit.objectives.coupled_loss import CoupledLoss
 from scalekit.planning.candidate import Candidate, PlanRequest
 from scalekit.planning.plan import readable
 from scalekit.planning.profiling.model_inputs import profiled_model
@@ -178,7 +178,7 @@ def _possible(job: Job, strategies: Sequence[StrategyConfig]) -> list[StrategyCo
     Raises:
         ConfigError: none can.
     """
-    whys = [support.refusal(job, each) for each in strategies]
+    whys = [lightning_support.refusal(job, each) for each in strategies]
     possible = [each for each, why in zip(strategies, whys, strict=True) if why is None]
     if not possible:
         raise ConfigError(str(whys[0]))

@@ -5,20 +5,20 @@ from __future__ import annotations
 import lightning.pytorch as pl
 
 from scalekit.checkpoint.retention import Rotation
-from scalekit.config.job import Job
 from scalekit.config.precision import resolve_precision
+from scalekit.config.settings import Job
 from scalekit.config.strategy import StrategyConfig
 from scalekit.data.prepared import Rows
 from scalekit.distributed.world import World
 from scalekit.errors import BatchSizeError, ConfigError, DataError, shown
 from scalekit.hardware import slow_precision_warning
 from scalekit.loggers.factory import check_loggers
-from scalekit.loops import support
+from scalekit.loops import lightning_support
 from scalekit.objectives.metrics import metrics_of
 from scalekit.objectives.objective import FunctionLoss
 from scalekit.optim.optimizers import build_schedule, check_optimizer
 from scalekit.strategies.factory import build_strategy
-from scalekit.training.job_module import objective_of
+from scalekit.training.module_factory import objective_of
 from scalekit.utils.log import warn
 
 
@@ -31,10 +31,10 @@ def check_before_data(job: Job, world: World, device: str) -> None:
     world.check(job.devices, job.num_nodes)
     _check_with_libraries(job, world)
     precision = resolve_precision(job.precision, device) if job.precision != "auto" else "32-true"
-    support.check_anywhere(job)
+    lightning_support.check_anywhere(job)
     if job.strategy != "auto":
         config = StrategyConfig.load(job.strategy)
-        if (why := support.refusal(job, config)) is not None:
+        if (why := lightning_support.refusal(job, config)) is not None:
             raise ConfigError(why)
         build_strategy(config, precision, device, world)
     # Rank 0 measures alone, so that ranks do not disturb each other.

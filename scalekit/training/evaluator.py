@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
-from scalekit.config.job import Job
+from scalekit.config.settings import Job
 from scalekit.config.strategy import StrategyConfig
 from scalekit.data.loaders import loader_once
 from scalekit.data.loading.map_loader import Loader

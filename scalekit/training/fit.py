@@ -12,18 +12,18 @@ from scalekit.callbacks.job_time import JobTime
 from scalekit.callbacks.metrics import Metrics, data_warning
 from scalekit.checkpoint.load import latest
 from scalekit.config.documentation import configured_by
-from scalekit.config.job import Job
+from scalekit.config.settings import Job
 from scalekit.data.loading.stream_loader import StreamLoader
 from scalekit.data.preprocessing import cores
 from scalekit.distributed.preemption import StopRequest, handle_stop_signals
 from scalekit.distributed.process import exit_with_parent
 from scalekit.distributed.world import World, all_gather_object, device_type
 from scalekit.loggers.factory import finish, loggers_of
-from scalekit.loops import support
+from scalekit.loops import lightning_support
 from scalekit.strategies.job_context import JobContext
 from scalekit.training.checks import check_before_data
-from scalekit.training.comparison import compare
 from scalekit.training.evaluator import Evaluator
+from scalekit.training.prediction_check import compare
 from scalekit.training.prepared_job import PreparedJob, prepare_job
 from scalekit.training.result import Run, result_line
 from scalekit.training.run_directory import begin_run, write_data, write_end, write_skipped
@@ -56,7 +56,7 @@ def run(job: Job) -> Run:
 def _run(job: Job, world: World, request: StopRequest, logged: JobLog, until_end: ExitStack) -> Run:
     began, device = time.monotonic(), device_type()
     if job.fast_dev_run:
-        job = support.tried(job)
+        job = lightning_support.tried(job)
     check_before_data(job, world, device)
     if world.launched:
         exit_with_parent()

@@ -15,8 +15,8 @@ from torch import nn
 from scalekit.callbacks.evaluation import EvaluationSteps
 from scalekit.callbacks.generation import check_samples
 from scalekit.checkpoint.retention import Rotation
-from scalekit.config.job import Job
 from scalekit.config.precision import dtypes_for
+from scalekit.config.settings import Job
 from scalekit.data.loaders import job_steps, order_of, training_loader, validation_loader, validation_samples
 from scalekit.data.loading.map_loader import Loader
 from scalekit.data.loading.stream_loader import StreamLoader
@@ -29,17 +29,17 @@ from scalekit.errors import ConfigError, shown
 from scalekit.models.labels import Classes
 from scalekit.models.resolve import Model, known_of, resolve_model
 from scalekit.models.vocabulary import with_embedding
+from scalekit.objectives.lightning_step import OwnStep
 from scalekit.objectives.metrics import Scores
-from scalekit.objectives.own_step import OwnStep
 from scalekit.planning.plan import Plan
 from scalekit.strategies.base import BaseStrategy
 from scalekit.strategies.factory import build_strategy
 from scalekit.strategies.job_context import JobContext
 from scalekit.training.autotune import Decision, decide
 from scalekit.training.checks import check_prepared, check_split, is_manual
-from scalekit.training.job_module import item_count_of, loss_in_words, module_of, own_step_of, parameters_of
-from scalekit.training.module import ScaleModule
+from scalekit.training.module_factory import item_count_of, loss_in_words, module_of, own_step_of, parameters_of
 from scalekit.training.run_directory import RunFolder, is_finished, open_run
+from scalekit.training.scale_module import ScaleModule
 from scalekit.training.trial_run import choose_with_trial
 from scalekit.utils.log import say
 

@@ -12,7 +12,7 @@ from torch import nn
 from scalekit.callbacks.metrics import Metrics
 from scalekit.planning.plan import Plan
 from scalekit.training.evaluator import Evaluator
-from scalekit.training.module import ScaleModule
+from scalekit.training.scale_module import ScaleModule
 from scalekit.utils.log import duration
 
 

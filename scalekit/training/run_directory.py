@@ -18,7 +18,7 @@ import yaml
 from scalekit.checkpoint.format import published, step_of, sweep
 from scalekit.checkpoint.load import check, first_few, latest, state
 from scalekit.config.documentation import config_yaml
-from scalekit.config.job import Job
+from scalekit.config.settings import Job
 from scalekit.distributed.run_lock import claim, holder, is_held_by, join
 from scalekit.distributed.world import World, all_gather_object, run_on_rank_zero
 from scalekit.errors import CheckpointError, ConfigError

@@ -17,9 +17,9 @@ from tqdm import tqdm
 from scalekit.callbacks.generation import check_prompt, replied
 from scalekit.checkpoint.load import chosen
 from scalekit.checkpoint.model_state import holds_adapter
-from scalekit.config.job import Job
 from scalekit.config.precision import resolve_precision
 from scalekit.config.renamed import understood
+from scalekit.config.settings import Job
 from scalekit.config.strategy import StrategyConfig
 from scalekit.data.encoders.causal import Chat
 from scalekit.data.encoders.tasks import CLASSIFIED
@@ -30,13 +30,13 @@ from scalekit.errors import CheckpointError, ConfigError, RowError, shown
 from scalekit.models.labels import Classes, SeveralClasses
 from scalekit.models.resolve import resolve_model
 from scalekit.models.vocabulary import tokenizer_of
-from scalekit.objectives.measured import ReductionCheck
 from scalekit.objectives.metrics import Scores
+from scalekit.objectives.reduction_check import ReductionCheck
 from scalekit.strategies.factory import build_strategy
 from scalekit.strategies.job_context import JobContext
 from scalekit.strategies.precision import plugin
 from scalekit.training.evaluator import Evaluator, made_ready
-from scalekit.training.module import ScaleModule
+from scalekit.training.scale_module import ScaleModule
 from scalekit.utils.files import atomic_write_text
 from scalekit.utils.log import job_log
 

@@ -17,10 +17,10 @@ from scalekit.callbacks.metrics import Metrics
 from scalekit.callbacks.packing_check import PackingCheck
 from scalekit.callbacks.progress import Progress
 from scalekit.callbacks.watchdog import Watchdog
-from scalekit.config.job import Job
+from scalekit.config.settings import Job
 from scalekit.distributed.preemption import StopRequest
 from scalekit.loops import make_trainer
-from scalekit.objectives.measured import ReductionCheck
+from scalekit.objectives.reduction_check import ReductionCheck
 from scalekit.training.prepared_job import PreparedJob
 
 _USUAL_LOG_STEPS = 50

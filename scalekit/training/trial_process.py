@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from scalekit import hardware
-from scalekit.config.job import Job
+from scalekit.config.settings import Job
 from scalekit.distributed.process import exit_with_parent
 from scalekit.planning.plan import readable
 from scalekit.utils.files import atomic_write_text

@@ -26,7 +26,7 @@ from torch.distributed import HashStore, TCPStore  # type: ignore[attr-defined]
 from torch.utils.data import DataLoader, Dataset
 
 from scalekit import hardware
-from scalekit.config.job import Job
+from scalekit.config.settings import Job
 from scalekit.distributed.world import World, all_gather_object, broadcast_object, device_type, run_on_rank_zero
 from scalekit.training.autotune import Decision, FailedTrial
 from scalekit.training.trial_process import STEPS, TrialResult

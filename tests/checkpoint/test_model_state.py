@@ -8,7 +8,7 @@ from torch import nn
 from scalekit.checkpoint.format import ADAPTER, REST, WEIGHTS
 from scalekit.checkpoint.model_state import ModelFormat, TensorsByFile
 from scalekit.errors import CheckpointError
-from scalekit.training.module import ScaleModule
+from scalekit.training.scale_module import ScaleModule
 from tests.support import parity_cases as parity
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from scalekit import errors
 from scalekit.checkpoint.retention import Rotation
-from scalekit.config.job import Job
+from scalekit.config.settings import Job
 
 EVALUATIONS = [{"step": step, "loss": loss, "accuracy": 1 - loss} for step, loss in ((2, 0.5), (4, 0.3), (6, 0.4))]
 STANDING = [2, 3, 4, 5, 6]

@@ -16,11 +16,11 @@ import scalekit
 from scalekit import cli
 from scalekit.api import PlanSettings
 from scalekit.config.documentation import config_yaml, grouped, meanings, reference
-from scalekit.config.job import Job
 from scalekit.config.markers import Group
 from scalekit.config.renamed import NAMES
 from scalekit.config.rules import hints_of, markers
 from scalekit.config.schema import schema
+from scalekit.config.settings import Job
 from scalekit.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]

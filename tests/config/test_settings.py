@@ -26,10 +26,10 @@ import scalekit
 from scalekit import cli, errors
 from scalekit.config import names
 from scalekit.config.checks import marked
-from scalekit.config.job import Job
 from scalekit.config.job_file import read_yaml
 from scalekit.config.markers import MayChange
 from scalekit.config.rules import hints_of, rule
+from scalekit.config.settings import Job
 from scalekit.models.resolve import HEADS
 from tests.support.processes import ROOT
 
@@ -692,7 +692,7 @@ def test_launch_refuses_a_job_at_once_and_without_torch(job_file: str) -> None:
     assert done.returncode == 2
     assert len(said) == 1
     assert said[0].startswith("ConfigError: max_steps=-3 must be a whole number of at least 1")
-    assert "scalekit.config.job" in imported
+    assert "scalekit.config.settings" in imported
     assert not {"torch", "numpy", "transformers", "lightning"} & set(imported)
 
 

@@ -11,7 +11,7 @@ import transformers
 from PIL import Image
 
 import scalekit
-from scalekit.config.job import Job
+from scalekit.config.settings import Job
 from scalekit.data.encoders.causal import Causal
 from scalekit.data.encoders.pretokenized import Targets, main_input
 from scalekit.data.encoders.truncation import Limit

@@ -7,7 +7,7 @@ import pytest
 
 from scalekit.data.encoders.labelled import Head, labels_of
 from scalekit.data.sources.csv_fields import number_type
-from scalekit.data.sources.part import DataPart
+from scalekit.data.sources.data_part import DataPart
 from scalekit.data.sources.read import read_data
 from scalekit.errors import RowError
 

@@ -12,7 +12,7 @@ import pytest
 
 from scalekit.data import diagnostics
 from scalekit.data.diagnostics import json_files
-from scalekit.data.sources.part import DataPart, Skipped
+from scalekit.data.sources.data_part import DataPart, Skipped
 from scalekit.data.sources.read import Source, read_data
 from scalekit.errors import DataError, EmptyDataError, RowError
 

@@ -11,7 +11,7 @@ import transformers
 from PIL import Image
 
 import scalekit
-from scalekit.config.job import Job
+from scalekit.config.settings import Job
 from scalekit.data.encoders.image_text import ImageTexts
 from scalekit.data.encoders.tasks import look
 from scalekit.data.encoders.truncation import Limit

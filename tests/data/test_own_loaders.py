@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, WeightedRandomSampler
 
 import scalekit
-from scalekit.config.job import Job
+from scalekit.config.settings import Job
 from scalekit.data.loading.map_loader import Loader
 from scalekit.data.prepared import Rows
 from scalekit.data.sampling.batch_order import BatchOrder

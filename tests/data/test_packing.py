@@ -154,7 +154,7 @@ def stored(tmp_path) -> Dataset:
 def test_rows_are_kept_and_taken_the_next_time(stored, tmp_path, monkeypatch):
     first = pack(stored, 16)
     check_rows(first, stored, 16)
-    monkeypatch.setattr("scalekit.data.packing.bins.best_fit", None)
+    monkeypatch.setattr("scalekit.data.packing.packing.best_fit", None)
     again = pack(stored, 16)
     assert again[:] == first[:]
     assert again._fingerprint == first._fingerprint

@@ -6,7 +6,7 @@ import datasets
 import numpy as np
 import pytest
 
-from scalekit.config.job import Job
+from scalekit.config.settings import Job
 from scalekit.data.pipeline import DataPipeline, padding_share
 from scalekit.data.sources.read import read_data
 from scalekit.errors import ColumnError, ConfigError

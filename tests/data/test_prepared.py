@@ -12,7 +12,7 @@ import torch
 import transformers
 
 import scalekit
-from scalekit.config.job import Job
+from scalekit.config.settings import Job
 from scalekit.data.encoders.audio import Sounds
 from scalekit.data.encoders.base import drawn_by_content
 from scalekit.data.encoders.labelled import Head

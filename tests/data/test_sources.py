@@ -24,8 +24,8 @@ from torch.utils.data import (
     TensorDataset,
 )
 
+from scalekit.data.sources.data_part import DataPart
 from scalekit.data.sources.mixture import Mixture
-from scalekit.data.sources.part import DataPart
 from scalekit.data.sources.read import Source, read_data
 from scalekit.errors import ConfigError, DataError, EmptyDataError, UnknownNameError
 

@@ -14,7 +14,7 @@ import scalekit
 from scalekit.errors import LossReductionError
 from scalekit.objectives.batch_parts import Parts
 from scalekit.objectives.counts import IGNORED, Entries, Samples, Whole, candidates
-from scalekit.objectives.measured import measure
+from scalekit.objectives.reduction_check import measure
 
 Row = tuple[Tensor, Tensor]
 

@@ -7,7 +7,7 @@ from torch import nn
 from scalekit.errors import ModelError, NoLossError
 from scalekit.objectives.counts import Counted
 from scalekit.objectives.objective import FunctionLoss, ModelLoss
-from scalekit.training.module import ScaleModule
+from scalekit.training.scale_module import ScaleModule
 from tests.support import parity_cases as parity
 
 

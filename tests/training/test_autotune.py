@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from scalekit.config.job import Job
+from scalekit.config.settings import Job
 from scalekit.hardware import Hardware
 from scalekit.planning.search import Forecast, choose
 from scalekit.training.autotune import _reasons

@@ -16,7 +16,7 @@ from torch import nn
 
 import scalekit
 from scalekit import errors
-from scalekit.config.job import Job
+from scalekit.config.settings import Job
 from tests.support import parity_cases as parity
 from tests.support.legs import EndedError, Ends
 from tests.support.processes import run

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scalekit.data.encoders.chat_search import CLOSE, OPEN, STOP, WAYS_OUT, Message, Page, Search, Span
+from scalekit.data.encoders.assistant_spans import CLOSE, OPEN, STOP, WAYS_OUT, Message, Page, Search, Span
 from scalekit.errors import DataError, RowError
 
 

@@ -12,7 +12,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from scalekit.data.encoders.base import checksum
 from scalekit.data.loading.stream_shards import Encode, Encoding, Lane, Read, Shards, pack_window
 from scalekit.data.sampling.stream_order import ShardCursor, StreamOrder
-from scalekit.data.sources.part import Skipped
+from scalekit.data.sources.data_part import Skipped
 from scalekit.errors import EmptyDataError, ScaleKitError
 
 _MARK_BITS = 0xFFFFFF  # the ranks' marks are squared and summed

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from scalekit.data.loading.stream_batches import Rows, State, Turn, Turns
 from scalekit.data.loading.stream_shards import Encode, shards
 from scalekit.data.sampling.stream_order import ShardCursor, StreamOrder
-from scalekit.data.sources.part import Skipped
+from scalekit.data.sources.data_part import Skipped
 from scalekit.distributed.process import exit_on_parent_signal
 from scalekit.errors import ConfigError, EmptyDataError, NoLabelError, StreamError
 from scalekit.objectives.normalization import MicroBatch

@@ -13,7 +13,7 @@ import numpy as np
 from scalekit.data.encoders.base import refused, tried
 from scalekit.data.packing.bins import best_fit
 from scalekit.data.sampling.stream_order import ShardCursor, StreamOrder
-from scalekit.data.sources.part import Skipped
+from scalekit.data.sources.data_part import Skipped
 from scalekit.data.sources.provenance import is_of_datasets
 from scalekit.errors import RowError, StreamError
 from scalekit.objectives.counts import IGNORED

@@ -13,8 +13,8 @@ from typing import Any
 from scalekit.config.checks import check_package
 from scalekit.config.names import ON_BAD_ROW
 from scalekit.data.sources import provenance
-from scalekit.data.sources.opened import LOADERS, Opened, called, from_loader, loader_of, open_all
-from scalekit.data.sources.part import DataPart, Skipped
+from scalekit.data.sources.data_part import DataPart, Skipped
+from scalekit.data.sources.opened_source import LOADERS, Opened, called, from_loader, loader_of, open_all
 from scalekit.errors import DataError, EmptyDataError, UnknownNameError
 from scalekit.utils import files
 

@@ -23,7 +23,7 @@ from scalekit.utils.paths import cache_folder
 _TRACER = sha256(
     b"".join(
         Path(__file__).with_name(f"{name}.py").read_bytes()
-        for name in ("tracing", "operations", "autocast", "stacks", "layer_repetition")
+        for name in ("tracing", "operations", "autocast", "block_stacks", "layer_repetition")
     )
 ).hexdigest()
 _LISTS = ("parameters", "modules", "owned", "blocks", "buffer_bytes")

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scalekit.planning.profiling.stacks import KEPT, Stack, UnevenError
+from scalekit.planning.profiling.block_stacks import KEPT, Stack, UnevenError
 from scalekit.planning.profiling.tracing import Event, Trace
 
 _MODEL = 1  # the block of those kept that the copies are made of; they come right after it

@@ -27,8 +27,8 @@ from scalekit.models.activation_checkpointing import can_recompute, recompute_bl
 from scalekit.models.initialization import build_module, repeated_blocks, replace_tensors
 from scalekit.planning.profiling import cache, tracing
 from scalekit.planning.profiling.autocast import FloatOnGPU, autocast
+from scalekit.planning.profiling.block_stacks import UnevenError, shorten
 from scalekit.planning.profiling.layer_repetition import lengthen
-from scalekit.planning.profiling.stacks import UnevenError, shorten
 from scalekit.planning.profiling.tracing import LIMIT_SECONDS, Event, Parameter, Trace, UntracedError
 
 TRACED_SIZES = (2, 4)

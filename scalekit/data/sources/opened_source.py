@@ -11,9 +11,9 @@ from scalekit.config.blocks import DataBlock, MixtureBlock
 from scalekit.config.checks import checked
 from scalekit.config.markers import is_a
 from scalekit.data.sources import huggingface, provenance
+from scalekit.data.sources.data_part import DataPart, Skipped, is_stream
 from scalekit.data.sources.huggingface import Loaded
 from scalekit.data.sources.mixture import Mixture
-from scalekit.data.sources.part import DataPart, Skipped, is_stream
 from scalekit.data.sources.weighted import Weighted
 from scalekit.errors import ConfigError, DataError, EmptyDataError
 from scalekit.utils import files

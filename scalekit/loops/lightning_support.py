@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, callbacks
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from scalekit.config.job import Job
+from scalekit.config.settings import Job
 from scalekit.config.strategy import StrategyConfig
 from scalekit.errors import ConfigError
 

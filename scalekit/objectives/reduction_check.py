@@ -24,7 +24,7 @@ from scalekit.distributed.world import World, broadcast_object
 from scalekit.errors import LossReductionError, NoLossError, ScaleKitError
 from scalekit.objectives.batch_parts import Parts
 from scalekit.objectives.counts import Counted, ItemCount, candidates
-from scalekit.objectives.own_step import Heard, OwnStep, run
+from scalekit.objectives.lightning_step import Heard, OwnStep, run
 from scalekit.utils.log import log, warn
 from scalekit.utils.randomness import keyed
 

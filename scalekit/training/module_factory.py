@@ -8,19 +8,19 @@ from typing import Any
 import lightning.pytorch as pl
 from torch import nn
 
-from scalekit.config.job import Job
+from scalekit.config.settings import Job
 from scalekit.data.pipeline import DataPipeline
 from scalekit.distributed.world import World
 from scalekit.models.activation_checkpointing import recompute_blocks
 from scalekit.models.resolve import Model
 from scalekit.objectives.counts import Counted, ItemCount, Samples
-from scalekit.objectives.coupled import CoupledLoss
+from scalekit.objectives.coupled_loss import CoupledLoss
+from scalekit.objectives.lightning_step import OwnStep
 from scalekit.objectives.metrics import LANGUAGE
 from scalekit.objectives.objective import FunctionLoss, Objective
-from scalekit.objectives.own_step import OwnStep
 from scalekit.optim.optimizers import build_schedule
 from scalekit.strategies.base import BaseStrategy
-from scalekit.training.module import OptimizerSettings, ScaleModule
+from scalekit.training.scale_module import OptimizerSettings, ScaleModule
 
 
 def objective_of(job: Job, shifted: bool = False, own_rows: Callable[[], int] | None = None) -> Objective | None:
