@@ -13,8 +13,7 @@ import pytest
 import torch
 import yaml
 
-from scalekit.config.job_file import read_yaml
-from scalekit.config.settings import Job
+from scalekit.config.job_file import JobFile
 from tests.support.processes import run
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -57,12 +56,12 @@ def test_regression_on_two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("name", ["finetune", "topics", "digits_vit", "phonemes"])
 def test_a_job_file_is_a_job(name: str) -> None:
-    job = Job.from_mapping(read_yaml(EXAMPLES / f"{name}.yaml"))
+    job = JobFile(EXAMPLES / f"{name}.yaml").job()
     assert yaml.safe_load(yaml.safe_dump(job.resolved())) == job.resolved()
 
 
 def test_the_finetuning_job_shards_and_logs() -> None:
-    job = Job.from_mapping(read_yaml(EXAMPLES / "finetune.yaml"))
+    job = JobFile(EXAMPLES / "finetune.yaml").job()
     assert (job.strategy, job.precision, job.logger) == ("zero2", "auto", "wandb")
 
 

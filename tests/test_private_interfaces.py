@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import re
 from importlib.metadata import version
 
 import pytest
@@ -83,7 +84,7 @@ def has(owner: object, name: str) -> bool:
     if hasattr(owner, name):
         return True
     classes = owner.__mro__ if isinstance(owner, type) else [owner]
-    return any(name in _source(each) for each in classes)
+    return any(re.search(rf"\b{name}\b", _source(each)) for each in classes)
 
 
 def _source(owner: object) -> str:

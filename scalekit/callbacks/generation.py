@@ -16,7 +16,7 @@ from torch import nn
 
 from scalekit.callbacks.metrics import read_records, write_records
 from scalekit.data.encoders.truncation import Limit
-from scalekit.distributed.heartbeats import HeartbeatStore
+from scalekit.distributed.rank_messages import RankMessages
 from scalekit.distributed.world import World
 from scalekit.errors import ConfigError, ModelError, PreemptedError, UnreachableRanksError
 from scalekit.loggers.factory import tell
@@ -48,7 +48,7 @@ class GeneratedSamples(Callback):
         self._prompts, self._tokenizer = list(settings["prompts"]), tokenizer
         self._new_tokens = _new_tokens(settings)
         self._path, self._resumed_step = folder / "samples.jsonl", resumed_step
-        self._world, self._board = world, HeartbeatStore(world, "samples")
+        self._world, self._board = world, RankMessages(world, "samples")
         self._times = 0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -76,7 +76,7 @@ class GeneratedSamples(Callback):
         through. One that has failed continues once all are, as where all fail for the same reason; else it ends the job.
 
         Raises:
-            UnreachableRanksError: it must not continue from.
+            UnreachableRanksError: the job must not continue.
         """
         self._times += 1
         try:

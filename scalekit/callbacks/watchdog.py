@@ -14,7 +14,7 @@ from typing import Any, final
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from scalekit.distributed.heartbeats import HeartbeatStore
+from scalekit.distributed.rank_messages import RankMessages
 from scalekit.distributed.world import World
 from scalekit.utils.byproducts import attempt
 from scalekit.utils.log import alarm
@@ -56,7 +56,7 @@ class Watchdog(Callback):
 
     def __init__(self, world: World, step_seconds: Callable[[], float | None], limit_seconds: float | None) -> None:
         self._world, self._step_seconds, self._limit = world, step_seconds, limit_seconds
-        self._board = HeartbeatStore(world, "watchdog")
+        self._board = RankMessages(world, "watchdog")
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
         self._main = threading.get_ident()

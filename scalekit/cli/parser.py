@@ -139,7 +139,7 @@ def _add_options_of_runs(
 def _add_settings(parser: argparse.ArgumentParser) -> None:
     """Lists the settings by what they are about; their values are read by `flags`."""
     from scalekit.config.documentation import default_of, grouped, meanings
-    from scalekit.config.rules import choices, hints_of, rule
+    from scalekit.config.rules import choices_of, hints_of, rule
     from scalekit.config.settings import Job
 
     parser.usage = f"{parser.prog} JOB [--SETTING VALUE ...]"
@@ -154,5 +154,5 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
                     f"--{each.name}",
                     metavar="VALUE",
                     help=text.replace("``", "").replace("%", "%%"),
-                    choices=choices(hints[each.name]),
+                    choices=choices_of(hints[each.name]) or None,
                 )

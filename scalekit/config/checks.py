@@ -196,6 +196,3 @@ def _breaks(value: Any, marker: Any) -> bool:
     if isinstance(marker, Above):
         return not value > marker.bound
     return isinstance(marker, Below) and not value < marker.bound
-
-
-# -- the rule in words -----------------------------------------------------------------------------------------------

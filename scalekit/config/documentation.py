@@ -23,7 +23,7 @@ C = TypeVar("C")
 R = TypeVar("R")
 
 _WIDTH = 120
-_HEAD = "| setting | default | resume | must be | meaning |"
+_HEAD = ("| setting | default | resume | must be | meaning |", "|---|---|---|---|---|")
 
 
 @cache
@@ -93,13 +93,7 @@ def reference() -> str:
         "the fields of `scalekit/config/settings.py`. `✓` marks what may be another value when a run is resumed.",
     ]
     for group, members in grouped():
-        lines += [
-            "",
-            f"## {group.value}",
-            "",
-            "| setting | default | resume | must be | meaning |",
-            "|---|---|---|---|---|",
-        ]
+        lines += ["", f"## {group.value}", "", *_HEAD]
         for each in members:
             may_change = "✓" if MayChange in markers(hints[each.name]) else ""
             cells = [f"`{each.name}`", f"`{default_of(each)}`", may_change, rule(hints[each.name]), meaning[each.name]]

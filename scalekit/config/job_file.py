@@ -67,8 +67,3 @@ class JobFile:
             if name not in self._lines or name in except_for:
                 raise
             raise error.at(f"{self._path}, line {self._lines[name]}") from None
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """A job file's mapping; see `JobFile`."""
-    return JobFile(path).settings

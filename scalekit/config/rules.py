@@ -24,11 +24,6 @@ def markers(hint: Any) -> tuple[Any, ...]:
     return tuple(getattr(hint, "__metadata__", ()))
 
 
-def choices(hint: Any) -> list[str] | None:
-    """The names that a setting chooses from; None where it is no choice of names."""
-    return choices_of(hint) or None
-
-
 def as_number(value: Any, kind: type) -> int | float | None:
     """A value as a number, text included, since YAML reads 1e-4 as text; None where it is none that can be reckoned with."""
     try:

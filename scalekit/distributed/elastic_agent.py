@@ -26,7 +26,7 @@ from scalekit.distributed.fork_server import ADDRESS, ForkedProcess, ForkServer
 from scalekit.distributed.launcher import Launch
 from scalekit.distributed.preemption import SignalForwarder
 from scalekit.distributed.program import Program
-from scalekit.distributed.world import HEARTBEAT_STORE
+from scalekit.distributed.world import MESSAGE_STORE
 from scalekit.errors import PreemptedError
 
 REFUSED = 2
@@ -85,14 +85,14 @@ class Agent(SimpleElasticAgent):
         store: Any = worker_group.store
         if worker_group.group_rank == 0:
             self._board = TCPStore(str(worker_group.master_addr), 0, is_master=True, wait_for_workers=False)
-            store.set(HEARTBEAT_STORE, f"{self._board.host}:{self._board.port}")
-        board = store.get(HEARTBEAT_STORE).decode()
+            store.set(MESSAGE_STORE, f"{self._board.host}:{self._board.port}")
+        board = store.get(MESSAGE_STORE).decode()
         self._failing_since, self._processes = None, {}
         for worker in worker_group.workers:
             environment = {
                 **os.environ,
                 **self._environment(worker_group, worker),
-                HEARTBEAT_STORE: board,
+                MESSAGE_STORE: board,
                 ADDRESS: self._server.address,
             }
             name = f"rank {worker.global_rank}"

@@ -173,6 +173,3 @@ class ForkedProcess:
             self._said += got
         line, _, self._said = self._said.partition(b"\n")
         return line
-
-
-# -- the server -------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from scalekit.errors import WorldSizeError
 
 T = TypeVar("T")
 
-HEARTBEAT_STORE = "SCALEKIT_BOARD"
+MESSAGE_STORE = "SCALEKIT_BOARD"
 """The variable that names a store, as ``host:port``, which outlives any of the processes that `scalekit launch` starts."""
 
 

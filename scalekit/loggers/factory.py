@@ -21,7 +21,7 @@ def loggers_of(job: Job, plan: Plan, folder: Path, run_id: str, world: World) ->
         job: its settings.
         plan: what is done about them.
         folder: the run's.
-        run_id: of the run at Weights & Biases, which a resumed job resumes with.
+        run_id: of the run at Weights & Biases, which a resumed job continues.
         world: the job's processes, of which rank 0 tracks.
 
     Raises:

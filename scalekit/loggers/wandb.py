@@ -130,7 +130,7 @@ def wandb_logger(
         folder: the run's folder, where an offline run is kept.
         name: of the run.
         config: what the run's config shows: the resolved job and its plan.
-        run_id: of the run that a resumed job resumes with; None for a new one.
+        run_id: of the run that a resumed job continues; None for a new one.
         is_rank_zero: whether it is this process that tracks. Lightning does not know before there is a Trainer.
 
     Raises:

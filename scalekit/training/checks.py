@@ -91,6 +91,7 @@ def check_prepared(job: Job, rows: Rows) -> None:
         ConfigError: something cannot.
     """
     job.check_validation(rows.validation is not None)
+    Rotation.of(job, rows.validation is not None)
     if not isinstance(job.model, pl.LightningModule):
         _check_batch(job, rows)
     if job.generate and not hasattr(rows.pipeline.processor, "decode"):

@@ -57,11 +57,11 @@ def _run(job: Job, world: World, request: StopRequest, logged: JobLog, until_end
     began, device = time.monotonic(), device_type()
     if job.fast_dev_run:
         job = lightning_support.tried(job)
-    check_before_data(job, world, device)
     if world.launched:
         exit_with_parent()
     if device == "cpu":
         until_end.enter_context(kept_when_freed())
+    check_before_data(job, world, device)
     prepared = prepare_job(job, world, device, JobContext(is_asked_to_stop=request.asked), until_end)
     begin_run(prepared.job, prepared.folder, prepared.plan, world, until_end)
     logged.open(prepared.folder.path)

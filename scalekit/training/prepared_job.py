@@ -112,7 +112,6 @@ def prepare_job(job: Job, world: World, device: str, asked: JobContext, until_en
     connect(world)
     known = _known(job, model, rows)
     job = _with_passing_folder(job, world, until_end)
-    Rotation.of(job, rows.validation is not None)
     folder = open_run(job, known.name, world, until_end, say)
     decision = _decision(job, known, rows, device, world, folder)
     name = job.model if isinstance(job.model, str) else known.name

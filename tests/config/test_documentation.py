@@ -8,6 +8,7 @@ import time
 import warnings
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -85,6 +86,20 @@ def test_the_schema_knows_names_choices_and_bounds(capsys: pytest.CaptureFixture
     assert {"enum": ["auto"]} in properties["packing"]["anyOf"]
     assert properties["learning_rate"]["default"] == 5e-5
     assert printed["required"] == ["model"]
+
+
+@pytest.mark.parametrize("name", ["data", "limit_train_batches", "limit_val_batches", "overfit_batches", "validation"])
+def test_the_schema_refuses_nothing_that_a_rule_in_words_takes(name: str) -> None:
+    assert {} in _alternatives(schema()["properties"][name])
+
+
+@pytest.mark.parametrize("name", ["item_count", "transform", "loss"])
+def test_the_schema_knows_what_no_file_can_hold(name: str) -> None:
+    assert schema()["properties"][name]["type"] == "null"
+
+
+def _alternatives(allowed: dict[str, Any]) -> list[dict[str, Any]]:
+    return [inner for each in allowed.get("anyOf", ()) for inner in (_alternatives(each) or [each])]
 
 
 def test_a_shell_completes_settings_and_their_choices(capsys: pytest.CaptureFixture[str]) -> None:

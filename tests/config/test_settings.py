@@ -26,7 +26,7 @@ import scalekit
 from scalekit import cli, errors
 from scalekit.config import names
 from scalekit.config.checks import marked
-from scalekit.config.job_file import read_yaml
+from scalekit.config.job_file import JobFile
 from scalekit.config.markers import MayChange
 from scalekit.config.rules import hints_of, rule
 from scalekit.config.settings import Job
@@ -373,7 +373,7 @@ def test_junk_in_a_file_and_in_flags_is_refused_in_one_line(value: Any) -> None:
         beside = {key: each for key, each in job_with(name, None).items() if key != name and not callable(each)}
         Path("job.yaml").write_text(yaml.safe_dump({**beside, name: value}), encoding="utf-8")
         legal = LEGAL[name](yaml.safe_load(flag))
-        refused = refusal_of(lambda: Job.from_mapping(read_yaml("job.yaml")))
+        refused = refusal_of(lambda: JobFile("job.yaml").job())
         assert (refused is None) == legal, (name, value, refused)
         if refused is None:
             continue

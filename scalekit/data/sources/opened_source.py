@@ -19,6 +19,9 @@ from scalekit.errors import ConfigError, DataError, EmptyDataError
 from scalekit.utils import files
 
 LOADERS = {"train": "train", "validate": "val", "test": "test", "predict": "predict"}
+"""Of a data module, by the stage: a LightningDataModule, or a LightningModule that makes its own loaders."""
+
+_HELD_OUT = ("validation", "valid", "val", "dev", "test")
 
 
 def loader_of(module: Any, stage: str) -> Callable[[], Any] | None:
@@ -64,9 +67,6 @@ def from_loader(loader: Any, seed: int) -> Opened:
             "splits by itself"
         )
     return Opened({"train": DataPart(loader.dataset)}, **taken)
-
-
-_HELD_OUT = ("validation", "valid", "val", "dev", "test")
 
 
 def called(name: str) -> str:

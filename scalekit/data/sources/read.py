@@ -18,8 +18,6 @@ from scalekit.data.sources.opened_source import LOADERS, Opened, called, from_lo
 from scalekit.errors import DataError, EmptyDataError, UnknownNameError
 from scalekit.utils import files
 
-"""Of a data module, by the stage: a LightningDataModule, or a LightningModule that makes its own loaders."""
-
 
 @dataclass(frozen=True)
 class Source:
@@ -187,6 +185,3 @@ def _hold_out(part: DataPart, share: float, seed: int) -> tuple[DataPart, DataPa
         for half in ("train", "test")
     )
     return rest, held
-
-
-# Each kind of data.

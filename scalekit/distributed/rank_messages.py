@@ -8,13 +8,13 @@ from typing import Any, final
 
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
-from scalekit.distributed.world import HEARTBEAT_STORE, World
+from scalekit.distributed.world import MESSAGE_STORE, World
 
 _CONNECT_SECONDS = 20
 
 
 @final
-class HeartbeatStore:
+class RankMessages:
     """A line of each rank's, which all can read: in the launcher's store, or in the one by which torchrun's processes met.
 
     Args:
@@ -65,7 +65,7 @@ class HeartbeatStore:
         if self._store is None:
             # A connection of its own: the one of the process group may be held by a collective that waits.
             usual = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-            host, _, port = os.environ.get(HEARTBEAT_STORE, usual).rpartition(":")
+            host, _, port = os.environ.get(MESSAGE_STORE, usual).rpartition(":")
             store = TCPStore(host, int(port), is_master=False, timeout=timedelta(seconds=_CONNECT_SECONDS))
             self._store = PrefixStore(f"scalekit-{self._subject}-{self._job}", store)
         return self._store
