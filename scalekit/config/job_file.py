@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, final
 
 from scalekit.config.settings import Job
-from scalekit.errors import ConfigError, ScaleKitError, shown
-from scalekit.utils.yaml_text import lines_of, parse_yaml
+from scalekit.errors import ScaleKitError
+from scalekit.utils.yaml_text import lines_of, read_mapping
 
 
 @final
@@ -28,16 +28,7 @@ class JobFile:
 
     def __init__(self, path: str | Path) -> None:
         self._path = path
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(f"cannot read the job {path}: {error.strerror}") from error
-        except ValueError as error:
-            raise ConfigError(f"cannot read the job {shown(str(path))}: {error}") from error
-        block = parse_yaml(text, str(path))
-        if not isinstance(block, dict):
-            raise ConfigError(f"{path} holds no job: it must be a mapping of settings")
-        self.settings: dict[str, Any] = block
+        self.settings, text = read_mapping(path, "job", "a mapping of settings")
         self._lines = lines_of(text)
 
     def job(self, flags: Mapping[str, Any] | None = None) -> Job:

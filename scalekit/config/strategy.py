@@ -9,7 +9,7 @@ from typing import Any
 
 from scalekit.errors import ConfigError, StrategyError, UnknownNameError, shown
 from scalekit.utils.paths import folder
-from scalekit.utils.yaml_text import parse_yaml
+from scalekit.utils.yaml_text import read_mapping
 
 ENGINES = ("single", "ddp", "fsdp2", "deepspeed")
 SHARDED = ("parameters", "gradients", "optimizer")
@@ -108,11 +108,9 @@ class StrategyConfig:
         if not path.is_file():
             raise UnknownNameError("strategy", text, names())
         try:
-            block = parse_yaml(path.read_text(), str(path))
+            block, _ = read_mapping(path, "strategy", "a mapping with the key 'engine'")
         except ConfigError as error:
             raise StrategyError(str(error)) from error
-        if not isinstance(block, dict):
-            raise StrategyError(f"{path} holds no strategy: it must be a mapping with the key 'engine'")
         return cls.from_mapping(path.stem, block)
 
     @classmethod

@@ -12,7 +12,7 @@ from scalekit.errors import ConfigError
 from scalekit.hardware.catalog import LARGEST_NODE, THIS_MACHINE, find_device, hardware_of
 from scalekit.hardware.local import cpu, detect
 from scalekit.hardware.spec import COMPUTE_TYPES, KINDS, Device, Hardware, check_known, positive, whole
-from scalekit.utils.yaml_text import parse_yaml
+from scalekit.utils.yaml_text import read_mapping
 
 
 def parse(text_or_path: str | Path) -> Hardware:
@@ -57,15 +57,7 @@ def _build(name: str, devices_per_node: int, nodes: int = 1) -> Hardware:
 
 
 def _read(path: Path) -> Hardware:
-    try:
-        text = path.read_text()
-    except OSError as error:
-        raise ConfigError(f"cannot read the hardware {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from error
-    block = parse_yaml(text, str(path))
-    if not isinstance(block, dict):
-        raise ConfigError(f"{path} holds no hardware: it must be a mapping with the key 'device'")
+    block, _ = read_mapping(path, "hardware", "a mapping with the key 'device'")
     return _from_mapping(path, block)
 
 

@@ -3,13 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from scalekit.errors import ConfigError
+from scalekit.errors import ConfigError, shown
 
 _MERGE = "tag:yaml.org,2002:merge"
+
+
+def read_mapping(path: str | Path, kind: str, rule: str) -> tuple[dict[str, Any], str]:
+    """The mapping that a file holds, and the file's text.
+
+    Args:
+        path: of the file.
+        kind: what it is, for messages, such as ``"job"``.
+        rule: what it must be.
+
+    Raises:
+        ConfigError: it cannot be read, or holds no mapping.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot read the {kind} {path}: {error.strerror}") from error
+    except ValueError as error:  # bytes that are no text, or a path that is none
+        raise ConfigError(f"cannot read the {kind} {shown(str(path))}: {error}") from error
+    block = parse_yaml(text, str(path))
+    if not isinstance(block, dict):
+        raise ConfigError(f"{path} holds no {kind}: it must be {rule}")
+    return block, text
 
 
 def parse_yaml(text: str, name: str) -> Any:

@@ -82,3 +82,16 @@ def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
     path.write_text("base: &base {engine: ddp}\n<<: *base\nshards: []\n")
     with pytest.raises(UnknownNameError, match="base"):  # a merge is no key
         StrategyConfig.load(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"\xff\xfe engine: ddp", "cannot read the strategy .*mine.yaml.*invalid start byte"),
+        (b"- ddp", "mine.yaml holds no strategy: it must be a mapping with the key 'engine'"),
+    ],
+)
+def test_a_file_that_is_none_is_refused(tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / "mine.yaml").write_bytes(content)
+    with pytest.raises(StrategyError, match=said):
+        StrategyConfig.load(tmp_path / "mine.yaml")
