@@ -6,6 +6,9 @@ import argparse
 import os
 import sys
 import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +69,18 @@ def _job(path: str | None, rest: list[str]) -> Job:
     from scalekit.config.settings import Job
 
     flags = settings_of(rest)
-    return JobFile(path).job(flags) if path else Job.from_mapping(flags)
+    with _warnings_in_a_line():
+        return JobFile(path).job(flags) if path else Job.from_mapping(flags)
+
+
+@contextmanager
+def _warnings_in_a_line() -> Iterator[None]:
+    """Shows what a job file or a flag is warned of without the line of our code that does so."""
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always", FutureWarning)
+        yield
+    for each in found:
+        print(f"WARNING    {each.message}", file=sys.stderr)
 
 
 def plan(parsed: argparse.Namespace, rest: list[str]) -> int:
@@ -112,7 +126,8 @@ def _planned_by(settings: dict[str, Any]) -> dict[str, Any]:
     from scalekit.config.renamed import understood
     from scalekit.config.settings import Job, check_settings
 
-    settings = understood(settings)
+    with _warnings_in_a_line():
+        settings = understood(settings)
     jobs = {each.name for each in fields(Job)}
     settings |= check_settings({name: value for name, value in settings.items() if name in jobs})
     from scalekit.api import PlanSettings

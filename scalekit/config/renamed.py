@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -22,12 +23,13 @@ def understood(settings: Mapping[str, Any], warn: bool = True) -> dict[str, Any]
 
     Args:
         settings: of a job, by name.
-        warn: whether to warn of old ones.
+        warn: whether to warn of old ones, on rank 0, for all.
 
     Raises:
         ConfigError: a setting is given by both of its names.
     """
     found: dict[str, Any] = {}
+    warn = warn and os.environ.get("RANK", "0") == "0"
     for name, value in settings.items():
         new = NAMES.get(name, name)
         if new != name and new in settings:

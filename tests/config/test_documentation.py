@@ -151,6 +151,19 @@ def test_an_old_name_is_understood_with_a_warning(old: str, new: str) -> None:
         scalekit.fit("m", "d", max_steps=1, **{old: -1})
 
 
+def test_an_old_name_in_a_file_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "job.yaml").write_text("{model: m, data: d.jsonl, max_steps: 3, workers: 2}")
+    assert cli.main(["fit", str(tmp_path / "job.yaml"), "--print-config"]) == 0
+    assert capsys.readouterr().err == "WARNING    the setting workers is called num_workers now\n"
+
+
+def test_other_ranks_leave_that_to_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Job.from_mapping({"model": "m", "data": "d", "max_steps": 1, "workers": 2}).num_workers == 2
+
+
 def test_a_run_that_was_saved_by_old_names_is_the_same_job() -> None:
     job = Job("m", "d", max_steps=1, ema_decay=0.9, lr_schedule="linear")
     saved = job.resolved() | {"memory_check": "refuse", "on_bad_row": "refuse"}
