@@ -74,3 +74,12 @@ def test_no_module_needs_itself() -> None:
 
 def test_every_folder_has_its_place() -> None:
     assert {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").is_file()} <= LEVEL.keys()
+
+
+TABLES = {"config/settings.py"}
+MOST_LINES = 300
+
+
+@pytest.mark.parametrize("file", PACKAGE.rglob("*.py"), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_file_can_be_read_at_once(file: Path) -> None:
+    assert str(file.relative_to(PACKAGE)) in TABLES or len(file.read_text().splitlines()) <= MOST_LINES

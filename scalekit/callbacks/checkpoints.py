@@ -60,14 +60,14 @@ class Checkpoints(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         strategy: Any = trainer.strategy
-        if strategy.leaves_step():
+        if strategy.global_batch.leaves():
             self._leave_step(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         strategy: Any = trainer.strategy
-        for outcome in strategy.saver.outcomes():
+        for outcome in strategy.checkpoint_io.outcomes():
             self._hear(outcome, trainer)
         step = strategy.step
         if step == self._seen_step:
@@ -75,7 +75,7 @@ class Checkpoints(Callback):
         if not self._is_rehearsed:
             strategy.dry_run_checkpoint()
             self._is_rehearsed = True
-        self._seen_step, self._is_stopping = step, strategy.is_stopping
+        self._seen_step, self._is_stopping = step, strategy.global_batch.is_stopping
         if not self._evaluates_at(step) and not _ends_epoch(trainer):
             self._close_step(trainer)
 
@@ -104,16 +104,16 @@ class Checkpoints(Callback):
         if self._is_stopping and step != self._total:
             strategy.finish_saving()
             self._stop(trainer, f"after step {step}, which is saved: started again, the job resumes there")
-        elif step != self._saved_step and strategy.may_leave_step:
+        elif step != self._saved_step and strategy.global_batch.may_be_left:
             strategy.remember()
 
     def _leave_step(self, trainer: Trainer) -> None:
         """Stops in the middle of a step, with a checkpoint of the last whole one, where there can be one."""
         strategy: Any = trainer.strategy
-        for outcome in strategy.saver.outcomes(wait=True):
+        for outcome in strategy.checkpoint_io.outcomes(wait=True):
             self._hear(outcome, trainer)
         step, newest = strategy.step, self._newest
-        if step != self._saved_step and strategy.recall():
+        if step != self._saved_step and strategy.whole_step.recall():
             self._save(trainer)
             newest = step
         strategy.finish_saving()
@@ -128,7 +128,7 @@ class Checkpoints(Callback):
     def _save(self, trainer: Trainer) -> None:
         strategy: Any = trainer.strategy
         strategy.sync_buffers()
-        for outcome in strategy.saver.outcomes(wait=True):
+        for outcome in strategy.checkpoint_io.outcomes(wait=True):
             self._hear(outcome, trainer)
         step = self._saved_step = strategy.step
         unwanted = self._unwanted(step) if trainer.is_global_zero else []

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scalekit.data.pipeline import padding_share
+from scalekit.data.lengths import padding_share
 from scalekit.data.prepared import Rows
 from scalekit.errors import ConfigError, DependencyError
 from scalekit.objectives.counts import IGNORED

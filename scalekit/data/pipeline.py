@@ -3,7 +3,7 @@ packed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
@@ -16,40 +16,32 @@ from torch.utils.data import default_collate
 
 from scalekit.config.settings import Job
 from scalekit.data import encoders
-from scalekit.data.encoders import chat_template, tasks
+from scalekit.data.encoders import tasks
 from scalekit.data.encoders.base import Encoder, undecoded
-from scalekit.data.encoders.causal import TURN_KEYS
 from scalekit.data.encoders.labelled import Head
 from scalekit.data.encoders.padding import Pad, pad_id
 from scalekit.data.encoders.pretokenized import Targets, main_input, predicts_next
+from scalekit.data.lengths import padding_share
 from scalekit.data.packing.bins import fill
 from scalekit.data.packing.isolation import can_pack
 from scalekit.data.packing.packing import Pack
 from scalekit.data.preprocessing import cores
-from scalekit.data.sampling.permutation import shuffled
+from scalekit.data.processors import processor_for
 from scalekit.data.sources.read import Source, with_column
 from scalekit.distributed.world import World
 from scalekit.errors import ConfigError
 from scalekit.models.initialization import build_module
-from scalekit.models.labels import Classes, Labels
+from scalekit.models.labels import Labels
 from scalekit.models.resolve import resolve_model
 from scalekit.models.vocabulary import tokenizer_of, with_tokens
 from scalekit.objectives.objective import is_torch_loss
-from scalekit.utils.log_handlers import line
 
 Collate = Callable[[list[Any]], Any]
 
 _LEAST_SAVED = 0.1
 """Of a batch, from which share of padding saved on packing pays."""
 
-_LOOKED_AT = 4096
-_USUAL_MICRO_BATCH = 8
 _MOST_READERS = 4
-_PROCESSORS = {
-    "image-classification": "AutoImageProcessor",
-    "audio-classification": "AutoFeatureExtractor",
-    "image-text-to-text": "AutoProcessor",
-}
 
 
 @dataclass(frozen=True)
@@ -118,48 +110,6 @@ class DataPipeline:
     def _is_own(self) -> bool:
         """Whether the user batches or formats the rows."""
         return self.source.collate is not None or bool(getattr(self.source.parts[0].rows, "_format_type", None))
-
-    @property
-    def remark(self) -> tuple[str, ...]:
-        """That the rows' look has decided their task, and what is learned of labels that are no single class."""
-        if self.task is None:
-            return self._unread_remark(self.targets.unread(self.columns) if self.is_ready else ())
-        unread = tasks.unread(self.columns, self.task)
-        return (
-            *self._task_remark(unread),
-            *self._unread_remark([*unread, *self._unread_keys]),
-            *self._turns_remark,
-        )
-
-    def _task_remark(self, unread: Sequence[str]) -> tuple[str, ...]:
-        """Nothing where the job says it all by itself."""
-        kind = "" if self.labels is None or isinstance(self.labels, Classes) else f" ({self.labels.problem})"
-        if self.job.task is not None:
-            return (line("task", f"{self.task}{kind}"),) if kind else ()
-        read = [column for column in self.columns if column not in unread]
-        return (line("task", f"{self.task}{kind}, by the columns {', '.join(read)}"),)
-
-    @property
-    def _unread_keys(self) -> list[str]:
-        """What turns of a conversation hold, and the chat template never asks for."""
-        column = next((each for each in ("messages", "conversations") if each in self.columns), None)
-        feature = (getattr(self.source.parts[0].rows, "features", None) or {}).get(column)
-        turn = getattr(feature, "feature", feature[0] if isinstance(feature, list) else None)
-        template = getattr(self.processor, "chat_template", None)
-        if not isinstance(turn, dict) or not isinstance(template, str):
-            return []
-        return [f"{column}.{key}" for key in turn if key not in TURN_KEYS and key not in template]
-
-    @property
-    def _turns_remark(self) -> tuple[str, ...]:
-        is_chat = self.task == "causal-lm" and tasks.read(self.columns, "causal-lm")[0] in ("messages", "conversations")
-        if not is_chat or chat_template.ends_turns(self.processor):
-            return ()
-        text = "the chat template writes no end behind what the assistant says, so that the model is not taught to stop"
-        return (line("turns", text),)
-
-    def _unread_remark(self, columns: Sequence[str]) -> tuple[str, ...]:
-        return (line("columns", f"not used: {', '.join(columns)}"),) if columns else ()
 
     # -- encoding ---------------------------------------------------------------------------------------------------
 
@@ -327,33 +277,3 @@ def _saved_classes(config: Any) -> tuple[str, ...]:
     """A model's names for its classes, by their numbers, which JSON may have put in another order."""
     named = getattr(config, "id2label", None) or {}
     return tuple(str(named[number]) for number in sorted(named, key=int))
-
-
-def processor_for(task: str, given: Any, model: Any) -> Any:
-    """The processor that was given, or the one that stands beside the model; None for images and sounds without one.
-
-    Raises:
-        ConfigError: text without a tokenizer.
-    """
-    if given is not None and not isinstance(given, str):
-        return given
-    import transformers
-
-    name = given or (model if isinstance(model, str) else getattr(model, "name_or_path", ""))
-    kind = _PROCESSORS.get(task, "AutoTokenizer")
-    if kind != "AutoTokenizer" and not name:
-        return None
-    try:
-        return getattr(transformers, kind).from_pretrained(name)
-    except Exception as error:
-        what = kind.removeprefix("Auto")
-        raise ConfigError(f"{task} needs a {what}, and none was found for {name!r}: give `processor=`") from error
-
-
-def padding_share(lengths: NDArray[np.int64], seed: int) -> float:
-    """Of padding in micro-batches of the usual size, were the rows not packed."""
-    count = min(len(lengths), _LOOKED_AT) // _USUAL_MICRO_BATCH * _USUAL_MICRO_BATCH
-    if not count:
-        return 0.0
-    drawn = lengths[shuffled(np.arange(count), len(lengths), seed, 0)].reshape(-1, _USUAL_MICRO_BATCH)
-    return float(1 - drawn.sum() / (drawn.max(axis=1).sum() * _USUAL_MICRO_BATCH))

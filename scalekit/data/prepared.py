@@ -8,46 +8,27 @@ from itertools import chain, islice
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from torch.utils.data import ConcatDataset, Dataset, TensorDataset
 
 from scalekit.config.settings import Job
 from scalekit.data.encoders import tasks
-from scalekit.data.encoders.base import Encoder, RandomlyTransformed, Row, drawn_by_content, refused, tried, undecoded
-from scalekit.data.encoders.pretokenized import check_tokens, embedding_rows, uncounted
-from scalekit.data.encoders.truncation import Limit
+from scalekit.data.encoders.base import Encoder, RandomlyTransformed, Row, drawn_by_content, tried, undecoded
+from scalekit.data.lengths import Lengths, lengths_of
 from scalekit.data.loading.stream_shards import pack_window as pack_window
 from scalekit.data.packing.packing import pack
 from scalekit.data.pipeline import Collate, DataPipeline
-from scalekit.data.preprocessing import Prepared, prepare, token_lengths
+from scalekit.data.prepared_part import prepared_part
+from scalekit.data.preprocessing import token_lengths
+from scalekit.data.remarks import cut_remark, pack_remark, pipeline_remarks, skip_remark
 from scalekit.data.sources.data_part import DataPart, Skipped
 from scalekit.data.sources.mixture import Mixed
 from scalekit.data.sources.read import Source
-from scalekit.errors import DataError, EmptyDataError, NoLabelError, RowError
+from scalekit.errors import DataError, EmptyDataError
 from scalekit.utils.log_handlers import line
 
 Draw = Callable[[Row, int], Row]
 
 _LOOKED_AT, _FEW = 256, 16
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """How long the rows are before they are packed.
-
-    Attributes:
-        tokens: of each row, shape [rows].
-        cut_rows, lost_tokens: by `sequence_length`.
-    """
-
-    tokens: NDArray[np.int64]
-    cut_rows: int
-    lost_tokens: int
-
-    @property
-    def total(self) -> int:
-        """Tokens of all rows."""
-        return int(self.tokens.sum())
 
 
 @dataclass(frozen=True)
@@ -153,15 +134,15 @@ def held_out(pipeline: DataPipeline, parts: Sequence[DataPart]) -> Any:
             tasks.check_columns(list(part.rows.column_names), pipeline.task, part.name, pipeline.columns)
     if pipeline.encoder is None and not pipeline.is_ready:
         return _keyed(pipeline, _one_after_another([_tensors(part.rows) for part in parts]), parts)
-    prepared = [_prepared(pipeline, part, pipeline.validation_encoder).rows for part in parts]
+    prepared = [prepared_part(pipeline, part, pipeline.validation_encoder).rows for part in parts]
     return _drawn(pipeline, _one_after_another(prepared), pipeline.validation_encoder)
 
 
 def _encoded(pipeline: DataPipeline) -> Rows:
     """Rows that are encoded once, or checked once and drawn each time that they are read."""
-    train = [_prepared(pipeline, part, pipeline.encoder) for part in pipeline.source.parts]
-    others = [_prepared(pipeline, part, pipeline.validation_encoder) for part in pipeline.source.validation]
-    lengths = _lengths(train)
+    train = [prepared_part(pipeline, part, pipeline.encoder) for part in pipeline.source.parts]
+    others = [prepared_part(pipeline, part, pipeline.validation_encoder) for part in pipeline.source.validation]
+    lengths = lengths_of(train)
     if lengths is not None and pipeline.task == "question-answering":
         pipeline = replace(pipeline, longest=int(max(each.lengths.max(initial=0) for each in (*train, *others))))
     packed = lengths is not None and pipeline.packs(lengths.tokens)
@@ -179,11 +160,11 @@ def _encoded(pipeline: DataPipeline) -> Rows:
         documents=documents,
         lengths=lengths,
         remarks=(
-            *pipeline.remark,
-            *_skip_remark(skipped),
-            *_cut_remark(lengths, "data"),
-            *_cut_remark(_lengths(others), "validation data"),
-            *(_pack_remark(pipeline, parts, documents) if packed else ()),
+            *pipeline_remarks(pipeline),
+            *skip_remark(skipped),
+            *cut_remark(lengths, "data"),
+            *cut_remark(lengths_of(others), "validation data"),
+            *(pack_remark(pipeline, parts, documents) if packed else ()),
         ),
         skipped=skipped,
     )
@@ -235,7 +216,7 @@ def _streamed(pipeline: DataPipeline) -> Rows:
         draw=draw,
         packed=packed,
         remarks=(
-            *pipeline.remark,
+            *pipeline_remarks(pipeline),
             *((line("packing", f"in rows of {pipeline.job.sequence_length} tokens"),) if packed else ()),
         ),
         skipped=pipeline.source.skipped,
@@ -262,39 +243,6 @@ def _draw_of(pipeline: DataPipeline) -> Draw | None:
     if encoder is None or not encoder.draws:
         return None
     return lambda row, epoch: drawn_by_content(encoder, row, seed, epoch)
-
-
-def _prepared(pipeline: DataPipeline, part: DataPart, encoder: Encoder | None) -> Prepared:
-    if encoder is not None:
-        made = prepare(part.rows, encoder, part.name, part.name_row, skip=pipeline.job.on_bad_row == "skip")
-        check_tokens(made.rows, _known_tokens(pipeline), pipeline.processor, part.name_row)
-        return made
-    check_tokens(part.rows, _known_tokens(pipeline), pipeline.processor, part.name_row)
-    lengths, positions = token_lengths(part.rows), Limit.of(None, pipeline.config).positions
-    unfit = (lengths < 1) | (lengths > (positions or np.iinfo(np.int64).max))
-    bad = unfit | uncounted(part.rows, pipeline.targets, pipeline.model, pipeline.job.task)
-    found = [
-        Skipped(
-            part.name_row(place),
-            f"it has {lengths[place]} tokens, and the model {positions or 'many'} positions"
-            if unfit[place]
-            else "it has nothing that the loss counts: all labels are masked",
-        )
-        for place in np.flatnonzero(bad).tolist()
-    ]
-    if found and pipeline.job.on_bad_row != "skip":
-        kind = RowError if unfit[np.flatnonzero(bad)[0]] else NoLabelError
-        raise refused(found[0].where, kind(found[0].why))
-    if found and bad.all():
-        raise EmptyDataError(f"no row of the {part.name} can be used")
-    good = np.flatnonzero(~bad)
-    return Prepared(part.rows.select(good) if found else part.rows, lengths[good], skipped=tuple(found))
-
-
-def _known_tokens(pipeline: DataPipeline) -> int | None:
-    """The tokens that the model has an embedding for, with those that the job adds."""
-    known = embedding_rows(pipeline.model)
-    return None if known is None else max(known, pipeline.tokens or 0)
 
 
 def _joined(pipeline: DataPipeline, parts: Sequence[Any]) -> Any:
@@ -331,33 +279,3 @@ def _first(rows: Any) -> list[Any]:
 def _tensors(rows: Any) -> Any:
     """Hugging Face rows as tensors, which torch's own collator stacks, unless the user has formatted them."""
     return rows.with_format("torch") if hasattr(rows, "with_format") and not rows._format_type else rows
-
-
-def _lengths(parts: Sequence[Prepared]) -> Lengths | None:
-    lengths = np.concatenate([each.lengths for each in parts]) if parts else np.zeros(0, np.int64)
-    if not len(lengths):
-        return None
-    return Lengths(lengths, sum(each.cut for each in parts), sum(each.lost_tokens for each in parts))
-
-
-def _skip_remark(skipped: Sequence[Skipped]) -> tuple[str, ...]:
-    return (
-        (line("skipped", f"{len(skipped):,} rows that cannot be used: skipped_rows.jsonl lists them"),)
-        if skipped
-        else ()
-    )
-
-
-def _cut_remark(known: Lengths | None, name: str) -> tuple[str, ...]:
-    if known is None or not known.cut_rows:
-        return ()
-    share = known.lost_tokens / (known.total + known.lost_tokens)
-    text = f"{known.cut_rows:,} of {len(known.tokens):,} rows of the {name} to sequence_length: {known.lost_tokens:,} tokens "
-    return (line("cut", f"{text}({share:.1%}) are lost"),)
-
-
-def _pack_remark(pipeline: DataPipeline, parts: Sequence[Any], documents: int) -> tuple[str, ...]:
-    made, capacity = sum(len(part) for part in parts), pipeline.job.sequence_length or 0
-    useful = sum(int(token_lengths(part).sum()) for part in parts) / (made * capacity)
-    text = f"{documents:,} documents in {made:,} rows of {capacity} tokens, {useful:.1%} of them useful"
-    return (line("packing", f"{text}; a sample of a batch is such a row"),)

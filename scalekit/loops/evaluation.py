@@ -32,24 +32,22 @@ class EvaluationLoop(_EvaluationLoop):
         self._strategy, self._results = strategy, Results(strategy, training=False)
 
     def run(self) -> list[Any]:
-        before, self._strategy.rows_of_pass = self._strategy.rows_of_pass, None
+        before, self._strategy.rows.of_pass = self._strategy.rows.of_pass, None
         try:
             found: list[Any] = super().run()
         finally:
-            self._strategy.rows_of_pass = before
+            self._strategy.rows.of_pass = before
         return found
 
     def _evaluation_step(self, batch: Any, batch_idx: int, dataloader_idx: int, dataloader_iter: Any) -> None:
         """Lightning's own; where this rank has no rows left, what the others' collectives need, of which no hook hears."""
         trainer = self.trainer
-        if self._strategy.has_rows:
+        if self._strategy.rows.next_count:
             super()._evaluation_step(batch, batch_idx, dataloader_idx, dataloader_iter)
             return
-        batch = moved(trainer, batch, dataloader_idx)
-        arguments = self._build_step_args_from_hook_kwargs(self._build_kwargs(batch, batch_idx, None), self._step)
         for count in (self.batch_progress.increment_ready, self.batch_progress.increment_started):
             count()
-        call._call_strategy_hook(trainer, self._step, *arguments)
+        run_without_rows(self, self._step, batch, batch_idx, dataloader_idx)
         for count in (self.batch_progress.increment_processed, self.batch_progress.increment_completed):
             count()
         self._has_run = self._has_run or not trainer.sanity_checking
@@ -64,8 +62,17 @@ class EvaluationLoop(_EvaluationLoop):
         self.trainer._logger_connector.on_epoch_end()
 
 
-def moved(trainer: Trainer, batch: Any, dataloader_idx: int) -> Any:
-    """A batch on the trainer's device, as Lightning's loops bring it there."""
+def run_without_rows(loop: Any, step: str, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
+    """Runs a step as Lightning's loops do, of which no hook hears: for the collectives of the ranks that have rows.
+
+    Args:
+        loop: of an evaluation or of predictions.
+        step: the name of the module's step.
+        batch, batch_idx, dataloader_idx: as the loop has them.
+    """
+    trainer = loop.trainer
     batch = trainer.precision_plugin.convert_input(batch)
     batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=dataloader_idx)
-    return call._call_strategy_hook(trainer, "batch_to_device", batch, dataloader_idx=dataloader_idx)
+    batch = call._call_strategy_hook(trainer, "batch_to_device", batch, dataloader_idx=dataloader_idx)
+    arguments = loop._build_step_args_from_hook_kwargs(loop._build_kwargs(batch, batch_idx, None), step)
+    call._call_strategy_hook(trainer, step, *arguments)

@@ -7,9 +7,8 @@ from typing import Any, final
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loops.prediction_loop import _PredictionLoop
-from lightning.pytorch.trainer import call
 
-from scalekit.loops.evaluation import moved
+from scalekit.loops.evaluation import run_without_rows
 from scalekit.strategies.base import BaseStrategy
 
 
@@ -30,13 +29,11 @@ class PredictionLoop(_PredictionLoop):
         self, batch: Any, batch_idx: int, dataloader_idx: int, dataloader_iter: Iterator[Any] | None
     ) -> None:
         """Lightning's own; where this rank has no rows left, what the others' collectives need, of which no hook hears."""
-        if self._strategy.has_rows:
+        if self._strategy.rows.next_count:
             super()._predict_step(batch, batch_idx, dataloader_idx, dataloader_iter)
             return
-        batch = moved(self.trainer, batch, dataloader_idx)
-        arguments = self._build_step_args_from_hook_kwargs(self._build_kwargs(batch, batch_idx, None), "predict_step")
-        call._call_strategy_hook(self.trainer, "predict_step", *arguments)
+        run_without_rows(self, "predict_step", batch, batch_idx, dataloader_idx)
 
     def _get_batch_indices(self, dataloader: object) -> Mapping[int, list[int]]:  # type: ignore[override]
         """The rows' places, for the batch that is run next."""
-        return {self.batch_progress.current.ready - 1: list(self._strategy.next_rows)}
+        return {self.batch_progress.current.ready - 1: list(self._strategy.rows.next_places)}

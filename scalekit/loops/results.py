@@ -106,13 +106,13 @@ class Results(_ResultCollection):
         if metric.is_tensor and metric.meta.is_mean_reduction and not batch_size:
             metric.has_reset = False
             return
-        if metric.is_tensor and key in self._strategy.logged_sums and self._strategy.own_rows:
+        if metric.is_tensor and key in self._strategy.logged_sums and self._strategy.rows.own:
             # Lightning weighs a batch's sum by the batch's rows: so is each part's, and they add up.
-            value = value * (self._strategy.batch_rows / self._strategy.own_rows)
+            value = value * (self._strategy.rows.of_batch / self._strategy.rows.own)
         super().update_metrics(key, value, batch_size)
         if self.training and metric.meta.on_step and metric.is_tensor:
             share = _Share.of(value.detach().to(torch.float64), batch_size, metric.meta)
-            self._step.setdefault(key, {})[self._strategy.micro_batch] = share
+            self._step.setdefault(key, {})[self._strategy.rows.index] = share
 
     def close_step(self) -> None:
         """Has values that are logged by the step be those of the whole global batch; every rank calls it after one."""
@@ -177,12 +177,12 @@ class Results(_ResultCollection):
 
     def _extract_batch_size(self, value: _ResultMetric, batch_size: int | None, meta: _Metadata) -> int:
         """The rows that a value comes from: known, and not guessed from the shape of a batch."""
-        if batch_size is not None or not self._strategy.knows_rows:
+        if batch_size is not None or not self._strategy.rows.are_known:
             found: int = super()._extract_batch_size(value, batch_size, meta)
             return found
         if self.batch is not None:
-            return self._strategy.own_rows
-        rows = self._strategy.rows_of_pass
+            return self._strategy.rows.own
+        rows = self._strategy.rows.of_pass
         return 1 if rows is None else rows
 
     # -- all ranks ---------------------------------------------------------------------------------------------------
@@ -190,12 +190,12 @@ class Results(_ResultCollection):
     def _agree(self, logged: Iterable[str]) -> list[str]:
         """What any rank has logged, in one order on all of them; a rank that lacks a value is given a place for it."""
         keys = sorted(logged)
-        if self._strategy.ranks == 1:
+        if self._strategy.collectives.size == 1:
             return keys
-        same, any_ = self._strategy.agree(zlib.crc32("\n".join(keys).encode()), bool(keys))
+        same, any_ = self._strategy.collectives.agree(zlib.crc32("\n".join(keys).encode()), bool(keys))
         if same or not any_:
             return keys
-        parts = self._strategy.gather({key: self[key].known for key in keys})
+        parts = self._strategy.collectives.gather({key: self[key].known for key in keys})
         everything = {key: known for part in parts for key, known in part.items()}
         for key, known in everything.items():
             if key not in self:
@@ -215,7 +215,8 @@ class Results(_ResultCollection):
         known.meta.sync = _Sync(fn=_as_it_is, _should=True)
         metric = _Logged(known, self._strategy.root_device)
         if not metric.is_tensor:
-            metric.value = self._strategy.attribute(known.meta.metric_attribute or "")
+            module: Any = self._strategy.lightning_module
+            metric.value = module.get_submodule(known.meta.metric_attribute or "")
         return metric
 
     def _over_ranks(self, keys: list[str], mine: list[_Share]) -> list[Tensor]:
@@ -224,10 +225,10 @@ class Results(_ResultCollection):
 
     def _shared(self, keys: list[str], mine: list[_Share]) -> list[_Share]:
         """The share of each that all ranks have together."""
-        if not keys or self._strategy.ranks == 1:
+        if not keys or self._strategy.collectives.size == 1:
             return mine
         device = self._strategy.root_device
-        everybody = self._strategy.gather_tensor(torch.stack([share.tensor(device) for share in mine]))
+        everybody = self._strategy.collectives.gather_tensor(torch.stack([share.tensor(device) for share in mine]))
         return [_joined([_Share(*each) for each in everybody[:, i]], self[key]) for i, key in enumerate(keys)]
 
 

@@ -54,7 +54,7 @@ class EpochLoop(_TrainingEpochLoop):
         return place // self.trainer.accumulate_grad_batches if self._counts_steps else place
 
     def run(self, data_fetcher: Any) -> None:
-        self._strategy.rows_of_pass = None
+        self._strategy.rows.of_pass = None
         super().run(data_fetcher)
         if self._strategy.step >= self._total_steps:
             self.max_steps = self.global_step  # the end, as Lightning counts it, which the loop of epochs looks for

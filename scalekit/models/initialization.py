@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from scalekit.errors import ModelError
+from scalekit.utils.torch_internals import TorchDispatchMode
 
 
 def build_module(builder: Callable[[], nn.Module], here: bool) -> nn.Module:

@@ -12,11 +12,11 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from scalekit.errors import ConfigError, InputsError, shown
 from scalekit.objectives.counts import Samples
 from scalekit.objectives.objective import LossFunction, ModelOutput, Objective, called, has_target, split
+from scalekit.utils.torch_internals import tree_flatten, tree_map, tree_unflatten
 
 
 @final

@@ -9,22 +9,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import cycle
 from typing import Any, final
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from scalekit.distributed.world import World, broadcast_object
 from scalekit.errors import LossReductionError, NoLossError, ScaleKitError
 from scalekit.objectives.batch_parts import Parts
+from scalekit.objectives.constant_draws import ConstantDraws
 from scalekit.objectives.counts import Counted, ItemCount, candidates
-from scalekit.objectives.lightning_step import Heard, OwnStep, run
+from scalekit.objectives.lightning_step import OwnStep
+from scalekit.objectives.logged_sums import is_near, logged_sums
 from scalekit.utils.log import log, warn
 from scalekit.utils.randomness import keyed
 
@@ -32,8 +32,6 @@ _TOLERANCE = {torch.bfloat16: 1e-2, torch.float16: 2e-3}
 """How far the loss of a batch may be from that of its parts, as a share of it, by the type that computes."""
 
 _EXACT_TOLERANCE = 1e-5
-_LOGGED_TOLERANCE = 1e-2
-"""Of what is logged, in any type that computes: sums and means are further apart."""
 
 _ROUNDING = 1e-6
 """A difference, as a share of the loss, that says nothing in any type."""
@@ -176,7 +174,7 @@ class ReductionCheck(Callback):
         if found is not None:
             self._tell(found, objective)
         if more is not None and self._splits:
-            strategy.logged_sums = broadcast_object(_logged_sums(strategy, pl_module, more), self._world)
+            strategy.logged_sums = broadcast_object(logged_sums(strategy, pl_module, more), self._world)
 
     @staticmethod
     def _loss_of_model(strategy: Any, module: Any, batch: Any) -> Tensor:
@@ -246,93 +244,16 @@ def _measured(
     with strategy.standing_in(), keyed(0):
         module.eval()
         try:
-            is_drawn = not _is_near(loss_of(parts.whole), loss_of(parts.whole), tolerance)
+            is_drawn = not is_near(loss_of(parts.whole), loss_of(parts.whole), tolerance)
         except NoLossError:
             module.train()
             is_drawn = True
-        with _Constant() if is_drawn else nullcontext():  # type: ignore[no-untyped-call]
+        with ConstantDraws() if is_drawn else nullcontext():  # type: ignore[no-untyped-call]
             found = measure(loss_of, parts, counts, tolerance)
             if more is not None and (found.count is not None or not _is_finite(found)):
                 found = measure(loss_of, more, counts if found.count is None else [found.count], tolerance)
     return found if _is_finite(found) else None
 
 
-def _logged_sums(strategy: Any, module: LightningModule, parts: Parts) -> frozenset[str]:
-    """What of a module's logged numbers are sums over a batch, where most are means; it says what is neither.
-
-    Rows are run together and in parts. Of parts as they are run in a job, a mean is weighed by rows.
-    """
-    sums, neither = set(), []
-    with suppress(Exception), strategy.standing_in(), keyed(0), _Constant():  # type: ignore[no-untyped-call]
-        module.eval()
-        for name in ("training_step", "validation_step", "test_step"):
-            if not is_overridden(name, module):
-                continue
-            whole, *each = (_heard(strategy, module, name, batch) for batch in (parts.whole, *parts.each))
-            for key, heard in whole.items():
-                kind = _kind(heard, [part[key] for part in each if key in part], parts.samples)
-                sums |= {key} if kind == "sum" else set()
-                neither += [key.partition(".")[2]] if kind == "neither" else []
-    if sums:
-        log("logged", f"{', '.join(sorted(key.partition('.')[2] for key in sums))}: sums over a batch, as measured")
-    if neither:
-        names = ", ".join(dict.fromkeys(neither))
-        log(
-            "logged",
-            f"{names}: neither means nor sums over rows; each part of a global batch gives its own, and their mean is kept",
-        )
-    return frozenset(sums)
-
-
-def _heard(strategy: Any, module: LightningModule, name: str, batch: Any) -> dict[str, Heard]:
-    """What a step would log of a batch."""
-    heard: dict[str, Heard] = {}
-    strategy.overheard = heard
-    try:
-        with strategy.standing_in():
-            run(strategy, module, name, strategy.to_device(batch))
-    finally:
-        strategy.overheard = None
-    return heard
-
-
-def _kind(whole: Heard, each: Sequence[Heard], samples: Sequence[int]) -> str:
-    """Whether a number of a batch is put together from those of its parts as it is reduced, as a sum, or as neither."""
-    values = [part.value for part in each]
-    if len(values) != len(samples) or not all(map(math.isfinite, (whole.value, *values))):
-        return "as reduced"
-    mean = math.fsum(value * rows for value, rows in zip(values, samples, strict=True)) / sum(samples)
-    reduced = {"sum": math.fsum(values), "max": max(values), "min": min(values)}.get(whole.reduced_by, mean)
-    if _is_near(whole.value, reduced, _LOGGED_TOLERANCE):
-        return "as reduced"
-    is_sum = whole.reduced_by in ("mean", "avg") and _is_near(whole.value, math.fsum(values), _LOGGED_TOLERANCE)
-    return "sum" if is_sum else "neither"
-
-
 def _is_finite(found: Measured) -> bool:
     return all(map(math.isfinite, (found.whole, *found.each)))
-
-
-def _is_near(one: float, other: float, tolerance: float) -> bool:
-    return one == other or abs(one - other) <= tolerance * max(abs(one), abs(other))
-
-
-class _Constant(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Gives each random tensor one value throughout, so that a row's does not depend on the rows beside it.
-
-    Floats are a half, which is as good a mask as it is noise. Whole numbers lie in the middle of their range. An order that is
-    drawn stays one: it couples samples.
-    """
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if torch.Tag.nondeterministic_seeded not in func.tags:
-            return out
-        if func is torch.ops.aten.native_dropout.default:
-            return args[0].clone(), torch.ones_like(out[1])
-        if isinstance(out, Tensor) and out.is_floating_point():
-            return out.fill_(0.5)
-        if func.overloadpacket is torch.ops.aten.randint:
-            bounds = [each for each in args if isinstance(each, int)]
-            return out.fill_(sum(bounds) // 2)
-        return out

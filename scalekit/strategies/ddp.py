@@ -68,7 +68,7 @@ class ReplicatedStrategy(BaseStrategy, DDPStrategy):
             return
         trained = [each for each in self._module.parameters() if each.requires_grad]
         has = torch.tensor([float(each.grad is not None) for each in trained], device=self.root_device)
-        met = compress(trained, self._sum(has).tolist())
+        met = compress(trained, self.collectives.sum(has).tolist())
         for chunk in _chunks(met):
             gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in chunk]
             flat = torch.cat([each.flatten() for each in gradients])

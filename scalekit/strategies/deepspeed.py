@@ -19,7 +19,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.plugins.precision import DeepSpeedPrecision
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from scalekit.config.strategy import StrategyConfig
@@ -34,6 +34,8 @@ from scalekit.models.initialization import (
 from scalekit.objectives.normalization import StepLoss
 from scalekit.strategies import deepspeed_nvme
 from scalekit.strategies.base import BaseStrategy
+from scalekit.strategies.deepspeed_config import configuration
+from scalekit.strategies.deepspeed_gradients import FirstGradients
 from scalekit.strategies.deepspeed_shards import OptimizerZeroShards, ParameterZeroShards, ZeroShards, replay_powers
 from scalekit.strategies.job_context import JobContext
 from scalekit.strategies.precision import Plugin
@@ -83,8 +85,7 @@ class ZeroStrategy(BaseStrategy, DeepSpeedStrategy):
         self.precision_plugin = DeepSpeedPlugin(precision)  # type: ignore[arg-type]
         self._device = device
         self._built_optimizers: Any = None
-        self._met: set[int] | None = None  # parameters that had a gradient, in the first step alone
-        self._hooks: list[Any] = []
+        self._gradients: FirstGradients | None = None  # of the first step alone
 
     # -- Lightning's hooks ------------------------------------------------------------------------------------------
 
@@ -187,40 +188,9 @@ class ZeroStrategy(BaseStrategy, DeepSpeedStrategy):
         return self.spec.stage
 
     def _format_config(self) -> None:
-        """The strategy's block, and what the layer owns."""
-        clip = self._module.trainer.gradient_clip_val
-        self.config = {
-            **self.spec.deepspeed,
-            "zero_optimization": self._zero_block(),
-            "zero_allow_untested_optimizer": True,
-            "zero_force_ds_cpu_optimizer": False,
-            "train_micro_batch_size_per_gpu": 1,
-            "gradient_accumulation_steps": 1,
-            "managed_gradient_accumulation": False,
-            "gradient_clipping": float(clip or 0.0),
-            **self._precision_block(),
-        }
-
-    def _zero_block(self) -> dict[str, Any]:
-        block = dict(self.spec.deepspeed.get("zero_optimization", {}))
-        if block.get("zero_hpz_partition_size") == "local_world_size":
-            block["zero_hpz_partition_size"] = self.num_processes
-        trained = sum(p.numel() for p in self._module.parameters() if p.requires_grad)
-        block["reduce_bucket_size"] = self.spec.bucket_elements(trained)
-        # Overlap would race with accumulation, which DeepSpeed does not see here (it refuses the pair itself).
-        block.setdefault("overlap_comm", False)
-        block.setdefault("memory_efficient_linear", False)  # it replaces torch's own functions for the whole process
-        offload = self.spec.offload
-        for key, name in (("optimizer", "offload_optimizer"), ("parameters", "offload_param")):
-            if key in offload:
-                block[name] = {"device": offload[key], "pin_memory": self._device == "cuda"}
-                if offload[key] == "nvme":
-                    block[name]["nvme_path"] = str(self._drive)
-        if offload.get("parameters") == "nvme":
-            # A buffer that a part does not fit into ends the job; larger ones are memory that nobody uses.
-            largest = max(p.numel() for p in self._module.parameters())
-            block["offload_param"]["buffer_size"] = -(-largest // self._world_size)
-        return block
+        """Lightning asks for the configuration here."""
+        ranks = self._world_size, self.num_processes
+        self.config = configuration(self._module, self.spec, self.precision, self._device == "cuda", ranks)
 
     @property
     def _drive(self) -> Path:
@@ -231,16 +201,6 @@ class ZeroStrategy(BaseStrategy, DeepSpeedStrategy):
         super().teardown()
         if "nvme" in self.spec.offload.values():
             deepspeed_nvme.clear(self._drive, self._rank)
-
-    def _precision_block(self) -> dict[str, Any]:
-        if self.precision == "bf16-true":
-            return {
-                "bf16": {"enabled": True, "bf16_master_weights_and_grads": True, "bf16_optimizer_states": True},
-            }
-        if self.precision == "32-true":
-            return {}
-        # No module is named safe to communicate in half precision: gradients are reduced in float32, as promised.
-        return {"torch_autocast": {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}}
 
     # -- weights and optimizer state --------------------------------------------------------------------------------
 
@@ -273,50 +233,19 @@ class ZeroStrategy(BaseStrategy, DeepSpeedStrategy):
 
     def on_train_start(self) -> None:
         super().on_train_start()
-        self._met = set()
-        trained = [parameter for parameter in self._module.parameters() if parameter.requires_grad]
-        self._hooks = [parameter.register_hook(_Notes(self._met, id(parameter))) for parameter in trained]  # type: ignore[no-untyped-call]
+        self._gradients = FirstGradients(self._module.parameters())
 
     def _close_global_batch(self) -> StepLoss | None:
         loss = super()._close_global_batch()
-        if self._met is not None:
-            self._check_met(self._met)
-            self._met = None
+        if self._gradients is not None:
+            self._gradients.check(self.shards.decayed(), self._format.names(), self.collectives)
+            self._gradients = None
         return loss
-
-    def _check_met(self, met: set[int]) -> None:
-        """Whether parameters without a gradient stay as they are: for DeepSpeed, a missing one is a 0.
-
-        Raises:
-            ConfigError: weight decay would change one, as under no other strategy.
-        """
-        for hook in self._hooks:
-            hook.remove()
-        called = self._format.names()
-        own = [called[id(parameter)] for parameter in self.shards.decayed() if id(parameter) not in met]
-        others = self._gather(own)
-        missing = sorted(set.intersection(*map(set, others)))
-        if missing:
-            raise ConfigError(
-                f"{missing[0]!r}{f' and {len(missing) - 1} more parameters' if len(missing) > 1 else ''} had no gradient in "
-                "the first step. DeepSpeed's weight decay changes such parameters, which no other strategy does: freeze them "
-                "(requires_grad_(False)), set weight_decay=0, or take ddp or fsdp2"
-            )
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         super().load_optimizer_state_dict(checkpoint)
         for optimizer in self.optimizers:
             replay_powers(self.shards.inner_optimizer(optimizer))
-
-
-class _Notes:
-    """Notes that a parameter got a gradient."""
-
-    def __init__(self, met: set[int], parameter: int) -> None:
-        self._met, self._parameter = met, parameter
-
-    def __call__(self, gradient: Tensor) -> None:
-        self._met.add(self._parameter)
 
 
 def _import(device: str, spec: StrategyConfig) -> None:

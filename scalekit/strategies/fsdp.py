@@ -15,7 +15,6 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
-from torch.utils._pytree import tree_map_only
 from torchmetrics import Metric
 
 from scalekit.config.strategy import StrategyConfig
@@ -24,6 +23,7 @@ from scalekit.models.initialization import module_tensors, move_to_meta, repeate
 from scalekit.strategies.base import BaseStrategy, T
 from scalekit.strategies.job_context import JobContext
 from scalekit.strategies.shards import RowShards, Shards
+from scalekit.utils.torch_internals import tree_map_only
 
 
 class _StepsThroughRoot(ModelParallelStrategy):

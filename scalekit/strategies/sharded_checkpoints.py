@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,39 +10,26 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.strategies import Strategy as LightningStrategy
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from scalekit.checkpoint import load, optimizer_state, state_json
 from scalekit.checkpoint.adapter_base import fingerprints, first_change, together
-from scalekit.checkpoint.async_saver import Saver
 from scalekit.checkpoint.format import AVERAGE
 from scalekit.checkpoint.loop_state import resumed
 from scalekit.checkpoint.model_state import ModelFormat
 from scalekit.checkpoint.writer_process import WriteResult
+from scalekit.distributed.collectives import Collectives
 from scalekit.distributed.shards import TensorShard, owned
 from scalekit.errors import CheckpointError
-from scalekit.optim.ema import Average
+from scalekit.strategies.averaged_weights import AveragedWeights
+from scalekit.strategies.checkpoint_io import FolderCheckpointIO
 from scalekit.strategies.job_context import JobContext
 from scalekit.strategies.shards import ReplicatedShards, Shards
+from scalekit.strategies.whole_step import WholeStep
 from scalekit.utils.log import log
 
 _HYPERPARAMETERS = (LightningModule.CHECKPOINT_HYPER_PARAMS_KEY, LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY)
-
-
-@dataclass(frozen=True)
-class WholeStep:
-    """What the last whole step has left and the next one changes before it is done.
-
-    Attributes:
-        files: of its checkpoint, beside tensors.
-        buffers: copies of those that checkpoints hold, by their file's stem and their name.
-        versions: torch's counts of the changes of all other tensors that checkpoints hold.
-    """
-
-    files: dict[str, bytes]
-    buffers: dict[tuple[str, str], Tensor]
-    versions: dict[tuple[str, str], int]
 
 
 class CheckpointedStrategy(LightningStrategy):
@@ -60,13 +46,10 @@ class CheckpointedStrategy(LightningStrategy):
         super().__init__(**options)
         self.job = job
         self.initial_weights = job.checkpoint
-        self.average: Average | None = None
-        self._averaged: dict[str, Tensor] = {}
+        self.average: AveragedWeights | None = None
         self.step = job.step  # global batches that are done
         self._resumed_from = Path()
         self._trained_at_start: dict[str, bool] = {}
-        self._whole_step: WholeStep | None = None
-        self._is_recalled = False
         self._base: dict[str, int] = {}  # fingerprints of the weights that an adapter is trained on
 
     def on_train_start(self) -> None:
@@ -78,7 +61,9 @@ class CheckpointedStrategy(LightningStrategy):
         self._know_base()
         self._trained_at_start = self._trained_at_start or self._trains()
         if self.job.ema_decay is not None:
-            self._begin_average(self.job.ema_decay)
+            self.average = AveragedWeights(self.job.ema_decay, self._format, self.shards)
+            if self.initial_weights is not None:
+                self.average.resume(self.weight_parts(), self.initial_weights)
 
     def _know_base(self) -> None:
         """Takes the fingerprint of the weights that an adapter is trained on.
@@ -90,7 +75,7 @@ class CheckpointedStrategy(LightningStrategy):
         if not parts:
             return
         mine = fingerprints(owned(parts, self._rank, self._world_size))
-        self._base = together(self._gather(mine))
+        self._base = together(self.collectives.gather(mine))
         if self.initial_weights is None:
             return
         changed = first_change(load.state(self.initial_weights)["scalekit"].get("base", {}), self._base)
@@ -110,32 +95,6 @@ class CheckpointedStrategy(LightningStrategy):
         """This rank's parts of what a checkpoint's model holds, by the stem of their files' names."""
         found = self._format.tensors_by_file()
         return {stem: [self.shards.part(name, t) for name, t in tensors.items()] for stem, tensors in found.items()}
-
-    def _begin_average(self, decay: float) -> None:
-        tensors_by_file = self._format.tensors_by_file().values()
-        self._averaged = {
-            name: each for family in tensors_by_file for name, each in family.items() if each.requires_grad
-        }
-        self.average = Average(decay, self._trained_parts())
-        if self.initial_weights is not None and (self.initial_weights / AVERAGE).is_dir():
-            load.fill(self._average_parts(self.weight_parts()), self.initial_weights)
-
-    def _trained_parts(self) -> list[TensorShard]:
-        """Of the weights that are averaged, what this rank saves."""
-        parts = (self.shards.part(name, tensor) for name, tensor in self._averaged.items())
-        return list(owned(parts, self._rank, self._world_size))
-
-    def _average_parts(self, parts: Mapping[str, Sequence[TensorShard]]) -> dict[str, Sequence[TensorShard]]:
-        """What a checkpoint holds of the average: as of the model, but for the trained weights."""
-        if self.average is None:
-            return {}
-        mine = {part.name: part for part in self.average.parts}
-
-        def averaged(part: TensorShard) -> TensorShard:
-            elsewhere = replace(part, data=torch.empty(0), everywhere=False)
-            return mine.get(part.name, elsewhere) if part.name in self._averaged else part
-
-        return {f"{AVERAGE}/{Path(stem).name}": list(map(averaged, family)) for stem, family in parts.items()}
 
     @cached_property
     def shards(self) -> Shards:
@@ -161,11 +120,9 @@ class CheckpointedStrategy(LightningStrategy):
             storage_options: ``{"unwanted": [...]}``, checkpoints beside it that are deleted once it stands.
         """
         folder = Path(self.broadcast(str(filepath)))
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        parts, files = self._contents(checkpoint)
-        if self._is_recalled and self._whole_step is not None:
-            files = self._whole_step.files
-        self.saver.save(folder, parts, files, (storage_options or {}).get("unwanted", ()))
+        tensors, files = self._contents(checkpoint)
+        contents = {"tensors": tensors, "files": self.whole_step.files or files}
+        self.checkpoint_io.save_checkpoint(contents, folder, storage_options)
         # Whoever else saves, as Lightning's ModelCheckpoint, may delete an older one as soon as this returns.
         if not self.job.saves_in_background or storage_options is None:
             self.finish_saving()
@@ -186,7 +143,8 @@ class CheckpointedStrategy(LightningStrategy):
     def _contents(self, checkpoint: Mapping[str, Any]) -> tuple[dict[str, Sequence[TensorShard]], dict[str, bytes]]:
         """This rank's parts of all tensors, and the files beside them, of which rank 0's count."""
         parts: dict[str, Sequence[TensorShard]] = {**self.weight_parts()}
-        parts |= self._average_parts(parts)
+        if self.average is not None:
+            parts |= self.average.parts(parts)
         settings = []
         for number, optimizer in enumerate(self.optimizers):
             shards = self.shards.of_optimizer(optimizer, self._format.names())
@@ -219,41 +177,18 @@ class CheckpointedStrategy(LightningStrategy):
         return dict(self._module.trainer.callback_metrics)
 
     def remember(self) -> None:
-        """Keeps what `recall` needs; every rank calls it after a step, where it might save."""
-        _, files = self._contents(self._module.trainer._checkpoint_connector.dump_checkpoint())
-        buffers = {place: each.detach().clone() for place, each in self._saved() if not isinstance(each, nn.Parameter)}
-        self._whole_step = WholeStep(files, buffers, self._versions())
+        """Keeps what a checkpoint of now needs, which steps change; every rank calls it after a step, where it might save."""
+        self.whole_step.remember(self._contents(self._module.trainer._checkpoint_connector.dump_checkpoint())[1])
 
-    def recall(self) -> bool:
-        """Has the next checkpoint be that of the last whole step, in the middle of one; every rank calls it.
-
-        Weights and their optimizer's state change with whole steps alone; buffers are put back.
-
-        Returns:
-            False, on every rank, where something else has changed weights since, so that it cannot be saved any more.
-        """
-        whole = self._whole_step
-        if any(self._gather(whole is None or whole.versions != self._versions())) or whole is None:
-            return False
-        for place, tensor in self._saved():
-            if place in whole.buffers:
-                tensor.data = whole.buffers[place]
-        self._is_recalled = True
-        return True
+    @cached_property
+    def whole_step(self) -> WholeStep:
+        """The last one, where ranks may leave the next in its middle."""
+        return WholeStep(self._saved, lambda name, tensor: self.shards.part(name, tensor).data, self.collectives)
 
     def _saved(self) -> list[tuple[tuple[str, str], Tensor]]:
         """The model's tensors that checkpoints hold, with where."""
         found = self._format.tensors_by_file()
         return [((stem, name), tensor) for stem, family in found.items() for name, tensor in family.items()]
-
-    def _versions(self) -> dict[tuple[str, str], int]:
-        """Of parameters, by which it shows whether this rank's part of one was changed."""
-        parts = {
-            place: self.shards.part(place[1], each).data
-            for place, each in self._saved()
-            if isinstance(each, nn.Parameter)
-        }
-        return {place: 0 if part.is_inference() else part._version for place, part in parts.items()}
 
     def finish_saving(self) -> None:
         """Waits until the checkpoint that was begun stands; every rank calls it.
@@ -261,24 +196,18 @@ class CheckpointedStrategy(LightningStrategy):
         Raises:
             CheckpointError: on every rank: it could not be written.
         """
-        outcome: WriteResult | None = self.broadcast(self.saver.last_outcome())
+        outcome: WriteResult | None = self.broadcast(self.checkpoint_io.last_outcome())
         if outcome is not None and outcome.done == "failed":
             raise CheckpointError(f"{outcome.folder} could not be saved: {outcome.why}")
 
     @cached_property
-    def saver(self) -> Saver:
-        """What writes this rank's parts."""
-        return Saver(self._rank, self._world_size)
+    def checkpoint_io(self) -> FolderCheckpointIO:  # type: ignore[override]
+        """What writes this rank's parts, and reads what is beside them."""
+        return FolderCheckpointIO(self._rank, self._world_size)
 
     @cached_property
     def _config_files(self) -> dict[str, bytes]:
         return self._format.config_files(getattr(self._module, "processor", None))
-
-    def teardown(self) -> None:
-        if "saver" in self.__dict__:
-            self.saver.close()
-            del self.saver
-        super().teardown()
 
     @property
     def position(self) -> int:
@@ -288,11 +217,7 @@ class CheckpointedStrategy(LightningStrategy):
     def _stream_state(self) -> dict[str, Any]:
         """How far all ranks have read a stream; nothing where the data has places, of which the position is one."""
         loader: Any = self._module.trainer.train_dataloader
-        if not hasattr(loader, "state"):
-            return {}
-        from scalekit.data.loading.stream_loader import merge
-
-        return {"stream": merge(self._gather(loader.state()))}
+        return {"stream": loader.merged_state(self.collectives.gather)} if hasattr(loader, "merged_state") else {}
 
     # -- resuming ---------------------------------------------------------------------------------------------------
 
@@ -303,7 +228,7 @@ class CheckpointedStrategy(LightningStrategy):
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         self._resumed_from = Path(checkpoint_path)
-        found = {**load.state(self._resumed_from), "state_dict": {}}
+        found = {**self.checkpoint_io.load_checkpoint(self._resumed_from), "state_dict": {}}
         found["loops"]["fit_loop"] = resumed(
             self._module.trainer, found["loops"]["fit_loop"], self.job.micro_batches_done, self.step
         )
@@ -350,18 +275,10 @@ class CheckpointedStrategy(LightningStrategy):
 
     # -- all ranks --------------------------------------------------------------------------------------------------
 
-    def _sum(self, tensor: Tensor) -> Tensor:
-        if self._world_size > 1:
-            tensor = tensor.clone()
-            torch.distributed.all_reduce(tensor)  # Lightning's own has a barrier beside it
-        return tensor
-
-    def _gather(self, value: Any) -> list[Any]:
-        if self._world_size == 1:
-            return [value]
-        parts: list[Any] = [None] * self._world_size
-        torch.distributed.all_gather_object(parts, value)
-        return parts
+    @cached_property
+    def collectives(self) -> Collectives:
+        """What ranks send each other in a step."""
+        return Collectives(self._rank, self._world_size, self.root_device)
 
     @property
     def _module(self) -> LightningModule:

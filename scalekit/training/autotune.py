@@ -22,10 +22,9 @@ from scalekit.planning.plan import readable
 from scalekit.planning.profiling.model_inputs import profiled_model
 from scalekit.planning.request import plan_request as planned
 from scalekit.planning.search import Forecast, choose
+from scalekit.training.decision_reasons import reasons
 
 _FALLBACK_MICRO_BATCH = 8
-_CLOSE = 1.25
-"""How much slower another strategy may be to be worth a word."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,7 @@ def decide(
         best.setting.micro_batch_size,
         best.setting.recompute,
         _predicted(best, task),
-        [*_reasons(job, forecast, best), *_warnings(job, forecast, best, failed)],
+        [*reasons(job, forecast, best), *_warnings(job, forecast, best, failed)],
         peak_bytes=best.memory.peak_bytes,
         # A resumed job has run so before.
         wants_probe="strategy" not in before
@@ -206,57 +205,6 @@ def _without_prediction(
     recompute = job.activation_checkpointing is True
     wants_probe = job.memory_check == "probe"
     return Decision(StrategyConfig.load(name), precision, size, recompute, {}, [reason], 0, wants_probe)
-
-
-def _reasons(job: Job, forecast: Forecast, best: Candidate) -> list[str]:
-    open_ = [n for n in ("strategy", "micro_batch_size", "activation_checkpointing") if getattr(job, n) == "auto"]
-    if not open_:
-        return []
-    if best.problem is not None:
-        return [
-            f"{best.name} with micro-batches of {best.setting.micro_batch_size} needs the least, and nothing keeps the margin"
-        ]
-    text = _why(open_, best)
-    if "strategy" in open_:
-        simpler = [c for c in forecast.candidates if _is_simpler(c, best)]
-        close = [c for c in simpler if c.problem is None and c.time.seconds <= _CLOSE * best.time.seconds]
-        if close:
-            text += f"; {close[0].name} would take {close[0].time.seconds / best.time.seconds:.2f} times as long"
-        if any(c.problem is not None for c in simpler):
-            text += f"; too large: {', '.join(c.name for c in simpler if c.problem is not None)}"
-    if forecast.task.profile.problem is not None:
-        text += f". Only states are known, the model cannot be traced ({forecast.task.profile.problem})"
-    return [text]
-
-
-def _why(open_: list[str], best: Candidate) -> str:
-    """Why it is the best one, by what was open."""
-    size = best.setting.micro_batch_size
-    if open_ == ["activation_checkpointing"]:
-        return "without activation checkpointing it does not fit" if best.setting.recompute else "all activations fit"
-    if "strategy" not in open_:
-        return f"micro-batches of {size} are the fastest that fit" + (
-            " with checkpointing" if best.setting.recompute else ""
-        )
-    return (
-        f"{best.name}"
-        + (f" with micro-batches of {size}" if "micro_batch_size" in open_ else "")
-        + " is the fastest that fits"
-    )
-
-
-def _is_simpler(other: Candidate, best: Candidate) -> bool:
-    """Whether somebody would rather take another candidate, were it as fast: for one that takes more upon itself nobody would.
-
-    Such are those that shard or offload what the best one does not, and those that recompute where that does not.
-    """
-    one, chosen = other.setting, best.setting
-    return (
-        one.strategy.name != chosen.strategy.name
-        and set(one.strategy.shards) <= set(chosen.strategy.shards)
-        and set(one.strategy.offload) <= set(chosen.strategy.offload)
-        and (chosen.recompute or not one.recompute)
-    )
 
 
 def _warnings(job: Job, forecast: Forecast, best: Candidate, failed: FailedTrial | None) -> list[str]:

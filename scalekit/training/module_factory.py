@@ -69,7 +69,7 @@ def module_of(
     def own_rows() -> int:
         strategy: Any = module.trainer.strategy
         running: BaseStrategy = strategy
-        return running.own_rows
+        return running.rows.own
 
     build_schedule(job.lr_schedule, job.warmup_steps, total_steps)  # which is refused before the run has a folder
     module = ScaleModule(

@@ -4,31 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import ConcatDataset
 from tqdm import tqdm
 
 from scalekit.callbacks.generation import check_prompt, replied
-from scalekit.checkpoint.load import chosen
-from scalekit.checkpoint.model_state import holds_adapter
-from scalekit.config.precision import resolve_precision
-from scalekit.config.renamed import understood
 from scalekit.config.settings import Job
-from scalekit.config.strategy import StrategyConfig
 from scalekit.data.encoders.causal import Chat
 from scalekit.data.encoders.tasks import CLASSIFIED
-from scalekit.data.pipeline import DataPipeline, processor_for
-from scalekit.data.sources.read import Source, read_once, with_column
-from scalekit.distributed.world import World, all_gather_object, connect, device_type
-from scalekit.errors import CheckpointError, ConfigError, RowError, shown
+from scalekit.data.pipeline import DataPipeline
+from scalekit.data.processors import processor_for
+from scalekit.data.sources.read import with_column
+from scalekit.distributed.world import World, all_gather_object, device_type
+from scalekit.errors import ConfigError, RowError
 from scalekit.models.labels import Classes, SeveralClasses
-from scalekit.models.resolve import resolve_model
 from scalekit.models.vocabulary import tokenizer_of
 from scalekit.objectives.metrics import Scores
 from scalekit.objectives.reduction_check import ReductionCheck
@@ -36,16 +30,13 @@ from scalekit.strategies.factory import build_strategy
 from scalekit.strategies.job_context import JobContext
 from scalekit.strategies.precision import plugin
 from scalekit.training.evaluator import Evaluator, made_ready
+from scalekit.training.opened_run import OpenedRun, open_run_of
 from scalekit.training.scale_module import ScaleModule
 from scalekit.utils.files import atomic_write_text
 from scalekit.utils.log import job_log
 
 _FEW = 16
 _WRITTEN = ("causal-lm", "seq2seq-lm")
-_KEPT = ("sequence_length", "loss_on", "sampling_rate", "on_bad_row", "trust_remote_code")
-"""Settings by which rows reach the model as in the run's job."""
-
-_STRATEGIES = ("single", "ddp", "fsdp2")
 
 
 def evaluate(
@@ -63,7 +54,7 @@ def evaluate(
     Raises:
         ScaleKitError: no such run, or rows that cannot be used.
     """
-    opened = _open(run, data, strategy, has_loss=True)
+    opened = open_run_of(run, data, strategy, has_loss=True)
     return _evaluator(opened, micro_batch_size, metrics, is_labelled=True).score("test", None)
 
 
@@ -87,7 +78,7 @@ def predict(
     Raises:
         ScaleKitError: no such run, rows that cannot be used, or a model for another task.
     """
-    opened = _open(run, data, strategy)
+    opened = open_run_of(run, data, strategy)
     if opened.task in _WRITTEN:
         return _completed(opened, max_new_tokens)
     if opened.task not in CLASSIFIED:
@@ -108,71 +99,7 @@ def write_predictions(run: str | Path, data: Any, output: str | Path, **options:
         atomic_write_text(Path(output), "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in found))
 
 
-@dataclass(frozen=True)
-class _Opened:
-    """A run's model, and the rows that it is asked about.
-
-    Attributes:
-        folder: of the model.
-        settings: those of the run's job that say how rows reach the model.
-        task: one of `names.TaskName`, or None.
-        model: of this process.
-        source: the rows as they come.
-        spec: the strategy.
-        precision: the run's.
-        world: the job's processes.
-    """
-
-    folder: Path
-    settings: dict[str, Any]
-    task: str | None
-    model: Any
-    source: Source
-    spec: StrategyConfig
-    precision: str
-    world: World
-
-    @property
-    def processor(self) -> str | None:
-        """Where the one that was saved beside the model is; None where there is none."""
-        known = ("tokenizer", "preprocessor", "processor")
-        return str(self.folder) if any((self.folder / f"{name}_config.json").is_file() for name in known) else None
-
-
-def _open(run: str | Path, data: Any, strategy: str | None, has_loss: bool = False) -> _Opened:
-    """Opens a run's model on every process.
-
-    Args:
-        run, data, strategy: as of `evaluate`.
-        has_loss: whether the run's loss is needed, which only the model's own can be.
-    """
-    world, device = World.from_environment(), device_type()
-    spec = StrategyConfig.load(strategy or ("ddp" if world.size > 1 else "single"))
-    if spec.name not in _STRATEGIES:
-        raise ConfigError(f"strategy={shown(strategy)}: rows are run without training under {', '.join(_STRATEGIES)}")
-    checkpoint = _checkpoint(Path(run).resolve())
-    saved = _saved(checkpoint.parent.parent)
-    saved["config"] = understood(saved["config"], warn=False)
-    for name in ("validation_transform", *(("loss", "item_count") if has_loss else ())):
-        if saved["config"].get(name) is not None:
-            raise ConfigError(
-                f"{run}: its {name} is {saved['config'][name]}, which no file holds: call run.test or run.predict in Python"
-            )
-    task = saved["data"].get("task") or saved["config"].get("task")
-    with job_log(world.rank):
-        source = read_once(data, "test", saved["config"].get("on_bad_row", "error") if has_loss else "error")
-        connect(world)
-        trusts = bool(saved["config"].get("trust_remote_code"))
-        resolved = resolve_model(str(checkpoint / "model"), task, trusts).source
-        model = resolved if isinstance(resolved, nn.Module) else resolved()
-    precision = resolve_precision(saved["plan"].get("precision", "32-true"), device)
-    settings = {name: saved["config"][name] for name in _KEPT if name in saved["config"]}
-    if not has_loss:
-        settings["on_bad_row"] = "error"  # each row is answered
-    return _Opened(checkpoint / "model", settings, task, model, source, spec, precision, world)
-
-
-def _evaluator(opened: _Opened, micro_batch_size: int, metrics: Any = None, is_labelled: bool = False) -> Evaluator:
+def _evaluator(opened: OpenedRun, micro_batch_size: int, metrics: Any = None, is_labelled: bool = False) -> Evaluator:
     job = Job.from_mapping(
         {
             **opened.settings,
@@ -199,7 +126,7 @@ def _evaluator(opened: _Opened, micro_batch_size: int, metrics: Any = None, is_l
     return Evaluator(job, pipeline, rows, module, strategy, micro_batch_size, [check] if is_labelled else [])
 
 
-def _completed(opened: _Opened, max_new_tokens: int) -> list[dict[str, Any]]:
+def _completed(opened: OpenedRun, max_new_tokens: int) -> list[dict[str, Any]]:
     """What the model writes behind each row; processes take rows in turn."""
     if opened.spec.name == "fsdp2":
         raise ConfigError("strategy='fsdp2': text is written by processes that each have the whole model: take ddp")
@@ -239,45 +166,6 @@ def _prompt(row: dict[str, Any], number: int) -> tuple[Any, Any]:
     if not turns:
         raise RowError(f"row {number} is a conversation in which nobody but the assistant says anything")
     return turns, chat.tools
-
-
-def _checkpoint(run: Path) -> Path:
-    """The checkpoint that is meant, of a model that can be opened by itself.
-
-    Raises:
-        CheckpointError: there is none.
-        ConfigError: its model is no whole Hugging Face model.
-    """
-    found = chosen(run)
-    if holds_adapter(found):
-        raise ConfigError(
-            f"{found} holds an adapter, which evaluate and predict do not open: scalekit export {found} FOLDER --merge "
-            "writes the whole model, which transformers opens"
-        )
-    if not (found / "model" / "config.json").is_file():
-        raise ConfigError(
-            f"{found} holds no Hugging Face model, so that a command cannot build it: in Python, run.test and run.predict "
-            "follow `fit`, and scalekit.load_module opens a LightningModule"
-        )
-    return found
-
-
-def _saved(run: Path) -> dict[str, dict[str, Any]]:
-    """What a run's folder says of its job.
-
-    Raises:
-        CheckpointError: it does not, as where a checkpoint was moved out of it.
-    """
-    found: dict[str, dict[str, Any]] = {}
-    for name, read in (("config.yaml", yaml.safe_load), ("data.json", json.loads), ("plan.json", json.loads)):
-        try:
-            found[Path(name).stem] = read((run / name).read_text())
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            raise CheckpointError(
-                f"{run / name} cannot be read, which says how rows reach the model: {error}. A checkpoint stays in its run's "
-                "folder"
-            ) from error
-    return found
 
 
 def _any_label(config: Any) -> Any:

@@ -16,6 +16,7 @@ from scalekit.data.encoders.causal import Causal
 from scalekit.data.encoders.pretokenized import Targets, main_input
 from scalekit.data.encoders.truncation import Limit
 from scalekit.data.pipeline import DataPipeline
+from scalekit.data.remarks import pipeline_remarks
 from scalekit.data.sources.read import read_data
 from scalekit.errors import ColumnError
 from tests.support import parity_cases as parity
@@ -29,7 +30,7 @@ PICTURE = Image.fromarray(np.zeros((4, 4, 3), np.uint8))
 def remarks(model: Any, rows: Any, **settings: Any) -> str:
     settings = {"processor": make_tokenizer(), "max_steps": 1, **settings}
     pipeline = DataPipeline(Job(model, rows, **settings), read_data(rows), model)
-    return " ".join(" ".join(each.split()) for each in pipeline.remark)
+    return " ".join(" ".join(each.split()) for each in pipeline_remarks(pipeline))
 
 
 @pytest.mark.parametrize(

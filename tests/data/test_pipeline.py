@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from scalekit.config.settings import Job
-from scalekit.data.pipeline import DataPipeline, padding_share
+from scalekit.data.lengths import padding_share
+from scalekit.data.pipeline import DataPipeline
+from scalekit.data.remarks import pipeline_remarks
 from scalekit.data.sources.read import read_data
 from scalekit.errors import ColumnError, ConfigError
 from tests.support import language_model
@@ -46,7 +48,7 @@ LOOKS = [
 def test_the_look_of_a_row_decides_its_task(model: Any, row: dict, task: str | None) -> None:
     found = pipeline(model(), [row])
     assert found.task == task
-    assert (len(found.remark) == 1) == (task is not None)
+    assert (len(pipeline_remarks(found)) == 1) == (task is not None)
 
 
 def test_what_the_job_says_counts() -> None:

@@ -18,7 +18,8 @@ from scalekit.data.encoders.base import drawn_by_content
 from scalekit.data.encoders.labelled import Head
 from scalekit.data.encoders.masked import Masked
 from scalekit.data.encoders.truncation import Limit
-from scalekit.data.prepared import Lengths, Rows
+from scalekit.data.lengths import Lengths
+from scalekit.data.prepared import Rows
 from scalekit.data.preprocessing import undecoded
 from scalekit.errors import RowError
 from scalekit.models.labels import Classes

@@ -17,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import get_worker_info
 
-from scalekit.data.loading.stream_loader import StreamLoader, merge
+from scalekit.data.loading.stream_loader import StreamLoader
 from scalekit.data.loading.stream_shards import Lane, OneShard, pack_window, shards
+from scalekit.data.loading.stream_states import merge
 from scalekit.data.sampling.stream_order import ShardCursor, StreamOrder
 from scalekit.errors import BatchSizeError, ConfigError, EmptyDataError, NoLabelError, RowError, StreamError
 from scalekit.objectives.normalization import MicroBatch

@@ -21,9 +21,9 @@ class IsSeen(Callback):
         self.now = now
 
     def on_train_batch_end(self, trainer: Any, *rest: Any) -> None:
-        if trainer.strategy._micro.last:
+        if trainer.strategy.rows.micro.last:
             if trainer.is_global_zero:
-                self.now.write_text(str(trainer.strategy._micro.step))
+                self.now.write_text(str(trainer.strategy.rows.micro.step))
             time.sleep(0.05)
 
 

@@ -35,7 +35,7 @@ class NotesRows(Callback):
         folder.mkdir(parents=True, exist_ok=True)
 
     def on_train_batch_end(self, trainer: Any, *rest: Any) -> None:
-        micro = trainer.strategy._micro
+        micro = trainer.strategy.rows.micro
         self.rows += micro.rows if micro.items else ()
         if micro.last:
             with self.path.open("a") as file:

@@ -73,7 +73,7 @@ class AsksToStop(Callback):
             threading.Timer(Slow.seconds / 2, self._ask).start()
 
     def on_train_batch_end(self, trainer: Any, *rest: Any) -> None:
-        if trainer.global_step + 1 == self.step and not trainer.strategy._micro.last:
+        if trainer.global_step + 1 == self.step and not trainer.strategy.rows.micro.last:
             self.done += 1
 
     def _ask(self) -> None:

@@ -2,153 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import takewhile
 from typing import Any, NamedTuple, final
 
-from scalekit.data.encoders import tool_calls
+from scalekit.data.encoders.marks import OPEN, STOP, Drawn, Mark, Message, Span, called, marked, said
+from scalekit.data.encoders.template_page import Page
 from scalekit.errors import DataError, RowError
-
-Span = tuple[int, int]
-
-
-Message = dict[str, Any]
-
 
 WAYS_OUT = "Use loss_on='all', or a chat template with {% generation %} tags"
 
 
-# Noncharacters: Unicode keeps them out of text, for a program's own use. A mark is one of the first two, a name, the third.
-OPEN, CLOSE, STOP = "\ufdd0", "\ufdd1", "\ufdd2"
-
-
-_MARK = re.compile(f"([{OPEN}{CLOSE}])([0-9a-z]+){STOP}")
-
-
-_TAG = re.compile(r"(\{%[-+]?)\s*((?:end)?generation)\s*([-+]?%\})")
-
-
-_COMMENT = re.compile(r"\{#.*?#\}", re.DOTALL)
-
-
-_CALLS = {"generation": "call scalekit_generated()", "endgeneration": "endcall"}
-
-
-_MACRO = f"{{% macro scalekit_generated() %}}{OPEN}tag{STOP}{{{{ caller() }}}}{CLOSE}tag{STOP}{{% endmacro %}}"
-
-
 # What is marked; the next where a template does not write the same text with those marks.
 _LEVELS = (("other", "said", "called", "empty"), ("said", "called"), ())
-
-
-@final
-class Page:
-    """The tokenizer's template for one conversation: messages to text."""
-
-    def __init__(self, tokenizer: Any, tools: Any) -> None:
-        self._tokenizer = tokenizer
-        self._takes_objects: bool | None = None
-        self._tools = tool_calls.tools_of(tools)
-        try:
-            self._template: str = tokenizer.get_chat_template(None, self._tools)
-        except ValueError as error:
-            raise DataError(
-                "the tokenizer has no chat template to use: set its `chat_template`, or give rows with the column 'text'"
-            ) from error
-        self.has_tags = bool(_TAG.search(_COMMENT.sub("", self._template)))
-
-    def fitted(self, messages: Sequence[Message]) -> list[Message]:
-        """A conversation whose calls have their arguments in the form that the template takes."""
-        if not tool_calls.have_arguments(messages):
-            return tool_calls.with_arguments(messages, tool_calls.as_object)
-        if self._takes_objects is None:
-            self._takes_objects = tool_calls.takes_objects(self, messages)
-        change = tool_calls.as_object if self._takes_objects else tool_calls.as_text
-        return tool_calls.with_arguments(messages, change)
-
-    def texts(self, conversations: list[list[Message]]) -> list[str]:
-        if not all(conversations):
-            raise RowError("a conversation without messages cannot be rendered")
-        found: list[str] = self._apply(conversations)
-        for messages, text in zip(conversations, found, strict=True):
-            if any(isinstance(parts := message.get("content"), list) and str(parts) in text for message in messages):
-                raise RowError(
-                    "the chat template writes a content in parts as Python prints a list: join the parts to one string"
-                )
-        return found
-
-    def __call__(self, messages: Sequence[Message], prompt: bool = False, template: str | None = None) -> str:
-        text: str = self._apply(messages, prompt, template)
-        return text
-
-    def _apply(self, conversations: Any, prompt: bool = False, template: str | None = None) -> Any:
-        from jinja2.exceptions import TemplateError
-
-        try:
-            return self._tokenizer.apply_chat_template(
-                conversations,
-                tools=self._tools,
-                chat_template=template,
-                tokenize=False,
-                add_generation_prompt=prompt,
-            )
-        except TemplateError as error:
-            raise RowError(f"the chat template refuses the conversation: {error.message or error}") from error
-        except (TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
-            raise RowError(f"the chat template cannot render the conversation: {error}") from error
-
-    def tagged(self, messages: Sequence[Message], text: str) -> Iterator[Span]:
-        """What the template's author tags as generated.
-
-        transformers counts tagged characters too, but from a wrong start where the tags stand in a macro or a set block.
-        """
-        template = _MACRO + _TAG.sub(lambda tag: f"{tag[1]} {_CALLS[tag[2]]} {tag[3]}", self._template)
-        drawn = _Drawn.read(self(messages, template=template))
-        places = [mark.place for mark in drawn.marks]
-        if drawn.text != text or [mark.opens for mark in drawn.marks] != [True, False] * (len(places) // 2):
-            raise DataError("the chat template changes or nests what it tags with {% generation %}. Use loss_on='all'")
-        return zip(places[::2], places[1::2], strict=True)
-
-    @property
-    def opening(self) -> str:
-        """The token that only opens a text; some templates write it after each turn."""
-        bos = self._tokenizer.bos_token
-        return "" if bos is None or bos == self._tokenizer.eos_token else str(bos)
-
-    def special(self) -> re.Pattern[str]:
-        """The special tokens that may end a turn."""
-        tokens = {token.content for token in self._tokenizer.added_tokens_decoder.values() if token.special}
-        tokens |= set(self._tokenizer.all_special_tokens)
-        tokens.discard(self.opening)
-        longest_first = sorted(tokens, key=len, reverse=True)
-        return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
-
-
-class _Mark(NamedTuple):
-    """Where something that a message says starts or ends in the rendered text."""
-
-    place: int
-    name: str
-    opens: bool
-
-
-class _Drawn(NamedTuple):
-    """A rendering with its marks taken out."""
-
-    text: str
-    marks: list[_Mark]
-
-    @classmethod
-    def read(cls, marked: str) -> _Drawn:
-        parts: list[str] = []
-        marks: list[_Mark] = []
-        place = done = 0
-        for found in _MARK.finditer(marked):
-            parts.append(marked[done : found.start()])
-            place, done = place + found.start() - done, found.end()
-            marks.append(_Mark(place, found[2], found[1] == OPEN))
-        return cls("".join([*parts, marked[done:]]), marks)
 
 
 @final
@@ -165,9 +31,9 @@ class Search:
         self.text = text
         self._page = page
         self._plain = messages
-        self._marks: list[_Mark] = []
+        self._marks: list[Mark] = []
         for kinds in _LEVELS:
-            self._messages, self._names = _marked(messages, kinds)
+            self._messages, self._names = marked(messages, kinds)
             drawn = self._draw(self._messages)
             if drawn and drawn.text == self.text:
                 self._marks = drawn.marks
@@ -190,7 +56,7 @@ class Search:
     def _turn(self, i: int, last: int) -> tuple[_Turn, int]:
         """A turn among the marks that come after number `last`, and the number of the last mark up to its end."""
         marks, names = self._marks, self._names[i]
-        own: list[_Mark] = []
+        own: list[Mark] = []
         first = next((k for k in range(last + 1, len(marks)) if marks[k].name in names), None)
         if first is None:  # nothing of the turn is marked: it comes after the last message before it that is
             before = next((names for names in reversed(self._names[:i]) if names), [])
@@ -322,15 +188,15 @@ class Search:
     def _check(self, turn: _Turn, start: int, end: int) -> None:
         """Whatever the turn says must stand in its span."""
         message, span = self._plain[turn.i], self.text[start:end]
-        if any(name not in span for name in _called(message)):
+        if any(name not in span for name in called(message)):
             raise self._unsettled(turn.i, "calls a tool, which the template does not write")
-        lost = [text for text in _said(message) if text.strip() and text.strip().splitlines()[-1] not in span]
+        lost = [text for text in said(message) if text.strip() and text.strip().splitlines()[-1] not in span]
         if turn.own[-1].place < start if turn.own else lost:
             raise self._unsettled(turn.i, "says something that the template does not write there")
 
-    def _draw(self, messages: Sequence[Message], prompt: bool = False) -> _Drawn | None:
+    def _draw(self, messages: Sequence[Message], prompt: bool = False) -> Drawn | None:
         try:
-            return _Drawn.read(self._page(messages, prompt))
+            return Drawn.read(self._page(messages, prompt))
         except RowError:
             return None
 
@@ -351,8 +217,8 @@ class _Turn(NamedTuple):
     """
 
     i: int
-    base: _Mark | None
-    own: list[_Mark]
+    base: Mark | None
+    own: list[Mark]
     limit: int
 
     @property
@@ -360,79 +226,6 @@ class _Turn(NamedTuple):
         return self.base.place if self.base else 0
 
 
-def _same(found: list[_Mark], wanted: _Mark | None) -> bool:
+def _same(found: list[Mark], wanted: Mark | None) -> bool:
     """Whether one mark found is the one wanted, wherever it stands; none for None."""
     return [mark[1:] for mark in found] == ([wanted[1:]] if wanted else [])
-
-
-def _said(message: Message) -> list[str]:
-    content = message.get("content")
-    parts: list[Any] = content if isinstance(content, list) else [{"text": content}]
-    return [part["text"] for part in parts if _says(part)]
-
-
-def _says(part: Any) -> bool:
-    return isinstance(part, dict) and isinstance(part.get("text"), str)
-
-
-def _called(message: Message) -> list[str]:
-    calls = [call for call in message.get("tool_calls") or [] if isinstance(call, dict)]
-    names = [(call.get("function") or call).get("name") for call in calls]
-    return [name for name in names if isinstance(name, str)]
-
-
-def _marked(messages: Sequence[Message], kinds: Sequence[str]) -> tuple[list[Message], list[list[str]]]:
-    """The messages with marks of some kinds, and the names of each message's marks."""
-    markers = [_Marker(messages.index(message), kinds) for message in messages]
-    marked = [marker.mark(message) for marker, message in zip(markers, messages, strict=True)]
-    return marked, [marker.names for marker in markers]
-
-
-@final
-class _Marker:
-    """Puts marks around what a message says.
-
-    Args:
-        number: of the message, which begins its marks' names. Equal messages have equal ones, for templates compare them.
-        kinds: what is marked: what the assistant "said", the tools that it "called", what "other" roles say, and of both
-            what is "empty".
-    """
-
-    def __init__(self, number: int, kinds: Sequence[str]) -> None:
-        self._number = number
-        self._kinds = kinds
-        self.names: list[str] = []
-
-    def mark(self, message: Message) -> Message:
-        out = dict(message)
-        if "content" in message and ("said" if message.get("role") == "assistant" else "other") in self._kinds:
-            out["content"] = self._content(message["content"], calls=bool(message.get("tool_calls")))
-        if "called" in self._kinds and message.get("tool_calls"):
-            out["tool_calls"] = [self._call(call) for call in message["tool_calls"]]
-        return out
-
-    def _content(self, content: Any, calls: bool) -> Any:
-        if isinstance(content, str):
-            # Templates ask whether there is any content beside a call, so an empty one must stay empty there
-            return self._text(content, empty="empty" in self._kinds and not calls)
-        if isinstance(content, list):
-            return [{**part, "text": self._text(part["text"])} if _says(part) else part for part in content]
-        return content
-
-    def _call(self, call: Any) -> Any:
-        if not isinstance(call, dict):
-            return call
-        if call.get("function"):
-            return {**call, "function": self._call(call["function"])}
-        return {**call, "name": self._text(call["name"])} if isinstance(call.get("name"), str) else call
-
-    def _text(self, text: str, empty: bool = False) -> str:
-        """Marks stand within the blanks around a text, so that a template can trim them."""
-        core = text.strip()
-        if not (core or empty):
-            return text
-        name = f"{self._number}x{len(self.names)}"
-        self.names.append(name)
-        blank = text.index(core)
-        end = blank + len(core)
-        return f"{text[:blank]}{OPEN}{name}{STOP}{core}{CLOSE}{name}{STOP}{text[end:]}"

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 from scalekit.data.encoders import chat_template, tool_calls
-from scalekit.data.encoders.assistant_spans import Span
 from scalekit.data.encoders.base import Encoder, Row, shown, text_of
+from scalekit.data.encoders.marks import Span
 from scalekit.data.encoders.padding import Pad, pad_id
 from scalekit.data.encoders.token_offsets import tokenize
 from scalekit.data.encoders.truncation import Limit

@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scalekit.data.encoders.assistant_spans import CLOSE, OPEN, STOP, WAYS_OUT, Message, Page, Search, Span
+from scalekit.data.encoders.assistant_spans import WAYS_OUT, Search
+from scalekit.data.encoders.marks import CLOSE, OPEN, STOP, Message, Span
+from scalekit.data.encoders.template_page import Page
 from scalekit.errors import DataError, RowError
 
 

@@ -12,11 +12,11 @@ from typing import Any, ClassVar, final
 import torch
 
 from scalekit.data.encoders import chat_template, image_chats
-from scalekit.data.encoders.assistant_spans import Message, Span
 from scalekit.data.encoders.base import Encoder, Row, text_of
 from scalekit.data.encoders.causal import Chat, refuse_beside_text, tokenizer_identity
 from scalekit.data.encoders.expansion import places
 from scalekit.data.encoders.images import opened
+from scalekit.data.encoders.marks import Message, Span
 from scalekit.data.encoders.truncation import Limit
 from scalekit.errors import ConfigError, DataError, NoLabelError, RowError
 from scalekit.objectives.counts import IGNORED

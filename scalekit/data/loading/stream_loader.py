@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any, final
 
 import torch
@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from scalekit.data.loading.stream_batches import Rows, State, Turn, Turns
 from scalekit.data.loading.stream_shards import Encode, shards
+from scalekit.data.loading.stream_states import merge
 from scalekit.data.sampling.stream_order import ShardCursor, StreamOrder
 from scalekit.data.sources.data_part import Skipped
 from scalekit.distributed.process import exit_on_parent_signal
@@ -100,7 +101,11 @@ class StreamLoader:
         elif copies == 1:
             said = f"{found} are split over {ranks} ranks, and each reads {order.count // ranks} side by side"
         else:
-            fix = f"as many shards as a multiple of {ranks}" if order.shards % ranks else f"most_lanes={ranks}"
+            fix = (
+                f"as many shards as a multiple of {ranks}"
+                if order.shards % ranks
+                else f"{order.most_lanes} ranks at most"
+            )
             said = (
                 f"{found} cannot be shared by {ranks} ranks: every row is read by {copies} of them and taken by one; with "
                 f"{fix} it would be read once"
@@ -146,6 +151,14 @@ class StreamLoader:
             **{name: getattr(state, name) for name in ("epoch", "batches", "step", "samples")},
             "lanes": {str(lane): list(place) for lane, place in state.lanes.items()},
         }
+
+    def merged_state(self, gather: Callable[[Any], list[Any]]) -> dict[str, Any]:
+        """How far all ranks have read; every rank calls it.
+
+        Args:
+            gather: gives everybody's value.
+        """
+        return merge(gather(self.state()))
 
     def _now(self) -> State:
         """The state, which is the next epoch's beginning where the last one is through."""
@@ -289,23 +302,6 @@ class StreamLoader:
                 "same data in the same order (shuffle() needs a seed), or start again"
             )
         self._mark, self._checked = first, True
-
-
-def merge(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Joins all ranks' states at the same step to one, from which any number of ranks resumes.
-
-    Raises:
-        StreamError: they are not of the same step of the same job.
-    """
-    merged: dict[str, Any] = {**states[0], "lanes": {}}
-    for state in states:
-        differing = [name for name in merged if name != "lanes" and state[name] != merged[name]]
-        for lane, place in state["lanes"].items():
-            if merged["lanes"].setdefault(lane, place) != place:
-                differing.append(f"lane {lane}")
-        if differing:
-            raise StreamError(f"the ranks' states differ in {', '.join(differing)}: they are not of the same step")
-    return merged
 
 
 def _as_it_is(item: Any) -> Any:

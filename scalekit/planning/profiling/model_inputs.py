@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_iter
 
 from scalekit.errors import ConfigError, ModelError
 from scalekit.models.initialization import build_module
 from scalekit.models.resolve import Model
 from scalekit.objectives.objective import FunctionLoss, LossFunction, ModelLoss, Objective
 from scalekit.planning.profiling.profile import Example, ProfiledModel, Step, resize
+from scalekit.utils.torch_internals import tree_iter
 
 USUAL_TOKENS = 2048
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import sdpa_backward_flop, sdpa_flop
+
+from scalekit.utils.torch_internals import tree_map_only
 
 
 class Sort(IntEnum):

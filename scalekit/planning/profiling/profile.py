@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._pytree import tree_map_only
 
 from scalekit.config.precision import Dtypes
 from scalekit.errors import ConfigError, InputsError, ModelError, NoLossError
@@ -30,6 +29,7 @@ from scalekit.planning.profiling.autocast import FloatOnGPU, autocast
 from scalekit.planning.profiling.block_stacks import UnevenError, shorten
 from scalekit.planning.profiling.layer_repetition import lengthen
 from scalekit.planning.profiling.tracing import LIMIT_SECONDS, Event, Parameter, Trace, UntracedError
+from scalekit.utils.torch_internals import tree_map_only
 
 TRACED_SIZES = (2, 4)
 

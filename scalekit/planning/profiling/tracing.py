@@ -21,12 +21,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
 
 from scalekit.errors import ScaleKitError
 from scalekit.planning.profiling.operations import GROUPED, MORE_FLOPS, grouped_in_half, sort
+from scalekit.utils.torch_internals import TorchDispatchMode, tree_iter
 
 LIMIT_SECONDS = 60.0
 """The longest that a trace may take: a model whose layers loop over tokens in Python would never be done."""

@@ -13,14 +13,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from scalekit.config.precision import Dtypes, type_name
+from scalekit.config.precision import type_name
 from scalekit.hardware import Hardware
 from scalekit.planning.memory.layouts import layout
 from scalekit.planning.profiling.operations import Sort
 from scalekit.planning.profiling.profile import Profile
 from scalekit.planning.profiling.step_config import StepConfig
 from scalekit.planning.profiling.tracing import Event, Trace
-from scalekit.planning.timing.communication import Collectives, Phase, Sizes, gathered_again, traffic
+from scalekit.planning.timing.communication import Collectives, Phase, Sizes, traffic
 from scalekit.planning.timing.device_rates import (
     MICRO_BATCH_DISPATCHES,
     PARAMETER_DISPATCHES,
@@ -29,6 +29,7 @@ from scalekit.planning.timing.device_rates import (
     STEP_DISPATCHES,
     Rates,
 )
+from scalekit.planning.timing.update_time import offload_seconds, update_seconds
 
 PARTS = ("compute", "communication", "offload", "update", "loop", "data")
 """What a step's seconds go into, each without what is hidden behind compute.
@@ -79,8 +80,8 @@ def estimate(
     parts = {
         "compute": setting.accumulation * compute.seconds + _summing_seconds(setting, sizes, rates),
         "communication": math.fsum(_exposed_seconds(phase, compute, rates) for phase in traffic(setting, sizes)),
-        "offload": _offload_seconds(setting, sizes, rates),
-        "update": _update_seconds(setting, sizes, rates),
+        "offload": offload_seconds(setting, sizes, rates),
+        "update": update_seconds(setting, sizes, rates),
         "loop": _loop_seconds(profile, setting, rates),
         # Workers load beside the step; whether they keep up is for a run to measure.
         "data": 0.0,
@@ -249,56 +250,3 @@ def _collective_seconds(each: Collectives, rates: Rates) -> float:
 
 
 # -- offload and update -----------------------------------------------------------------------------------------------
-
-
-def _update_bytes(dtypes: Dtypes, moments: int) -> int:
-    """Memory traffic of updating one element: reads it, its gradient and moments, writes it and the moments. Adam's is 28."""
-    master = (dtypes.master or dtypes.parameters).itemsize
-    return 2 * master + dtypes.parameters.itemsize + 2 * moments * dtypes.optimizer_state.itemsize
-
-
-def _share(setting: StepConfig, sizes: Sizes) -> float:
-    """Elements that one rank updates."""
-    return sizes.trained / (setting.world_size if "optimizer" in setting.strategy.shards else 1)
-
-
-def _update_seconds(setting: StepConfig, sizes: Sizes, rates: Rates) -> float:
-    """On the device: the gradients are read for their norm, and the fused optimizer passes over its share once."""
-    if "optimizer" in setting.strategy.offload:
-        return 0.0
-    dtypes = setting.dtypes
-    per_element = dtypes.parameters.itemsize + _update_bytes(dtypes, setting.moments)
-    return _share(setting, sizes) * per_element / rates.memory
-
-
-def _offload_seconds(setting: StepConfig, sizes: Sizes, rates: Rates) -> float:
-    """What optimizer and parameters on the host cost; none of it overlaps, since DeepSpeed copies on the compute stream."""
-    offload, seconds = setting.strategy.offload, 0.0
-    if "optimizer" in offload:
-        seconds += _host_update_seconds(setting, sizes, rates)
-    if "parameters" in offload:
-        size = (
-            setting.accumulation
-            * (sizes.shared + gathered_again(setting, sizes))
-            * setting.dtypes.parameters.itemsize
-            / setting.world_size
-        )
-        seconds += size / rates.bus + (size / rates.nvme if offload["parameters"] == "nvme" else 0.0)
-    return seconds
-
-
-def _host_update_seconds(setting: StepConfig, sizes: Sizes, rates: Rates) -> float:
-    """Once a step: gradients go down, the CPU updates as its memory allows, and parameters come up unless they stay there.
-
-    ZeRO-Offload (arXiv 2101.06840, section 4). From drives, master weights and moments are read, and written again.
-    """
-    dtypes, offload, share = setting.dtypes, setting.strategy.offload, _share(setting, sizes)
-    crossings = 1 if "parameters" in offload else 2
-    seconds = share * crossings * dtypes.parameters.itemsize / rates.bus
-    seconds += share * _update_bytes(dtypes, setting.moments) / rates.host
-    if offload["optimizer"] == "nvme":
-        state = (dtypes.master or dtypes.parameters).itemsize + setting.moments * dtypes.optimizer_state.itemsize
-        seconds += share * 2 * state / rates.nvme
-    if offload.get("parameters") == "nvme":
-        seconds += share * dtypes.parameters.itemsize / rates.nvme
-    return seconds

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from scalekit.data.loading.stream_loader import StreamLoader, merge
+from scalekit.data.loading.stream_loader import StreamLoader
+from scalekit.data.loading.stream_states import merge
 from scalekit.data.sampling.stream_order import StreamOrder
 from tests.support.streams import as_it_is, count_rows, stream
 
