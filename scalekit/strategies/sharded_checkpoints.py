@@ -19,6 +19,7 @@ from scalekit.checkpoint.format import AVERAGE
 from scalekit.checkpoint.loop_state import resumed
 from scalekit.checkpoint.model_state import ModelFormat
 from scalekit.checkpoint.writer_process import WriteResult
+from scalekit.data.loading.stream_states import merge
 from scalekit.distributed.collectives import Collectives
 from scalekit.distributed.shards import TensorShard, owned
 from scalekit.errors import CheckpointError
@@ -217,7 +218,7 @@ class CheckpointedStrategy(LightningStrategy):
     def _stream_state(self) -> dict[str, Any]:
         """How far all ranks have read a stream; nothing where the data has places, of which the position is one."""
         loader: Any = self._module.trainer.train_dataloader
-        return {"stream": loader.merged_state(self.collectives.gather)} if hasattr(loader, "merged_state") else {}
+        return {"stream": merge(self.collectives.gather(loader.state()))} if hasattr(loader, "state") else {}
 
     # -- resuming ---------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,6 @@ from torch.utils.data import DataLoader
 
 from scalekit.data.loading.stream_batches import Rows, State, Turn, Turns
 from scalekit.data.loading.stream_shards import Encode, shards
-from scalekit.data.loading.stream_states import merge
 from scalekit.data.sampling.stream_order import ShardCursor, StreamOrder
 from scalekit.data.sources.data_part import Skipped
 from scalekit.distributed.process import exit_on_parent_signal
@@ -151,14 +150,6 @@ class StreamLoader:
             **{name: getattr(state, name) for name in ("epoch", "batches", "step", "samples")},
             "lanes": {str(lane): list(place) for lane, place in state.lanes.items()},
         }
-
-    def merged_state(self, gather: Callable[[Any], list[Any]]) -> dict[str, Any]:
-        """How far all ranks have read; every rank calls it.
-
-        Args:
-            gather: gives everybody's value.
-        """
-        return merge(gather(self.state()))
 
     def _now(self) -> State:
         """The state, which is the next epoch's beginning where the last one is through."""
