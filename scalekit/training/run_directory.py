@@ -13,16 +13,15 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from scalekit.checkpoint.format import published, step_of, sweep
-from scalekit.checkpoint.load import check, first_few, latest, state
+from scalekit.checkpoint.load import check, first_few, state
 from scalekit.config.documentation import config_yaml
 from scalekit.config.settings import Job
 from scalekit.distributed.run_lock import claim, holder, is_held_by, join
 from scalekit.distributed.world import World, all_gather_object, run_on_rank_zero
 from scalekit.errors import CheckpointError, ConfigError
 from scalekit.planning.plan import Plan
+from scalekit.training.resume_rules import FoundRun, checkpoints_to_resume, folder_of, planned
 from scalekit.utils.files import atomic_write_text
 
 _ENDED = "ended.json"
@@ -171,52 +170,18 @@ def is_finished(folder: RunFolder, job: Job) -> bool:
 
 def _find(job: Job, name: str, until_end: ExitStack) -> tuple[RunFolder, list[Path]]:
     """The run's folder, and the checkpoints that the job may resume from, the one to take first."""
-    path = Path(job.output_dir) if job.output_dir else _own_folder(job, Path("runs"), name)
+    path = folder_of(job, name)
     if not path.exists():
         return RunFolder(path), [] if job.resume in ("auto", "never") else [Path(job.resume)]
     _claim(path, until_end)
-    return RunFolder(path, is_held=True), _candidates(job, path)
-
-
-def _candidates(job: Job, path: Path) -> list[Path]:
-    standing = published(path / "checkpoints")
-    if job.resume not in ("auto", "never"):
-        chosen = Path(job.resume)
-        later = [each for each in standing if (step_of(each) or 0) > (step_of(chosen) or 0)]
-        if later and _has_begun_with(job, path):
-            return [*later[::-1], chosen]
-        if later:
-            raise ConfigError(f"{path} holds later checkpoints than {chosen}: choose another output_dir")
-        return [chosen]
-    if standing and job.resume == "never":
-        raise ConfigError(f"{path} holds a run with checkpoints, and resume='never': choose another output_dir")
-    differing = _differences(job, path) if standing else []
-    if differing:
-        raise CheckpointError(
-            f"{path} holds the run of another job: its config.yaml differs in {', '.join(differing)}. "
-            "Choose another output_dir"
-        )
-    return standing[::-1]
-
-
-def _own_folder(job: Job, parent: Path, name: str) -> Path:
-    number = 1
-    while True:
-        path = parent / (name if number == 1 else f"{name}-{number}")
-        if not path.exists():
-            return path
-        newest, steps = latest(path / "checkpoints"), _planned(path).get("total_steps", 0)
-        unfinished = newest is not None and (step_of(newest) or 0) < steps and job.max_steps in (None, steps)
-        if unfinished and not _differences(job, path) and (job.resume == "auto" or _has_begun_with(job, path)):
-            return path
-        number += 1
+    return RunFolder(path, is_held=True), checkpoints_to_resume(job.resume, FoundRun.read(path, job))
 
 
 def _resumed(folder: RunFolder, checkpoint: Path) -> RunFolder:
     found = state(checkpoint)
     kept = found["scalekit"]
     step = int(kept.get("step", found["global_step"]))
-    return replace(folder, checkpoint=checkpoint, step=step, state=kept, plan=_planned(folder.path))
+    return replace(folder, checkpoint=checkpoint, step=step, state=kept, plan=planned(folder.path))
 
 
 def _check_steps(folder: RunFolder, plan: Plan) -> None:
@@ -226,30 +191,3 @@ def _check_steps(folder: RunFolder, plan: Plan) -> None:
             f"{folder.checkpoint} is of a job of {before} steps, on which its schedule depends, and this one has "
             f"{plan.total_steps}: resume with as many, or start from its weights: model='{folder.checkpoint}/model'"
         )
-
-
-def _planned(path: Path) -> dict[str, Any]:
-    """What a run's plan.json says; nothing where it says nothing."""
-    try:
-        return dict(json.loads((path / "plan.json").read_text()))
-    except (OSError, ValueError):
-        return {}
-
-
-def _differences(job: Job, path: Path) -> list[str]:
-    """The settings in which a folder's run is another job's; all of them where it does not say."""
-    return job.differences(_saved(path))
-
-
-def _has_begun_with(job: Job, path: Path) -> bool:
-    """Whether a folder's run is this very job, begun with the checkpoint of another run that it names."""
-    is_elsewhere = Path(job.resume).absolute().parent != (path / "checkpoints").absolute()
-    return is_elsewhere and _saved(path).get("resume") == job.resume and not _differences(job, path)
-
-
-def _saved(path: Path) -> dict[str, Any]:
-    """The settings of a folder's run; none where it does not say."""
-    try:
-        return yaml.safe_load((path / "config.yaml").read_text()) or {}
-    except (OSError, yaml.YAMLError):
-        return {}
