@@ -26,7 +26,7 @@ from scalekit.training.evaluator import Evaluator
 from scalekit.training.prediction_check import compare
 from scalekit.training.prepared_job import PreparedJob, prepare_job
 from scalekit.training.result import Run, result_line
-from scalekit.training.run_directory import begin_run, write_data, write_end, write_skipped
+from scalekit.training.run_directory import begin_run, check_folder, write_data, write_end, write_skipped
 from scalekit.training.trainer import build_trainer
 from scalekit.utils import byproducts
 from scalekit.utils.byproducts import attempt
@@ -62,6 +62,7 @@ def _run(job: Job, world: World, request: StopRequest, logged: JobLog, until_end
     if device == "cpu":
         until_end.enter_context(kept_when_freed())
     check_before_data(job, world, device)
+    check_folder(job, world)
     prepared = prepare_job(job, world, device, JobContext(is_asked_to_stop=request.asked), until_end)
     begin_run(prepared.job, prepared.folder, prepared.plan, world, until_end)
     logged.open(prepared.folder.path)

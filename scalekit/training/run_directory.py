@@ -53,6 +53,20 @@ class RunFolder:
         return self.path / "checkpoints"
 
 
+def check_folder(job: Job, world: World) -> None:
+    """Whether a job may run in the folder that it names, as far as this shows before data is read; for rank 0 alone.
+
+    Raises:
+        ScaleKitError: see `open_run`.
+    """
+    path = Path(job.output_dir or "")
+    if world.rank or job.fast_dev_run or not job.output_dir or not path.exists():
+        return
+    os.close(claim(path))
+    if job.global_batch_size != "auto":  # which a DataLoader may decide
+        checkpoints_to_resume(job.resume, FoundRun.read(path, job))
+
+
 def open_run(job: Job, name: str, world: World, until_end: ExitStack, say: Callable[[str], None]) -> RunFolder:
     """Finds the run's folder, and what the job resumes from there; every rank calls it. Nothing is made or changed.
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.utils.data import Dataset
 
 import scalekit
 from scalekit import errors
@@ -108,3 +109,24 @@ class PutsIn(pl.Callback):
 def test_what_callbacks_put_in_at_the_end_is_saved() -> None:
     run = fit(callbacks=[PutsIn()], output_dir="run")
     assert float(load_file(run.checkpoint / "model" / "model.safetensors")["weight"]) == 7.0
+
+
+class Unread(Dataset[Any]):
+    """Rows that nobody may read."""
+
+    def __len__(self) -> int:
+        return 16
+
+    def __getitem__(self, index: int) -> Any:
+        raise AssertionError("a row was read")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"seed": 3}, "the run of another job: its config.yaml differs in .*seed"), ({"resume": "never"}, "resume='never'")],
+)
+def test_another_jobs_folder_is_told_before_data_is_read(settings: dict[str, Any], message: str) -> None:
+    job = {"loss": nn.MSELoss(), "global_batch_size": 8, "max_steps": 4, "output_dir": "own"}
+    scalekit.fit(nn.Linear(1, 1), ROWS, **job)
+    with pytest.raises(errors.ScaleKitError, match=message):
+        scalekit.fit(nn.Linear(1, 1), Unread(), **job, **settings)
