@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -19,6 +19,9 @@ from scalekit.errors import CheckpointError, ConfigError, PreemptedError
 from scalekit.utils.log import say, warn
 from scalekit.utils.log_handlers import line
 
+AUTO_SECONDS = 600.0
+"""Of steps, as the ranks have measured them together: all save after the same one."""
+
 
 class Checkpoints(Callback):
     """Saves every so many optimizer steps, and at the end; after the evaluation, where a step has one.
@@ -28,7 +31,7 @@ class Checkpoints(Callback):
     Args:
         folder: where checkpoints stand, in that of the run.
         total_steps: of the whole job.
-        every: optimizer steps between two; None saves at the end alone.
+        every: optimizer steps between two; ``"auto"`` saves after `AUTO_SECONDS` of steps, None at the end alone.
         resumed_step: the step that the job resumes from.
         rotation: which are kept.
         metrics: where evaluations are found.
@@ -40,7 +43,7 @@ class Checkpoints(Callback):
         self,
         folder: Path,
         total_steps: int,
-        every: int | None,
+        every: int | Literal["auto"] | None,
         resumed_step: int,
         rotation: Rotation,
         metrics: Metrics,
@@ -51,6 +54,7 @@ class Checkpoints(Callback):
         self._rotation, self._metrics, self._evaluates_at = rotation, metrics, evaluates_at
         self._request = request
         self._is_stopping = self._is_rehearsed = False
+        self._unsaved_seconds = 0.0
         self._seen_step = self._saved_step = self._newest = resumed_step
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -76,6 +80,7 @@ class Checkpoints(Callback):
             strategy.dry_run_checkpoint()
             self._is_rehearsed = True
         self._seen_step, self._is_stopping = step, strategy.global_batch.is_stopping
+        self._unsaved_seconds += strategy.global_batch.seconds
         if not self._evaluates_at(step) and not _ends_epoch(trainer):
             self._close_step(trainer)
 
@@ -99,13 +104,18 @@ class Checkpoints(Callback):
         """Saves where it is due; and stops. At the job's end `on_train_end` saves, since other callbacks may change weights."""
         strategy: Any = trainer.strategy
         step = strategy.step
-        if step != self._total and (self._is_stopping or is_due(step, self._every, self._total)):
+        if step != self._total and (self._is_stopping or self._is_due(step)):
             self._save(trainer)
         if self._is_stopping and step != self._total:
             strategy.finish_saving()
             self._stop(trainer, f"after step {step}, which is saved: started again, the job resumes there")
         elif step != self._saved_step and strategy.global_batch.may_be_left:
             strategy.remember()
+
+    def _is_due(self, step: int) -> bool:
+        if self._every == "auto":
+            return self._unsaved_seconds >= AUTO_SECONDS
+        return is_due(step, self._every, self._total)
 
     def _leave_step(self, trainer: Trainer) -> None:
         """Stops in the middle of a step, with a checkpoint of the last whole one, where there can be one."""
@@ -130,7 +140,8 @@ class Checkpoints(Callback):
         strategy.sync_buffers()
         for outcome in strategy.checkpoint_io.outcomes(wait=True):
             self._hear(outcome, trainer)
-        step = self._saved_step = strategy.step
+        step, self._unsaved_seconds = strategy.step, 0.0
+        self._saved_step = step
         unwanted = self._unwanted(step) if trainer.is_global_zero else []
         trainer.save_checkpoint(self._folder / checkpoint_name(step), storage_options={"unwanted": unwanted})
         self._metrics.restart_clock()

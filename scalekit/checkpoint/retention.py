@@ -51,13 +51,13 @@ class Rotation:
         """
         best = job.keep_best
         if best is None:
-            return cls(job.keep_last, job.keep_every)
+            return cls(job.kept, job.keep_every)
         if not evaluates:
             raise ConfigError(
                 f"keep_best={shown(best)} is found on the validation set, and there is none: give `validation`"
             )
         if not isinstance(best, str):
-            return cls(job.keep_last, job.keep_every, best["metric"], best["mode"] == "max")
+            return cls(job.kept, job.keep_every, best["metric"], best["mode"] == "max")
         known = _MORE_IS_BETTER | {name: metric.higher_is_better for name, metric in metrics_of(job.metrics).items()}
         if best not in known and is_a(job.model, "lightning.pytorch.LightningModule"):
             raise ConfigError(
@@ -68,7 +68,7 @@ class Rotation:
             raise UnknownNameError("metric in keep_best", best, known)
         if known[best] is None:
             raise ConfigError(f"keep_best={shown(best)}: the metric does not say whether more or less of it is better")
-        return cls(job.keep_last, job.keep_every, best, bool(known[best]))
+        return cls(job.kept, job.keep_every, best, bool(known[best]))
 
     def unwanted(self, standing: Sequence[int], evaluations: Sequence[Mapping[str, Any]]) -> list[int]:
         """The steps whose checkpoints go once the newest stands.

@@ -56,6 +56,7 @@ from scalekit.errors import ConfigError, DataError, ModelError, UnknownNameError
 
 _MOST_WORKERS = 1024
 _LARGEST_SEED = 2**32 - 1  # numpy's
+_USUALLY_KEPT = 2
 _USUAL_BATCH = 8
 
 _Steps = Annotated[Count, Unit("optimizer steps")]
@@ -298,11 +299,12 @@ class Job(StepSettings):
     """``"auto"`` resumes the run that `output_dir` holds; ``"never"`` refuses to; the folder of a checkpoint is resumed
     from."""
 
-    checkpoint_every: Annotated[_Steps | None, Group.SAVING, MayChange] = None
-    """Optimizer steps between two checkpoints; one is always saved at the end."""
+    checkpoint_every: Annotated[_Steps | Auto | None, Group.SAVING, MayChange] = "auto"
+    """Optimizer steps between two checkpoints; ``"auto"`` saves after 10 minutes of steps, None at the end alone, where one is
+    always saved."""
 
     keep_last: Annotated[Annotated[Count, Unit("checkpoints")] | None, Group.SAVING, MayChange] = None
-    """How many of the newest checkpoints are kept; all by default."""
+    """How many of the newest checkpoints are kept. By default all, and 2 where ``checkpoint_every="auto"`` decides when."""
 
     keep_every: Annotated[_Steps | None, Group.SAVING, MayChange] = None
     """Checkpoints whose step is a multiple of this are kept too."""
@@ -383,15 +385,20 @@ class Job(StepSettings):
             raise ConfigError("optimizer_options are for an optimizer that is named: set them in your function instead")
         if callable(self.lr_schedule) and self.warmup_steps:
             raise ConfigError("warmup_steps is for a schedule that is named: let your function rise by itself instead")
-        if self.keep_last is None and self.keep_every is not None:
+        if self.kept is None and self.keep_every is not None:
             raise ConfigError(
                 f"keep_every={self.keep_every} has no effect where all checkpoints stay: give keep_last too"
             )
-        if self.keep_best is not None and (self.keep_last is None or self.evaluate_every is None):
+        if self.keep_best is not None and (self.kept is None or self.evaluate_every is None):
             raise ConfigError(
                 f"keep_best={shown(self.keep_best)} keeps one more than the last, by the validation set: give `keep_last`, "
                 "`validation` and `evaluate_every` too"
             )
+
+    @property
+    def kept(self) -> int | None:
+        """How many of the newest checkpoints are kept; None for all."""
+        return _USUALLY_KEPT if self.keep_last is None and self.checkpoint_every == "auto" else self.keep_last
 
     @property
     def batch(self) -> int:

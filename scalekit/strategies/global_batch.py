@@ -44,6 +44,7 @@ class GlobalBatch:
 
     Attributes:
         is_stopping: whether the job stops, as the ranks have agreed in the latest step.
+        seconds: that the latest step took, a mean over the ranks, and so the same on all of them.
     """
 
     def __init__(self, collectives: Collectives, is_asked_to_stop: Callable[[], bool]) -> None:
@@ -55,6 +56,7 @@ class GlobalBatch:
         self._began = 0.0
         self._is_skipped = False
         self.is_stopping = False
+        self.seconds = 0.0
 
     def begin(self, micro: MicroBatch | None) -> None:
         """Begins a micro-batch."""
@@ -94,9 +96,9 @@ class GlobalBatch:
         if self._collectives.device.type == "cuda":
             # As reading the loss does in a moment; the step has taken until then.
             torch.cuda.synchronize(self._collectives.device)
-        milliseconds = int(1000 * (time.monotonic() - self._began))
-        loss = self._accumulator.close(self._is_asked_to_stop(), milliseconds, self._micro_batches)
+        loss = self._accumulator.close(self._is_asked_to_stop(), self._milliseconds(), self._micro_batches)
         self.is_stopping = loss.votes > 0
+        self.seconds = loss.milliseconds / 1000 / self._collectives.size
         self._stop_votes.plan(loss.milliseconds, loss.micro_batches)
         if not math.isfinite(loss.loss):
             rows = sorted(row for part in self._collectives.gather(self._accumulator.unfinite_rows()) for row in part)
@@ -113,13 +115,19 @@ class GlobalBatch:
         items = micro.items if is_told else 0.0
         told = [
             float(self._is_asked_to_stop()),
+            self._milliseconds(),
             items,
             float(loss) * items if isinstance(loss, Tensor) and items else 0.0,
         ]
         summed = self._collectives.sum(torch.tensor(told, dtype=torch.float64, device=self._collectives.device))
-        votes, items, total = summed.tolist()
+        votes, milliseconds, items, total = summed.tolist()
         self.is_stopping = votes > 0
+        self.seconds = milliseconds / 1000 / self._collectives.size
         return total / items if items else None
+
+    def _milliseconds(self) -> int:
+        """That the step has taken here so far: whole numbers, which add up to the same in any order."""
+        return int(1000 * (time.monotonic() - self._began))
 
     def leaves(self) -> bool:
         """Whether all ranks leave the step, since the job was asked to stop; asked before each micro-batch."""

@@ -54,7 +54,7 @@ def test_a_metric_says_which_way_is_better() -> None:
         ({"keep_best": "accurcy"}, True, "Did you mean 'accuracy'"),
         ({"keep_best": "loss"}, False, "validation"),
         ({"keep_best": "loss", "evaluate_every": None}, True, "evaluate_every"),
-        ({"keep_best": "loss", "keep_last": None}, True, "keep_last"),
+        ({"keep_best": "loss", "keep_last": None, "checkpoint_every": 1}, True, "keep_last"),
     ],
 )
 def test_what_cannot_be_kept_is_refused(settings: dict[str, object], evaluates: bool, said: str) -> None:

@@ -32,9 +32,18 @@ def first_loss(case: Case, folder: Path, strategy: str, micro_batch_size: int) -
     return loss
 
 
-@pytest.mark.parametrize("micro_batch_size", [pytest.param(0, id="whole"), pytest.param(1, id="one by one")])
-@pytest.mark.parametrize("name", USABLE)
+@pytest.mark.parametrize(
+    ("name", "micro_batch_size"),
+    [
+        pytest.param(
+            name, size, marks=pytest.mark.long if size else [], id=f"{name}-{'one by one' if size else 'whole'}"
+        )
+        for name in USABLE
+        for size in (0, 1)
+    ],
+)
 def test_the_loss_is_that_of_bare_transformers(name: str, micro_batch_size: int, tmp_path: Path) -> None:
+    """One by one it is tried on two ranks below; alone, only by `make test-all`."""
     case = CASES[name]
     assert first_loss(case, tmp_path, "single", micro_batch_size) == pytest.approx(case.expected(), rel=1e-5)
 

@@ -1,7 +1,6 @@
 """`scalekit inspect` and `scalekit prepare`: what is said of a job's rows before it runs."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 
 from scalekit.cli import main
 from tests.support import language_model
+from tests.support.processes import run
 
 ROWS = [{"prompt": "ab"[: 1 + i % 2], "completion": "cdefgh"[: 1 + i % 6]} for i in range(40)]
 
@@ -47,9 +47,9 @@ def test_packed_rows_show_their_documents(job: str, capsys: pytest.CaptureFixtur
 def test_tokens_are_coloured_for_people(job: str) -> None:
     program = "import sys; sys.stdout.isatty = lambda: True; from scalekit.cli import main; main(sys.argv[1:])"
     command = [sys.executable, "-c", program, "inspect", job, "--rows", "40"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "\x1b[2;36ma\x1b[0m" in done.stdout  # a prompt, faint
-    assert "\x1b[1;33mc\x1b[0m" in done.stdout  # the second document's completion
+    output = run(command, 120)
+    assert "\x1b[2;36ma\x1b[0m" in output  # a prompt, faint
+    assert "\x1b[1;33mc\x1b[0m" in output  # the second document's completion
 
 
 def test_preparing_ahead(job: str, capsys: pytest.CaptureFixture[str]) -> None:

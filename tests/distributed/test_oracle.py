@@ -33,11 +33,12 @@ CHAINS = {
     "ranks": [Leg(2, "zero3", 4), Leg(4, "zero3", 8), Leg(1, "zero3", 12), Leg(3, "zero3", 20)],
     "both": [
         Leg(1, "single", 7),
-        Leg(3, "zero3-offload", 10),
+        Leg(3, "zero3", 10),
         Leg(4, "fsdp2", 13),
         Leg(1, "single", 16),
         Leg(2, "zero1", 20),
     ],
+    "offloaded": [Leg(1, "single", 7), Leg(3, "zero3-offload", 10), Leg(2, "zero2-offload", 20)],
     "to-zero3": [Leg(1, "single", 5), Leg(2, "zero3", 20)],
 }
 

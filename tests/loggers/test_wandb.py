@@ -4,16 +4,18 @@ import json
 import os
 import re
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
+from scalekit.distributed.fork_server import ForkServer
+from scalekit.distributed.program import Program
 from tests.support.processes import ROOT
 
 JOB = """
@@ -91,25 +93,37 @@ def refusing(code: int) -> Callable[[], Iterator[int]]:
     return refuses
 
 
-def run(folder: Path, logger: str, **environment: str) -> subprocess.CompletedProcess[str]:
+class Done(NamedTuple):
+    """How a job ended, and what it printed."""
+
+    code: int | None
+    said: str
+
+
+@cache
+def server_without_wandb() -> ForkServer:
+    return ForkServer.start(["scalekit.training.fit"])
+
+
+def run(folder: Path, logger: str, **environment: str) -> Done:
     """A job in a process of its own, whose home nobody has logged in from."""
-    script = folder / "job.py"
+    script, log = folder / "job.py", folder / "output"
     script.write_text(JOB)
     usual = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
-    return subprocess.run(
-        [sys.executable, str(script), logger, str(folder / "run")],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env={**usual, "PYTHONPATH": str(ROOT), "HOME": str(folder), **environment},
-        cwd=folder,
+    usual |= {"PYTHONPATH": str(ROOT), "HOME": str(folder), "PYTHONUNBUFFERED": "1"}
+    program = Program(
+        [str(script), logger, str(folder / "run")], {**usual, **environment}, str(folder), own_session=True
     )
+    with log.open("wb") as file:
+        process = server_without_wandb().fork(program, file.fileno())
+        code = process.wait(240)
+    return Done(code, log.read_text(errors="replace"))
 
 
 def test_without_the_logger_it_is_not_imported(tmp_path: Path) -> None:
     done = run(tmp_path, "none")
-    assert done.returncode == 0, done.stderr
-    assert "wandb is imported: False" in done.stdout
+    assert done.code == 0, done.said
+    assert "wandb is imported: False" in done.said
 
 
 def steps(folder: Path) -> list[int]:
@@ -128,8 +142,8 @@ def steps(folder: Path) -> list[int]:
 def test_a_server_that_takes_no_run(server: Callable[[], Iterator[int]], tmp_path: Path) -> None:
     with server() as port:
         done = run(tmp_path, "wandb", WANDB_API_KEY="a" * 40, WANDB_BASE_URL=f"http://127.0.0.1:{port}", IMPORTED="1")
-    said = done.stdout + done.stderr
-    assert done.returncode == 0, said
+    said = done.said
+    assert done.code == 0, said
     assert steps(tmp_path) == [1, 2, 3]
     (warning,) = [line for line in said.splitlines() if "WARNING" in line]
     assert f"takes no run at http://127.0.0.1:{port}" in warning
@@ -138,20 +152,20 @@ def test_a_server_that_takes_no_run(server: Callable[[], Iterator[int]], tmp_pat
     (place,) = re.findall("`wandb sync (.+)`", warning)
     assert Path(place).parent == tmp_path / "run" / "wandb"
     assert next(Path(place).glob("run-*.wandb")).stat().st_size > 0
-    (seconds,) = re.findall(r"^it took (\S+)$", done.stdout, re.MULTILINE)
+    (seconds,) = re.findall(r"^it took (\S+)$", said, re.MULTILINE)
     assert float(seconds) < SECONDS + 5  # which the job itself takes, on a loaded machine
 
 
 def test_disabled_leaves_nothing(tmp_path: Path) -> None:
     done = run(tmp_path, "wandb", WANDB_API_KEY="a" * 40, WANDB_MODE="disabled")
-    assert done.returncode == 0, done.stderr
-    assert "wandb is imported: False" in done.stdout
-    assert "processes of W&B: []" in done.stdout
+    assert done.code == 0, done.said
+    assert "wandb is imported: False" in done.said
+    assert "processes of W&B: []" in done.said
     assert not [*tmp_path.rglob("*wandb*")]
 
 
 def test_a_mode_that_there_is_not_is_refused_before_data_is_read(tmp_path: Path) -> None:
     done = run(tmp_path, "wandb", WANDB_MODE="of")
-    assert done.returncode != 0
-    assert "WANDB_MODE='of' is no mode of W&B's" in done.stderr.splitlines()[-1]
+    assert done.code
+    assert "WANDB_MODE='of' is no mode of W&B's" in done.said.splitlines()[-1]
     assert not (tmp_path / "run").exists()

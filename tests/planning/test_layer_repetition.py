@@ -38,11 +38,16 @@ def level(trace) -> np.ndarray:
     return change.cumsum()
 
 
-HARDEST = ("t5", "bf16-mixed", True)
-"""Of the encoder-decoder, the one in which all that may go wrong comes together; its others take long."""
+QUICK = {
+    ("t5", "bf16-mixed", True),
+    ("llama", "bf16-mixed", True),
+    ("llama", "32-true", False),
+    ("bert", "32-true", True),
+}
+"""The encoder-decoder with all that may go wrong together; of the others, each precision with and without recomputation."""
 
 CASES = [
-    pytest.param(*case, marks=pytest.mark.long if case[0] == "t5" and case != HARDEST else [])
+    pytest.param(*case, marks=[] if case in QUICK else pytest.mark.long)
     for case in product(("llama", "bert", "t5"), ("32-true", "bf16-mixed"), (False, True))
 ]
 

@@ -120,7 +120,12 @@ def test_a_model_that_cannot_be_traced_has_its_states():
     assert memory.items["activations"] == 0
 
 
-def test_predicted_peaks_are_those_of_real_steps():
+QUICK = [("llama", "fsdp2", True), ("bert", "zero2", False)]
+MORE = [("llama", "ddp", False), ("llama", "zero3", True), ("t5", "zero3", False)]
+
+
+@pytest.mark.parametrize("cases", [QUICK, pytest.param(MORE, marks=pytest.mark.long)], ids=["quick", "more"])
+def test_predicted_peaks_are_those_of_real_steps(cases):
     """Two processes, both kinds of engines, with and without recomputation; `plan_accuracy.py` has eight architectures."""
     group = [
         {
@@ -133,13 +138,7 @@ def test_predicted_peaks_are_those_of_real_steps():
             "precision": "32-true",
             "accumulation": 1,
         }
-        for name, strategy, recompute in (
-            ("llama", "ddp", False),
-            ("llama", "fsdp2", True),
-            ("bert", "zero2", False),
-            ("llama", "zero3", True),
-            ("t5", "zero3", False),
-        )
+        for name, strategy, recompute in cases
     ]
     errors = {(c["architecture"], c["strategy"]): plan_accuracy.error(c) for c in plan_accuracy.measure(group, 500)}
     assert max(abs(e) for e in errors.values()) < 0.03, errors

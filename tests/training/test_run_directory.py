@@ -123,7 +123,10 @@ class Unread(Dataset[Any]):
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"seed": 3}, "the run of another job: its config.yaml differs in .*seed"), ({"resume": "never"}, "resume='never'")],
+    [
+        ({"seed": 3}, "the run of another job: its config.yaml differs in .*seed"),
+        ({"resume": "never"}, "resume='never'"),
+    ],
 )
 def test_another_jobs_folder_is_told_before_data_is_read(settings: dict[str, Any], message: str) -> None:
     job = {"loss": nn.MSELoss(), "global_batch_size": 8, "max_steps": 4, "output_dir": "own"}
