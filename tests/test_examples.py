@@ -4,7 +4,7 @@ import json
 import re
 import runpy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,12 +88,22 @@ def test_no_voice_held_out_is_trained_on(prepared: Prepared) -> None:
     assert not train & validation
 
 
-def _run(program: str, strategy: str, seconds: float = 400) -> list[dict[str, Any]]:
+def _run(program: str, strategy: str, seconds: float = 400, others: Sequence[str] = ()) -> list[dict[str, Any]]:
     """An example's evaluations, on two processes, in the working directory."""
     path = str(EXAMPLES / program)
-    run([*LAUNCH, *(["fit", path, "--strategy", strategy] if path.endswith(".yaml") else [path, strategy])], seconds)
+    words = ["fit", path, "--strategy", strategy, *others] if path.endswith(".yaml") else [path, strategy]
+    run([*LAUNCH, *words], seconds)
     (evaluations,) = Path("runs").glob("*/evaluations.jsonl")
     return _lines(evaluations)
+
+
+def test_an_example_runs(prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some steps of the one about images; what all of them learn is seen by `make test-all`, the demo by `test_demo.py`."""
+    (tmp_path / "build").symlink_to(prepared("digits").parent)
+    monkeypatch.chdir(tmp_path)
+    few = ["--max_steps", "40", "--warmup_steps", "5", "--evaluate_every", "40"]
+    *_, result = _run("digits_vit.yaml", "ddp", others=few)
+    assert result["accuracy"] > 0.15, "ten kinds of digits, told apart by chance in a tenth of all cases"
 
 
 @pytest.mark.parametrize(
@@ -101,7 +111,7 @@ def _run(program: str, strategy: str, seconds: float = 400) -> list[dict[str, An
     [
         pytest.param("topics.yaml", "topics", "ddp", marks=pytest.mark.long),
         pytest.param("digits.py", "digits", "ddp", marks=pytest.mark.long),
-        ("digits_vit.yaml", "digits", "zero2"),
+        pytest.param("digits_vit.yaml", "digits", "zero2", marks=pytest.mark.long),
         pytest.param("speech.py", "speech", "ddp", marks=pytest.mark.long),
         pytest.param("phonemes.yaml", "phonemes", "zero2", marks=pytest.mark.long),
         pytest.param("topics.yaml", "topics", "zero2", marks=pytest.mark.long),

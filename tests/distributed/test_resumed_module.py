@@ -8,7 +8,7 @@ from tests.distributed.workers import resumed_module
 from tests.support import processes
 
 
-@pytest.mark.parametrize("strategy", ["single", "ddp", "fsdp2"])
+@pytest.mark.parametrize("strategy", ["single", pytest.param("ddp", marks=pytest.mark.long), "fsdp2"])
 def test_it_goes_on_as_if_it_had_not_ended(strategy: str, tmp_path: Path) -> None:
     if strategy == "single":
         found = resumed_module.run(tmp_path, strategy)

@@ -14,7 +14,7 @@ from tests.faults.injections import ALL
 
 STRATEGIES = ("ddp", "zero2", "zero3", "fsdp2")
 FAULTS_A_JOB = 7
-SHORT = ("fill-the-disk", "kill-in-a-save", "start-twice", "freeze-a-rank", "damage-the-newest", "spoil-a-row")
+SHORT = ("fill-the-disk", "kill-in-a-save", "freeze-a-rank", "damage-the-newest")
 
 
 def _dealt() -> list[list[str]]:
