@@ -5,7 +5,7 @@ SCALEKIT := .venv/bin/scalekit
 PYTEST := $(PYTHON) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 QUESTION := What is your favorite book?
 
-.PHONY: install demo test test-all test-latest lint format benchmark benchmark-plan benchmark-time benchmark-data benchmark-checkpoint constraints clean
+.PHONY: install demo test test-all test-latest lint format benchmark benchmark-plan benchmark-time benchmark-data benchmark-checkpoint benchmark-published constraints clean
 
 install: .venv/.installed
 
@@ -57,6 +57,9 @@ benchmark-data: install
 	uv pip install --quiet --target build/trl --no-deps trl==1.16.0
 	$(PYTHON) examples/prepare_finetune.py
 	PYTHONPATH=.:build/trl $(PYTHON) tests/benchmarks/data.py
+
+benchmark-published: install
+	PYTHONPATH=. $(PYTHON) tests/benchmarks/published.py
 
 benchmark-checkpoint: install
 	$(PYTHON) tests/benchmarks/checkpoint.py

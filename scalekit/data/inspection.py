@@ -118,7 +118,8 @@ def _row(rows: Rows, place: int, colours: bool) -> Iterator[str]:
 def _seen(rows: Rows, place: int) -> Any:
     """A row; where tokens are made with the batch, as a batch of it has it."""
     row = rows.train[place]
-    if rows.pipeline.task != "image-text-to-text":
+    encoder = rows.pipeline.encoder
+    if encoder is None or not encoder.is_made_in_batches:
         return row
     return {name: value[0] for name, value in rows.collate([row]).items()}
 

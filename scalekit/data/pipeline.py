@@ -33,6 +33,7 @@ from scalekit.errors import ConfigError
 from scalekit.models.initialization import build_module
 from scalekit.models.labels import Labels
 from scalekit.models.resolve import resolve_model
+from scalekit.models.tasks import TASKS
 from scalekit.models.vocabulary import tokenizer_of, with_tokens
 from scalekit.objectives.objective import is_torch_loss
 
@@ -134,7 +135,7 @@ class DataPipeline:
 
     def labelled(self, source: Source) -> Source:
         """A source whose rows have some label, where they have none and the task is told by one."""
-        if self.task not in tasks.CLASSIFIED:
+        if self.task is None or not TASKS[self.task].has_label:
             return source
         encoder: Any = self.encoder
         return with_column(source, [encoder.column], encoder.labels.example())
@@ -143,6 +144,7 @@ class DataPipeline:
         if self.task is None:
             return None
         wanted = encoders.EncoderSettings(
+            self.task,
             processor=lambda: self._named_processor,
             config=self.config,
             loss_on=self.job.loss_on,
@@ -159,9 +161,7 @@ class DataPipeline:
             has_loss=self.job.loss is not None,
             longest=self.longest,
         )
-        return encoders.encoder(
-            self.task, wanted, [part.rows for part in (*self.source.parts, *self.source.validation)]
-        )
+        return encoders.encoder(wanted, [part.rows for part in (*self.source.parts, *self.source.validation)])
 
     @property
     def processor(self) -> Any:
@@ -195,7 +195,7 @@ class DataPipeline:
         """Whether labels are tokens, each of which the model predicts one position before its own."""
         if self.is_ready:
             return predicts_next(self.model, self.job.task)
-        return self.task in ("causal-lm", "image-text-to-text")
+        return self.task is not None and TASKS[self.task].is_shifted
 
     # -- batching ---------------------------------------------------------------------------------------------------
 

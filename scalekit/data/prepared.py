@@ -143,7 +143,7 @@ def _encoded(pipeline: DataPipeline) -> Rows:
     train = [prepared_part(pipeline, part, pipeline.encoder) for part in pipeline.source.parts]
     others = [prepared_part(pipeline, part, pipeline.validation_encoder) for part in pipeline.source.validation]
     lengths = lengths_of(train)
-    if lengths is not None and pipeline.task == "question-answering":
+    if lengths is not None and pipeline.encoder is not None and pipeline.encoder.pads_to_longest:
         pipeline = replace(pipeline, longest=int(max(each.lengths.max(initial=0) for each in (*train, *others))))
     packed = lengths is not None and pipeline.packs(lengths.tokens)
     parts = [pack(each.rows, pipeline.job.sequence_length or 0) if packed else each.rows for each in train]

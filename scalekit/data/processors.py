@@ -5,12 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from scalekit.errors import ConfigError
-
-_PROCESSORS = {
-    "image-classification": "AutoImageProcessor",
-    "audio-classification": "AutoFeatureExtractor",
-    "image-text-to-text": "AutoProcessor",
-}
+from scalekit.models.tasks import TASKS
 
 
 def processor_for(task: str, given: Any, model: Any) -> Any:
@@ -24,7 +19,7 @@ def processor_for(task: str, given: Any, model: Any) -> Any:
     import transformers
 
     name = given or (model if isinstance(model, str) else getattr(model, "name_or_path", ""))
-    kind = _PROCESSORS.get(task, "AutoTokenizer")
+    kind = TASKS[task].processor
     if kind != "AutoTokenizer" and not name:
         return None
     try:

@@ -14,19 +14,7 @@ from torch import nn
 from scalekit.errors import DependencyError, ModelError, shown
 from scalekit.models.initialization import build_module, needs_values
 from scalekit.models.labels import Labels
-
-HEADS = {
-    "causal-lm": "AutoModelForCausalLM",
-    "masked-lm": "AutoModelForMaskedLM",
-    "seq2seq-lm": "AutoModelForSeq2SeqLM",
-    "sequence-classification": "AutoModelForSequenceClassification",
-    "token-classification": "AutoModelForTokenClassification",
-    "question-answering": "AutoModelForQuestionAnswering",
-    "image-classification": "AutoModelForImageClassification",
-    "audio-classification": "AutoModelForAudioClassification",
-    "image-text-to-text": "AutoModelForImageTextToText",
-}
-"""transformers' class for each task of `names.TaskName`."""
+from scalekit.models.tasks import TASKS
 
 
 @dataclass(frozen=True)
@@ -196,9 +184,9 @@ def _is_offline(error: BaseException | None) -> bool:
 def _model_class(transformers: Any, name: str, config: Any, task: str | None) -> Any:
     """The class for the task, or the one that the model was saved as."""
     if task is not None:
-        return getattr(transformers, HEADS[task])
+        return getattr(transformers, TASKS[task].model_class)
     saved_as = next(iter(config.architectures or ()), None)
     cls = getattr(transformers, saved_as or "", None)
     if cls is None:
-        raise ModelError(f"{name!r} does not say which class it is: give `task`, one of {', '.join(HEADS)}")
+        raise ModelError(f"{name!r} does not say which class it is: give `task`, one of {', '.join(TASKS)}")
     return cls

@@ -15,9 +15,8 @@ from torchmetrics import MeanAbsoluteError, MeanMetric, Metric
 from torchmetrics.classification import BinaryF1Score
 
 from scalekit.errors import ConfigError
+from scalekit.models.tasks import TASKS
 from scalekit.objectives.counts import IGNORED
-
-LANGUAGE = ("causal-lm", "masked-lm", "seq2seq-lm", "image-text-to-text")
 
 
 @final
@@ -36,7 +35,7 @@ class Scores:
     def __init__(self, given: Mapping[str, Any] | None, task: str | None, problem: str | None) -> None:
         self._given = metrics_of(given)
         self._usual = _USUAL[problem]() if given is None and problem in _USUAL else None
-        self._tells_perplexity = given is None and task in LANGUAGE
+        self._tells_perplexity = given is None and task is not None and TASKS[task].is_language
 
     def update(self, output: Any, counts: bool = True) -> None:
         """Counts a micro-batch, as `ScaleModule.validation_step` returns it.

@@ -13,10 +13,10 @@ from scalekit.data.pipeline import DataPipeline
 from scalekit.distributed.world import World
 from scalekit.models.activation_checkpointing import recompute_blocks
 from scalekit.models.resolve import Model
+from scalekit.models.tasks import TASKS
 from scalekit.objectives.counts import Counted, ItemCount, Samples
 from scalekit.objectives.coupled_loss import CoupledLoss
 from scalekit.objectives.lightning_step import OwnStep
-from scalekit.objectives.metrics import LANGUAGE
 from scalekit.objectives.objective import FunctionLoss, Objective
 from scalekit.optim.optimizers import build_schedule
 from scalekit.strategies.base import BaseStrategy
@@ -109,7 +109,7 @@ def loss_in_words(module: pl.LightningModule, pipeline: DataPipeline) -> str:
     """What the loss is a mean over, for people."""
     if not isinstance(module, ScaleModule):
         return "samples, by its own training_step"
-    if pipeline.task in LANGUAGE and pipeline.job.loss is None:
+    if pipeline.task is not None and TASKS[pipeline.task].is_language and pipeline.job.loss is None:
         return "label tokens" + (" of completions" if pipeline.job.loss_on == "completions" else "")
     return module.describe_loss()
 

@@ -16,13 +16,13 @@ from tqdm import tqdm
 from scalekit.callbacks.generation import check_prompt, replied
 from scalekit.config.settings import Job
 from scalekit.data.encoders.causal import Chat
-from scalekit.data.encoders.tasks import CLASSIFIED
 from scalekit.data.pipeline import DataPipeline
 from scalekit.data.processors import processor_for
 from scalekit.data.sources.read import with_column
 from scalekit.distributed.world import World, all_gather_object, device_type
 from scalekit.errors import ConfigError, RowError
 from scalekit.models.labels import Classes, SeveralClasses
+from scalekit.models.tasks import TASKS
 from scalekit.models.vocabulary import tokenizer_of
 from scalekit.objectives.metrics import Scores
 from scalekit.objectives.reduction_check import ReductionCheck
@@ -36,7 +36,6 @@ from scalekit.utils.files import atomic_write_text
 from scalekit.utils.log import job_log
 
 _FEW = 16
-_WRITTEN = ("causal-lm", "seq2seq-lm")
 
 
 def evaluate(
@@ -79,9 +78,10 @@ def predict(
         ScaleKitError: no such run, rows that cannot be used, or a model for another task.
     """
     opened = open_run_of(run, data, strategy)
-    if opened.task in _WRITTEN:
+    task = TASKS.get(opened.task or "")
+    if task is not None and task.writes:
         return _completed(opened, max_new_tokens)
-    if opened.task not in CLASSIFIED:
+    if task is None or not task.has_label:
         raise ConfigError(
             f"predict is for models that classify rows, give their numbers or write text, and the task here is {opened.task}: "
             "load the model with from_pretrained"

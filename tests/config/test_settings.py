@@ -30,7 +30,7 @@ from scalekit.config.job_file import JobFile
 from scalekit.config.markers import MayChange
 from scalekit.config.rules import hints_of, rule
 from scalekit.config.settings import Job
-from scalekit.models.resolve import HEADS
+from scalekit.models.tasks import TASKS
 from tests.support.processes import ROOT
 
 NAMES = [each.name for each in fields(Job)]
@@ -251,7 +251,7 @@ AUTO, COUNT = one_of("auto"), whole(1)
 LEGAL: dict[str, Callable[[Any], bool]] = {
     "model": either(place, function(0, classes=True)),
     "data": either(place, block, rows),
-    "task": or_none(one_of(*HEADS)),
+    "task": or_none(one_of(*TASKS)),
     "loss": or_none(function(2)),
     "item_count": or_none(function(1)),
     "loss_couples": or_none(one_of("batch")),
@@ -602,7 +602,7 @@ def test_names_are_those_that_the_code_knows() -> None:
     from scalekit.config.precision import dtypes_for
     from scalekit.optim.optimizers import check_optimizer
 
-    assert set(HEADS) == set(get_args(names.TaskName))
+    assert set(TASKS) == set(get_args(names.TaskName))
     for precision in names.PRECISIONS:
         assert dtypes_for(precision)
     for optimizer in names.OPTIMIZERS:

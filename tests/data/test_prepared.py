@@ -80,8 +80,10 @@ def test_sounds_keep_the_rate_that_they_were_cast_to() -> None:
 def prepare_encoder(rows: Any) -> Sounds:
     from scalekit.data import encoders
 
-    wanted = encoders.EncoderSettings(lambda: None, None, "all", None, None, None, Head(), columns=["audio", "label"])
-    found = encoders.encoder("audio-classification", wanted, [rows])
+    wanted = encoders.EncoderSettings(
+        "audio-classification", lambda: None, None, "all", None, None, None, Head(), columns=["audio", "label"]
+    )
+    found = encoders.encoder(wanted, [rows])
     assert isinstance(found, Sounds)
     assert found.labels == Classes(("0",))
     return found

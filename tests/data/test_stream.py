@@ -337,7 +337,7 @@ def test_it_says_how_the_stream_is_shared_out_and_why() -> None:
         "shards as a multiple of 2 it would be read once"
     )
     assert "every row is read by 2 of them" in said(4, 8)
-    assert said(24, 24, most_lanes=12).endswith("taken by one; with most_lanes=24 it would be read once")
+    assert said(24, 24, most_lanes=12).endswith("taken by one; with 12 ranks at most it would be read once")
     assert said(3, 1) == "the stream's 3 shards, 3 read side by side"
     assert said(1, 1, workers=4).endswith("; of a rank's workers, 4 read the same rows and share their encoding")
     assert "workers" not in said(8, 2, workers=4)

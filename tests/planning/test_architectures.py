@@ -13,6 +13,7 @@ from scalekit.errors import ModelError
 from scalekit.models.resolve import Model
 from scalekit.planning.profiling.model_inputs import profiled_model
 from scalekit.planning.profiling.profile import profile
+from scalekit.planning.profiling.tracing import Event
 
 SMALL = {
     "hidden_size": 64,
@@ -152,3 +153,20 @@ def test_a_trace_that_takes_too_long_leaves_states_alone() -> None:
     made = profile(asked, dtypes_for("32-true"), like_a_gpu=True, limit_seconds=0.001)
     assert made.problem == "a step on fake tensors takes more than 0.001 s"
     assert made.elements > 0
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "32-true"])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_attention_with_dropout_is_fused_on_gpus(precision: str, recompute: bool) -> None:
+    """As without: CPUs have no kernel for it and keep a score for each pair of positions, which no GPU does."""
+    tokens, sizes = 96, {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 64, "n_positions": 96}
+    scores = 4 * tokens**2  # elements, of a row
+
+    def largest(dropout: float) -> int:
+        settings = transformers.GPT2Config(**sizes, attn_pdrop=dropout)
+        made = Model(lambda: transformers.GPT2LMHeadModel(settings), "gpt2", settings)
+        found = profile(profiled_model(made, tokens=tokens), dtypes_for(precision), like_a_gpu=True)
+        trace = found.at(1, recompute, dtypes_for(precision).parameters)
+        return int(trace.storage_bytes[trace.subjects[trace.kinds == Event.ALLOCATE]].max())
+
+    assert largest(0.1) == largest(0.0) < 2 * scores

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from scalekit.data.encoders.base import Encoder, Row
-from scalekit.errors import DependencyError, RowError
-from scalekit.models.labels import Labels
+from scalekit.data.encoders.encoder_settings import EncoderSettings
+from scalekit.errors import ColumnError, DependencyError, RowError
+from scalekit.models.labels import Classes, Labels
 
 
 @final
@@ -113,3 +114,21 @@ def _padded(values: list[Tensor]) -> Tensor:
     time = int(differing[0])
     padded = torch.nn.utils.rnn.pad_sequence([value.movedim(time, 0) for value in values], batch_first=True)
     return padded.movedim(1, time + 1)
+
+
+def make(wanted: EncoderSettings, parts: Sequence[Any]) -> Encoder:
+    """The encoder of a job.
+
+    Raises:
+        ColumnError: labels of another kind than one class a row, without a loss.
+    """
+    labels = wanted.labels(parts)
+    if labels.problem != Classes.problem and wanted.config is not None and not wanted.has_loss:
+        raise ColumnError(
+            f"the column {wanted.column!r} holds labels for {labels.problem}, and models of sounds learn one class a row where "
+            "there is no `loss=`: give one, such as nn.MSELoss()"
+        )
+    cast_to = ((getattr(part, "features", None) or {}).get("audio") for part in parts)
+    rates = (getattr(feature, "sampling_rate", None) for feature in cast_to)
+    rate = wanted.sampling_rate or next((each for each in rates if each), None)
+    return Sounds(wanted.processor(), wanted.transform, rate, labels, wanted.column)

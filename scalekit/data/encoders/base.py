@@ -23,10 +23,14 @@ class Encoder(ABC):
         made: the columns that `encode` makes, with their types, ``[]`` behind those of lists; such rows are kept. Where there
             are none, it only checks the rows, and they stay as they are.
         draws: whether `draw` has something to do each time that a row is read.
+        pads_to_longest: whether all batches are as long as the longest row.
+        is_made_in_batches: whether tokens are made with a batch, and not with a row.
     """
 
     made: ClassVar[Mapping[str, str]] = {}
     draws: ClassVar[bool] = False
+    pads_to_longest: ClassVar[bool] = False
+    is_made_in_batches: ClassVar[bool] = False
 
     @property
     def replaces(self) -> bool:

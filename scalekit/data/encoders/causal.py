@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 from scalekit.data.encoders import chat_template, tool_calls
 from scalekit.data.encoders.base import Encoder, Row, shown, text_of
+from scalekit.data.encoders.encoder_settings import EncoderSettings
 from scalekit.data.encoders.marks import Span
 from scalekit.data.encoders.padding import Pad, pad_id
 from scalekit.data.encoders.token_offsets import tokenize
@@ -281,3 +282,8 @@ def tokenizer_identity(tokenizer: Any) -> tuple[Any, ...]:
         inner = sorted(tokenizer.get_vocab().items()), repr(sorted(tokenizer.init_kwargs.items(), key=str))
     names = ("chat_template", "eos_token", "bos_token", "truncation_side", "src_lang", "tgt_lang", "model_input_names")
     return type(tokenizer).__name__, inner, *(getattr(tokenizer, name, None) for name in names)
+
+
+def make(wanted: EncoderSettings, parts: Sequence[Any]) -> Encoder:
+    """The encoder of a job."""
+    return Causal(wanted.processor(), wanted.loss_on, wanted.limit)

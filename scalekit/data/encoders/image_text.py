@@ -14,6 +14,7 @@ import torch
 from scalekit.data.encoders import chat_template, image_chats
 from scalekit.data.encoders.base import Encoder, Row, text_of
 from scalekit.data.encoders.causal import Chat, refuse_beside_text, tokenizer_identity
+from scalekit.data.encoders.encoder_settings import EncoderSettings
 from scalekit.data.encoders.expansion import places
 from scalekit.data.encoders.images import opened
 from scalekit.data.encoders.marks import Message, Span
@@ -67,6 +68,7 @@ class ImageTexts(Encoder):
     loss_on: str = "all"
     needs_pictures: bool = False
     draws: ClassVar[bool] = True
+    is_made_in_batches: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not (hasattr(self.processor, "image_processor") and hasattr(self.processor, "tokenizer")):
@@ -255,3 +257,9 @@ class ImageTexts(Encoder):
 def _shown(image: Any, transform: Callable[[Any], Any] | None) -> Any:
     found = opened(image)
     return found if transform is None else transform(found)
+
+
+def make(wanted: EncoderSettings, parts: Sequence[Any]) -> Encoder:
+    """The encoder of a job."""
+    shared = wanted.run_together
+    return ImageTexts(wanted.processor(), wanted.config, wanted.transform, wanted.limit, wanted.loss_on, shared)

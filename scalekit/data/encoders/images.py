@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from scalekit.data.encoders.base import Encoder, Row
+from scalekit.data.encoders.encoder_settings import EncoderSettings
 from scalekit.errors import RowError
 from scalekit.models.labels import Labels
 
@@ -98,3 +99,8 @@ def _eight_bits(image: Any) -> Any:
 def _pixels(image: Any) -> torch.Tensor:
     """An image as numbers from 0 to 1, shape [3, height, width]."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+
+
+def make(wanted: EncoderSettings, parts: Sequence[Any]) -> Encoder:
+    """The encoder of a job."""
+    return Images(wanted.processor(), wanted.transform, wanted.labels(parts), wanted.column)

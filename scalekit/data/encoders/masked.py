@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
@@ -10,6 +10,7 @@ import torch
 
 from scalekit.data.encoders.base import Encoder, Row, text_of
 from scalekit.data.encoders.causal import tokenizer_identity
+from scalekit.data.encoders.encoder_settings import EncoderSettings
 from scalekit.data.encoders.padding import Pad, pad_id
 from scalekit.data.encoders.truncation import Limit
 from scalekit.errors import ConfigError, NoLabelError
@@ -80,3 +81,8 @@ def cut_between_specials(tokenizer: Any, texts: list[str], pairs: list[str] | No
             row = dict(tokenizer(texts[place], pair, truncation=True, max_length=limit.cut_at, **options))
         found.append({**row, "lost": lost})
     return found
+
+
+def make(wanted: EncoderSettings, parts: Sequence[Any]) -> Encoder:
+    """The encoder of a job."""
+    return Masked(wanted.processor(), wanted.limit)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from scalekit.errors import ColumnError, RowError
-from scalekit.models.resolve import HEADS
+from scalekit.models.tasks import TASKS
 from scalekit.objectives.counts import IGNORED
 from scalekit.objectives.objective import TARGETS
 
@@ -134,7 +134,7 @@ def _kind(model: Any, task: str | None) -> str:
     if isinstance(model, nn.Module):
         return type(getattr(model, "get_base_model", lambda: model)()).__name__
     if task is not None:
-        return HEADS[task]
+        return TASKS[task].model_class
     return next(iter(getattr(model, "architectures", None) or ()), "")
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 from scalekit.data.encoders.base import Encoder, Row, text_of, typed, types_of
 from scalekit.data.encoders.causal import tokenizer_identity
+from scalekit.data.encoders.encoder_settings import EncoderSettings
 from scalekit.data.encoders.padding import Pad, pad_id
 from scalekit.data.encoders.pretokenized import Targets
 from scalekit.data.encoders.truncation import Limit
@@ -31,6 +32,7 @@ class Spans(Encoder):
     tokenizer: Any
     limit: Limit
     length: int = 0
+    pads_to_longest: ClassVar[bool] = True
     made: ClassVar[Mapping[str, str]] = {
         "input_ids": "int32[]",
         "token_type_ids": "int8[]",
@@ -80,3 +82,8 @@ def _answer(row: Row, context: str) -> tuple[int, int]:
     if len(starts) != len(texts) or context[starts[0] : starts[0] + len(texts[0])] != texts[0]:
         raise RowError(f"its answer {texts[0]!r} does not stand in its context where 'answer_start' says")
     return starts[0], starts[0] + len(texts[0].rstrip())  # no token may stand for a blank at its end
+
+
+def make(wanted: EncoderSettings, parts: Sequence[Any]) -> Encoder:
+    """The encoder of a job."""
+    return Spans(wanted.processor(), wanted.limit, wanted.longest or wanted.limit.cut_at or 0)

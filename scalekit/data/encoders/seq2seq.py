@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 from scalekit.data.encoders.base import Encoder, Row, text_of
 from scalekit.data.encoders.causal import tokenizer_identity
+from scalekit.data.encoders.encoder_settings import EncoderSettings
 from scalekit.data.encoders.masked import cut_between_specials
 from scalekit.data.encoders.padding import Pad, pad_id
 from scalekit.data.encoders.pretokenized import Targets
@@ -42,3 +43,8 @@ class Seq2Seq(Encoder):
     def _cut(self, prompt: Row, answer: list[int]) -> Row:
         labels, lost = self.limit.cut(answer)
         return {"input_ids": prompt["input_ids"], "labels": labels, "lost": prompt["lost"] + lost}
+
+
+def make(wanted: EncoderSettings, parts: Sequence[Any]) -> Encoder:
+    """The encoder of a job."""
+    return Seq2Seq(wanted.processor(), wanted.limit)

@@ -6,26 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from scalekit.errors import ColumnError
-
-LOOKS: dict[str, tuple[tuple[str, ...], ...]] = {
-    "causal-lm": (("messages",), ("conversations",), ("prompt", "completion"), ("text",)),
-    "masked-lm": (("text",),),
-    "seq2seq-lm": (("prompt", "completion"),),
-    "sequence-classification": (("text", "label"), ("text", "labels")),
-    "token-classification": (("tokens", "tags"), ("tokens", "ner_tags")),
-    "question-answering": (("question", "context", "answers"),),
-    "image-classification": (("image", "label"), ("image", "labels")),
-    "audio-classification": (("audio", "label"), ("audio", "labels")),
-    "image-text-to-text": (("messages",), ("conversations",), ("prompt", "completion"), ("image", "text")),
-}
-"""The columns by which each task's rows are known; of rows with several, the first are read."""
-
-_BESIDE = {
-    "causal-lm": ("tools", "system"),
-    "sequence-classification": ("text_pair",),
-    "image-text-to-text": ("images", "image", "tools", "system"),
-}
-"""What a task reads beside them where it is there."""
+from scalekit.models.tasks import TASKS
 
 TEXTS = frozenset({"text", "text_pair", "prompt", "completion", "question", "context"})
 """The columns that tasks read as text, whatever it looks like."""
@@ -34,13 +15,6 @@ CONVERSATIONS = frozenset({"messages", "conversations", "prompt", "completion"})
 """The columns that may hold turns."""
 
 _SHOWN = {"image": "pictures", "images": "pictures", "audio": "sounds", "audios": "sounds"}
-
-_MODALITIES = ("image-classification", "audio-classification")
-
-CLASSIFIED = ("sequence-classification", *_MODALITIES)
-"""Tasks in which a row has a label, which a prediction does without."""
-
-_TELLING = (*_MODALITIES, "token-classification", "question-answering", "sequence-classification")
 
 
 def look(row: Mapping[str, Any], config: Any) -> str | None:
@@ -55,9 +29,9 @@ def look(row: Mapping[str, Any], config: Any) -> str | None:
     """
     if "input_ids" in row:
         return None
-    for task in _TELLING if config is not None else _MODALITIES:
-        if _has(row, task):
-            return task
+    for name, task in TASKS.items():
+        if (task.is_plain or (task.is_told and config is not None)) and _has(row, name):
+            return name
     if config is None or not _has(row, "causal-lm"):  # which is written in every way that a text may be
         return None
     beside = _beside(row)
@@ -74,7 +48,7 @@ def check_columns(columns: Sequence[str], task: str, name: str, first: Sequence[
 
     Args:
         columns: of the rows.
-        task: one of `LOOKS`.
+        task: one of `TASKS`.
         name: of the rows, for messages.
         first: the columns of the rows that are read first.
 
@@ -88,7 +62,7 @@ def check_columns(columns: Sequence[str], task: str, name: str, first: Sequence[
         raise ColumnError(
             f"the {name} has the columns {', '.join(here)}, and other rows {', '.join(there)}: name them alike"
         )
-    wanted = " or ".join(" and ".join(f"'{column}'" for column in each) for each in LOOKS[task])
+    wanted = " or ".join(" and ".join(f"'{column}'" for column in each) for each in TASKS[task].columns)
     raise ColumnError(
         f"the {name} has no column that {task} can be trained on. It has: {', '.join(columns)}. Wanted: {wanted}, or "
         "'input_ids' and 'labels'"
@@ -97,12 +71,12 @@ def check_columns(columns: Sequence[str], task: str, name: str, first: Sequence[
 
 def read(columns: Sequence[str], task: str) -> tuple[str, ...]:
     """The columns by which a task knows rows, what is learned last."""
-    return next(each for each in LOOKS[task] if set(each) <= set(columns))
+    return next(each for each in TASKS[task].columns if set(each) <= set(columns))
 
 
 def unread(columns: Sequence[str], task: str) -> list[str]:
     """The columns that a task leaves alone."""
-    known = {*read(columns, task), *_BESIDE.get(task, ())}
+    known = {*read(columns, task), *TASKS[task].beside}
     return [column for column in columns if column not in known]
 
 
@@ -139,4 +113,4 @@ def _sees(kind: str, config: Any) -> bool:
 
 
 def _has(columns: Any, task: str) -> bool:
-    return any(set(each) <= set(columns) for each in LOOKS[task])
+    return any(set(each) <= set(columns) for each in TASKS[task].columns)

@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -19,7 +19,7 @@ def autocast(compute: torch.dtype, like_a_gpu: bool, keeps_casts: bool) -> Itera
         like_a_gpu: whether the operations that a GPU's autocast keeps in float32 stay so.
         keeps_casts: whether parameters are cast once a forward pass (DeepSpeed's autocast) or at each use (Lightning's).
     """
-    with torch.autocast("cpu", compute, cache_enabled=keeps_casts), FloatOnGPU() if like_a_gpu else nullcontext():
+    with torch.autocast("cpu", compute, cache_enabled=keeps_casts), OnGPU() if like_a_gpu else nullcontext():
         yield
 
 
@@ -61,14 +61,20 @@ _FLOAT_ON_GPU = {
 """PyTorch's list of operations that CUDA's autocast runs in float32 (torch.amp, "CUDA Ops that can autocast to float32")."""
 
 
-class FloatOnGPU(torch.overrides.TorchFunctionMode):
-    """Casts the inputs of `_FLOAT_ON_GPU` to float32 under autocast, which does not do so by itself for CPUs.
+class OnGPU(torch.overrides.TorchFunctionMode):
+    """Has functions do on a CPU what they do on a GPU, as far as types and memory go.
+
+    Inputs of `_FLOAT_ON_GPU` are cast to float32 under autocast, which does not do so by itself for CPUs. Attention is one
+    kernel, dropout included; for CPUs there is none with dropout, and a score for each pair of positions would be kept.
 
     A backward pass turns modes off, and checkpointing brings autocast alone back for what it computes again.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is nn.functional.scaled_dot_product_attention:
+            args = (*args[:4], 0.0, *args[5:]) if len(args) > 4 else args
+            return func(*args, **(kwargs | {"dropout_p": 0.0} if "dropout_p" in kwargs else kwargs))
         if getattr(func, "__name__", "") not in _FLOAT_ON_GPU or not torch.is_autocast_enabled("cpu"):
             return func(*args, **kwargs)
 

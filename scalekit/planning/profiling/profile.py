@@ -25,7 +25,7 @@ from scalekit.errors import ConfigError, InputsError, ModelError, NoLossError
 from scalekit.models.activation_checkpointing import can_recompute, recompute_blocks
 from scalekit.models.initialization import build_module, repeated_blocks, replace_tensors
 from scalekit.planning.profiling import cache, tracing
-from scalekit.planning.profiling.autocast import FloatOnGPU, autocast
+from scalekit.planning.profiling.autocast import OnGPU, autocast
 from scalekit.planning.profiling.block_stacks import UnevenError, shorten
 from scalekit.planning.profiling.layer_repetition import lengthen
 from scalekit.planning.profiling.tracing import LIMIT_SECONDS, Event, Parameter, Trace, UntracedError
@@ -184,7 +184,7 @@ class Profile:
         with mode:
             blocks = repeated_blocks(model)
             if recompute:
-                recompute_blocks(model, FloatOnGPU if self.like_a_gpu else nullcontext)
+                recompute_blocks(model, OnGPU if self.like_a_gpu else nullcontext)
             batch = self.subject.example(size)
             trace = tracing.trace(model, lambda: self._loss(model, batch, keeps_casts), blocks, self.limit_seconds)
         for stack in stacks:
@@ -194,7 +194,8 @@ class Profile:
     def _loss(self, model: nn.Module, batch: Any, keeps_casts: bool) -> Tensor:
         inputs = tree_map_only(Tensor, torch.clone, batch)
         if self.dtypes.compute == self.dtypes.parameters:
-            return self.subject.step(model, _cast(inputs, self.dtypes.compute))
+            with OnGPU() if self.like_a_gpu else nullcontext():
+                return self.subject.step(model, _cast(inputs, self.dtypes.compute))
         with autocast(self.dtypes.compute, self.like_a_gpu, keeps_casts):
             return self.subject.step(model, inputs)
 
