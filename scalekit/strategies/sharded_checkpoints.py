@@ -34,7 +34,7 @@ _HYPERPARAMETERS = (LightningModule.CHECKPOINT_HYPER_PARAMS_KEY, LightningDataMo
 
 
 class CheckpointedStrategy(LightningStrategy):
-    """A Lightning strategy whose checkpoints are folders, as `checkpoint.layout` has them.
+    """A Lightning strategy whose checkpoints are folders, as `checkpoint.format` has them.
 
     What a rank holds of each tensor is all that the strategies differ in: see `Shards`.
 
@@ -109,16 +109,16 @@ class CheckpointedStrategy(LightningStrategy):
         return {}
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """Nothing: see `lightning_module_state_dict`."""
+        """Nothing, again."""
         return {}
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        """Begins a checkpoint; every rank calls it. It is a folder, as `checkpoint.layout` has it.
+        """Begins a checkpoint; every rank calls it. It is a folder, as `checkpoint.format` has it.
 
         Args:
             checkpoint: what Lightning has collected.
             filepath: where it shall stand.
-            storage_options: ``{"unwanted": [...]}``, checkpoints beside it that are deleted once it stands.
+            storage_options: see `FolderCheckpointIO`.
         """
         folder = Path(self.broadcast(str(filepath)))
         tensors, files = self._contents(checkpoint)
@@ -157,12 +157,13 @@ class CheckpointedStrategy(LightningStrategy):
         texts = {name: state_json.as_text(checkpoint[name], name) for name in _HYPERPARAMETERS if name in checkpoint}
         checkpoint |= {name: kept for name, (kept, _) in texts.items()}
         checkpoint["optimizer_states"] = settings
+        logged = self._module.trainer.callback_metrics
         changed = dict(self._trains().items() - self._trained_at_start.items())
         checkpoint["scalekit"] = {
             **self.job.saved,
             "step": self.step,
             "position": self.position,
-            "logged": {name: float(value) for name, value in self._logged().items() if value.numel() == 1},
+            "logged": {name: float(value) for name, value in logged.items() if value.numel() == 1},
             "trained_since": changed,  # what callbacks have thawed or frozen
             "base": self._base,
             "by_text": [place for _, places in texts.values() for place in places],
@@ -173,9 +174,6 @@ class CheckpointedStrategy(LightningStrategy):
             beside = [(name, content) for name, content in files.items() if name.startswith("model/")]
             files |= {f"{AVERAGE}/{name.removeprefix('model/')}": content for name, content in beside}
         return parts, files
-
-    def _logged(self) -> dict[str, Tensor]:
-        return dict(self._module.trainer.callback_metrics)
 
     def remember(self) -> None:
         """Keeps what a checkpoint of now needs, which steps change; every rank calls it after a step, where it might save."""
@@ -205,6 +203,10 @@ class CheckpointedStrategy(LightningStrategy):
     def checkpoint_io(self) -> FolderCheckpointIO:  # type: ignore[override]
         """What writes this rank's parts, and reads what is beside them."""
         return FolderCheckpointIO(self._rank, self._world_size)
+
+    def teardown(self) -> None:
+        self.checkpoint_io.teardown()  # which not all of Lightning's strategies end
+        super().teardown()
 
     @cached_property
     def _config_files(self) -> dict[str, bytes]:
