@@ -131,7 +131,7 @@ def train(
             seed=parity.SEED,
             callbacks=[NotesRows(folder), counts, *([ask] if ask is not None else [])],
             output_dir=str(folder),
-            **settings,
+            **{"checkpoint_every": None, **settings},
         )
     except PreemptedError as error:
         seconds = time.monotonic() - ask.asked_at if ask is not None and ask.is_asked else None
