@@ -86,7 +86,7 @@ def plan(settings: PlanSettings) -> Forecast:
         strategy=settings.strategy,
         precision=settings.precision,
         micro_batch_size=settings.micro_batch_size,
-        activation_checkpointing=settings.activation_checkpointing,
+        activation_checkpointing=settings.checkpointing,
         optimizer=settings.optimizer,
         optimizer_options=settings.optimizer_options,
         margin=settings.margin,

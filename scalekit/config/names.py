@@ -10,6 +10,7 @@ PrecisionName = Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed"]
 LossOn = Literal["all", "completions"]
 OnBadRow = Literal["error", "skip"]
 MemoryCheck = Literal["error", "probe", "warn"]
+Checkpointing = Literal["none", "selective", "full"]
 TaskName = Literal[
     "causal-lm",
     "masked-lm",
@@ -22,6 +23,7 @@ TaskName = Literal[
     "image-text-to-text",
 ]
 
+CHECKPOINTINGS: tuple[Checkpointing, ...] = get_args(Checkpointing)
 OPTIMIZERS: tuple[OptimizerName, ...] = get_args(OptimizerName)
 SCHEDULES: tuple[ScheduleName, ...] = get_args(ScheduleName)
 PRECISIONS: tuple[PrecisionName, ...] = get_args(PrecisionName)

@@ -48,7 +48,16 @@ from scalekit.config.markers import (
     is_a,
     takes,
 )
-from scalekit.config.names import LossOn, MemoryCheck, OnBadRow, OptimizerName, PrecisionName, ScheduleName, TaskName
+from scalekit.config.names import (
+    Checkpointing,
+    LossOn,
+    MemoryCheck,
+    OnBadRow,
+    OptimizerName,
+    PrecisionName,
+    ScheduleName,
+    TaskName,
+)
 from scalekit.config.renamed import understood
 from scalekit.config.rules import hints_of
 from scalekit.config.strategy import StrategyConfig
@@ -115,9 +124,16 @@ class StepSettings:
     micro_batch_size: Annotated[Annotated[Count, Unit("samples")] | Auto, Group.PARALLELISM, MayChange] = "auto"
     """Samples that one rank runs at once; ``"auto"`` is the fastest that fits."""
 
-    activation_checkpointing: Annotated[bool | Auto, Group.PARALLELISM, MayChange] = "auto"
-    """Whether the model's repeated blocks keep only their inputs for the backward pass, and are computed again there: less
-    memory, about a third more time, the same numbers. ``"auto"`` is only where it is needed."""
+    activation_checkpointing: Annotated[bool | Checkpointing | Auto, Group.PARALLELISM, MayChange] = "auto"
+    """What the model's repeated blocks keep for the backward pass: all (``"none"``, or false), the results of attention and of
+    every second matrix product (``"selective"``), or only their inputs (``"full"``, or true). The rest is computed again, which
+    takes time and saves memory. ``"auto"`` is the fastest that fits."""
+
+    @property
+    def checkpointing(self) -> Checkpointing | Literal["auto"]:
+        """`activation_checkpointing` by its name."""
+        given = self.activation_checkpointing
+        return ("full" if given else "none") if isinstance(given, bool) else given
 
 
 @dataclass(frozen=True)

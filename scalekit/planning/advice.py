@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from scalekit.config.names import Checkpointing
 from scalekit.config.strategy import StrategyConfig
 from scalekit.planning.candidate import Candidate, PlanRequest, step_config, with_micro_batches
 from scalekit.planning.memory.estimate import predict
@@ -63,11 +64,10 @@ def _more_devices(task: PlanRequest, nearest: Candidate) -> list[str]:
     """How many devices it would take, where sharing out helps."""
     shared = next((s for s in task.strategies if "parameters" in s.shards and not s.offload), None)
     world = task.hardware.world_size
+    least: Checkpointing = "full" if task.profile.traces_recomputed else "none"
     while shared is not None and world < 4096:
         world *= 2
-        setting = replace(
-            step_config(task, shared, task.profile.traces_recomputed), world_size=world, node_size=min(world, 8)
-        )
+        setting = replace(step_config(task, shared, least), world_size=world, node_size=min(world, 8))
         if predict(task.profile, setting).peak_bytes <= task.limit_bytes:
             return [f"more devices: {world} of them, under {shared.name} with micro-batch 1"]
     return []

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from scalekit.config.names import Checkpointing
 from scalekit.config.precision import Dtypes
 from scalekit.config.strategy import StrategyConfig
 from scalekit.errors import BatchSizeError
@@ -23,6 +24,13 @@ MARGIN = 0.08
 LARGEST_UNSEEN = 8
 """The largest micro-batch of a model whose activations are not known."""
 
+CHECKPOINTED: Mapping[Checkpointing, str] = {
+    "none": "",
+    "selective": " + selective checkpointing",
+    "full": " + checkpointing",
+}
+"""How a way to run a task is called by what it computes again."""
+
 
 @dataclass(frozen=True)
 class PlanRequest:
@@ -35,7 +43,7 @@ class PlanRequest:
         global_batch_size: samples an optimizer step, over all ranks.
         strategies: to choose from.
         micro_batch_size: samples that one rank runs at once.
-        recompute: whether blocks are computed again in the backward pass.
+        recompute: what of blocks is computed again in the backward pass.
         moments: the optimizer's numbers for each trained one.
         margin: the share of a device that is left free.
         too_large_bytes: what was predicted for a way that has turned out not to fit.
@@ -49,7 +57,7 @@ class PlanRequest:
     global_batch_size: int
     strategies: Sequence[StrategyConfig]
     micro_batch_size: int | None = None
-    recompute: bool | None = None
+    recompute: Checkpointing | None = None
     moments: int = 2
     margin: float = MARGIN
     too_large_bytes: int | None = None
@@ -104,8 +112,8 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        """The strategy, and whether blocks are recomputed."""
-        return self.setting.strategy.name + (" + checkpointing" if self.setting.recompute else "")
+        """The strategy, and what is recomputed."""
+        return self.setting.strategy.name + CHECKPOINTED[self.setting.recompute]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -128,7 +136,7 @@ class Candidate:
         }
 
 
-def step_config(task: PlanRequest, strategy: StrategyConfig, recompute: bool) -> StepConfig:
+def step_config(task: PlanRequest, strategy: StrategyConfig, recompute: Checkpointing) -> StepConfig:
     """A strategy's step with micro-batches of one sample and no accumulation."""
     hardware = task.hardware
     return StepConfig(

@@ -7,6 +7,8 @@ from typing import Any
 
 from scalekit.utils.log_handlers import line
 
+_CHECKPOINTED = {"none": "", "selective": ", some activations checkpointed", "full": ", activations checkpointed"}
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -18,7 +20,7 @@ class Plan:
         world_size: ranks.
         global_batch_size, micro_batch_size: samples.
         accumulation: micro-batches an optimizer step and rank.
-        activation_checkpointing: whether blocks are computed again in the backward pass.
+        activation_checkpointing: what of blocks is computed again in the backward pass.
         samples: rows of training data that an epoch runs; None of a stream.
         steps_per_epoch, total_steps: optimizer steps.
         loss: what it is a mean over.
@@ -40,7 +42,7 @@ class Plan:
     global_batch_size: int
     micro_batch_size: int
     accumulation: int
-    activation_checkpointing: bool
+    activation_checkpointing: str
     samples: int | None
     steps_per_epoch: int | None
     total_steps: int
@@ -114,8 +116,9 @@ class Plan:
         factors = [f"{self.micro_batch_size} a rank"]
         factors += [f"{self.accumulation} accumulated"] if self.accumulation > 1 else []
         factors += [f"{self.world_size} ranks"] if self.world_size > 1 else []
-        checkpointing = ", activations checkpointed" if self.activation_checkpointing else ""
-        return f"batches of {self.global_batch_size} = {' x '.join(factors)}{checkpointing}"
+        return (
+            f"batches of {self.global_batch_size} = {' x '.join(factors)}{_CHECKPOINTED[self.activation_checkpointing]}"
+        )
 
     def _expected(self) -> str:
         peak, seconds = readable(self.predicted["peak_bytes"]), self.predicted["step_seconds"]

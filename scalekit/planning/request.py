@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from scalekit.config.names import OPTIMIZERS
+from scalekit.config.names import CHECKPOINTINGS, OPTIMIZERS
 from scalekit.config.precision import dtypes_for
 from scalekit.config.strategy import StrategyConfig, names
 from scalekit.errors import UnknownNameError
@@ -22,7 +22,7 @@ def plan_request(
     strategy: str = "auto",
     precision: str = "auto",
     micro_batch_size: int | str = "auto",
-    activation_checkpointing: bool | str = "auto",
+    activation_checkpointing: str = "auto",
     optimizer: Any = "adamw",
     optimizer_options: Any = None,
     margin: float = MARGIN,
@@ -43,7 +43,7 @@ def plan_request(
         global_batch_size=global_batch_size,
         strategies=candidates(strategy, precision, has_scalars),
         micro_batch_size=None if micro_batch_size == "auto" else int(micro_batch_size),
-        recompute=None if isinstance(activation_checkpointing, str) else activation_checkpointing,
+        recompute=next((each for each in CHECKPOINTINGS if each == activation_checkpointing), None),
         moments=_moments(optimizer, optimizer_options or {}),
         margin=margin,
     )

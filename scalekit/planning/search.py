@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from scalekit.config.names import CHECKPOINTINGS, Checkpointing
 from scalekit.planning.advice import advice, pointless
-from scalekit.planning.candidate import Candidate, PlanRequest, step_config, with_micro_batches
+from scalekit.planning.candidate import CHECKPOINTED, Candidate, PlanRequest, step_config, with_micro_batches
 from scalekit.planning.memory.estimate import ITEMS, Memory, predict
 from scalekit.planning.plan import readable
 from scalekit.planning.profiling.step_config import StepConfig
@@ -89,23 +90,23 @@ def _forecast(task: PlanRequest, progress: Callable[[str], None]) -> Forecast:
         if strategy.name in left_out:
             continue
         for recompute in _recomputing(task):
-            progress(strategy.name + (" with activation checkpointing" if recompute else ""))
+            progress(strategy.name + CHECKPOINTED[recompute])
             setting = step_config(task, strategy, recompute)
             try:
                 best.append(_best(task, [with_micro_batches(task, setting, size) for size in sizes]))
             except UntracedError as error:
-                if not recompute or task.recompute is not None:
+                if recompute == "none" or task.recompute is not None:
                     raise
-                left_out[f"{strategy.name} + checkpointing"] = f"cannot be traced ({error})"
+                left_out[strategy.name + CHECKPOINTED[recompute]] = f"cannot be traced ({error})"
     best.sort(key=lambda c: (c.problem is not None, c.time.seconds if c.problem is None else c.memory.peak_bytes))
     fits = any(c.problem is None for c in best)
     return Forecast(task, best, left_out, [] if fits else advice(task, best))
 
 
-def _recomputing(task: PlanRequest) -> list[bool]:
+def _recomputing(task: PlanRequest) -> Sequence[Checkpointing]:
     if task.recompute is not None:
         return [task.recompute]
-    return [False, True] if task.profile.can_recompute else [False]
+    return CHECKPOINTINGS if task.profile.can_recompute else ["none"]
 
 
 def _best(task: PlanRequest, settings: Sequence[StepConfig]) -> Candidate:

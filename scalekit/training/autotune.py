@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from scalekit.config.markers import is_a
+from scalekit.config.names import Checkpointing
 from scalekit.config.precision import resolve_precision
 from scalekit.config.settings import Job
 from scalekit.config.strategy import StrategyConfig
@@ -48,7 +49,7 @@ class Decision:
         strategy: that is used.
         precision: by its name.
         micro_batch_size: samples that one rank runs at once.
-        activation_checkpointing: whether blocks are computed again in the backward pass.
+        activation_checkpointing: what of blocks is computed again in the backward pass.
         predicted: what `Plan.predicted` holds; empty where nothing could be predicted.
         reasons: in words.
         peak_bytes: predicted for a rank, of states alone where the model cannot be traced; 0 where nothing was predicted.
@@ -60,7 +61,7 @@ class Decision:
     strategy: StrategyConfig
     precision: str
     micro_batch_size: int
-    activation_checkpointing: bool
+    activation_checkpointing: Checkpointing
     predicted: dict[str, Any]
     reasons: list[str]
     peak_bytes: int
@@ -159,7 +160,7 @@ def _task(job: Job, model: Model, example: Any, precision: str, hardware: Hardwa
         strategy=job.strategy,
         precision=precision,
         micro_batch_size=job.micro_batch_size,
-        activation_checkpointing=job.activation_checkpointing,
+        activation_checkpointing=job.checkpointing,
         optimizer=job.optimizer,
         optimizer_options=job.optimizer_options,
     )
@@ -202,7 +203,7 @@ def _without_prediction(
         share = max(job.batch // world.size, 1)
         size = max(n for n in range(1, _FALLBACK_MICRO_BATCH + 1) if share % n == 0)
     reason = f"nothing is predicted: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-    recompute = job.activation_checkpointing is True
+    recompute: Checkpointing = "none" if job.checkpointing == "auto" else job.checkpointing
     wants_probe = job.memory_check == "probe"
     return Decision(StrategyConfig.load(name), precision, size, recompute, {}, [reason], 0, wants_probe)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from scalekit.config.names import CHECKPOINTINGS
 from scalekit.config.settings import Job
-from scalekit.planning.candidate import Candidate
+from scalekit.planning.candidate import CHECKPOINTED, Candidate
 from scalekit.planning.search import Forecast
 
 _CLOSE = 1.25
@@ -36,10 +37,14 @@ def _why(open_: list[str], best: Candidate) -> str:
     """Why it is the best one, by what was open."""
     size = best.setting.micro_batch_size
     if open_ == ["activation_checkpointing"]:
-        return "without activation checkpointing it does not fit" if best.setting.recompute else "all activations fit"
+        return (
+            "without activation checkpointing it does not fit"
+            if best.setting.recompute != "none"
+            else "all activations fit"
+        )
     if "strategy" not in open_:
         return f"micro-batches of {size} are the fastest that fit" + (
-            " with checkpointing" if best.setting.recompute else ""
+            CHECKPOINTED[best.setting.recompute].replace(" +", " with")
         )
     return (
         f"{best.name}"
@@ -58,5 +63,5 @@ def _is_simpler(other: Candidate, best: Candidate) -> bool:
         one.strategy.name != chosen.strategy.name
         and set(one.strategy.shards) <= set(chosen.strategy.shards)
         and set(one.strategy.offload) <= set(chosen.strategy.offload)
-        and (chosen.recompute or not one.recompute)
+        and CHECKPOINTINGS.index(one.recompute) <= CHECKPOINTINGS.index(chosen.recompute)
     )

@@ -39,7 +39,7 @@ def objective_of(job: Job, shifted: bool = False, own_rows: Callable[[], int] | 
 
 
 def module_of(
-    job: Job, model: Model | None, pipeline: DataPipeline, world: World, total_steps: int, recompute: bool
+    job: Job, model: Model | None, pipeline: DataPipeline, world: World, total_steps: int, recompute: str
 ) -> pl.LightningModule:
     """The module that is trained.
 
@@ -49,7 +49,7 @@ def module_of(
         pipeline: of its rows.
         world: its processes.
         total_steps: optimizer steps of the whole job.
-        recompute: whether its blocks are computed again in the backward pass.
+        recompute: what of its blocks is computed again in the backward pass.
 
     Raises:
         ConfigError: a schedule that cannot be.
@@ -57,8 +57,8 @@ def module_of(
     if model is None:
         given: Any = job.model
         own: pl.LightningModule = given
-        if recompute:
-            recompute_blocks(own)
+        if recompute != "none":
+            recompute_blocks(own, recompute)
         return own
     source = model.source
 

@@ -44,7 +44,7 @@ class ScaleModule(LightningModule, ModelHolder):
         total_steps: optimizer steps of the whole job, which schedules need.
         item_count: the items of a batch, where its loss is a mean over something that cannot be found out.
         processor: a tokenizer or processor, saved beside the model.
-        recompute: whether the model's blocks are computed again in the backward pass (activation checkpointing).
+        recompute: what of the model's blocks is computed again in the backward pass: ``"none"``, ``"selective"`` or ``"full"``.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class ScaleModule(LightningModule, ModelHolder):
         total_steps: int = 1,
         item_count: Callable[[Any], float] | None = None,
         processor: Any = None,
-        recompute: bool = False,
+        recompute: str = "none",
     ) -> None:
         super().__init__()
         self._builder: Callable[[], nn.Module] | None = None if isinstance(model, nn.Module) else model
@@ -100,9 +100,9 @@ class ScaleModule(LightningModule, ModelHolder):
         if self.model is None and self._builder is not None:
             strategy = self.trainer.strategy
             self.model = strategy.build(self._builder) if isinstance(strategy, BaseStrategy) else self._builder()
-        if self._recompute:
-            recompute_blocks(self._built)
-            self._recompute = False
+        if self._recompute != "none":
+            recompute_blocks(self._built, self._recompute)
+            self._recompute = "none"
         self._built.train()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

@@ -18,6 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from scalekit.config.names import CHECKPOINTINGS
 from scalekit.config.precision import dtypes_for
 from scalekit.config.strategy import StrategyConfig
 from scalekit.objectives.objective import ModelLoss
@@ -36,7 +37,7 @@ def cases(ranks: Iterable[int], everything: bool) -> list[Case]:
     found = []
     varied = list(itertools.product((2, 3, 4, 6), (0, 1), ("32-true", "bf16-mixed"), (1, 2, 3)))
     draw = random.Random(0)
-    for world_size, name, strategy, recompute in itertools.product(ranks, ARCHITECTURES, STRATEGIES, (False, True)):
+    for world_size, name, strategy, recompute in itertools.product(ranks, ARCHITECTURES, STRATEGIES, CHECKPOINTINGS):
         lengths = ARCHITECTURES[name].lengths
         for size, length, precision, accumulation in draw.sample(varied, 4 if everything else 1):
             found.append(
@@ -128,7 +129,7 @@ def main() -> None:
             print(
                 f"{case['architecture']:8} {case['strategy']:6} {world_size} ranks  {case['precision']:10} "
                 f"{case['micro_batch_size']} x {case['accumulation']}, length {case['length']:3}"
-                f"{', recomputed' if case['recompute'] else '':12}  {size:8.2f} MiB  {errors[-1]:+.2%}",
+                f"{case['recompute']:12}  {size:8.2f} MiB  {errors[-1]:+.2%}",
                 flush=True,
             )
     sizes = [abs(e) for e in errors]

@@ -19,6 +19,7 @@ from scalekit.hardware import Hardware
 from scalekit.planning.candidate import Candidate
 
 GIB = 2**30
+CALLED = {"none": "", "selective": " SAC", "full": " AC"}
 TABLE = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text())
 
 
@@ -62,7 +63,7 @@ def planned(row: dict[str, Any], folder: Path) -> Candidate:
         micro_batch_size=row["micro"],
         global_batch_size=row["micro"] * row["steps"] * hardware.world_size,
         sequence_length=row["sequence"],
-        activation_checkpointing=row.get("checkpointing", False),
+        activation_checkpointing=row.get("checkpointing", "none"),
     )
     (candidate,) = forecast.candidates
     return candidate
@@ -108,7 +109,7 @@ def main(folder: Path) -> None:
             else f"{found.time.seconds:6.2f}"
         )
         memory = f"{gib:6.1f} {error['memory']:+7.1%}" if "memory" in error else f"{gib:6.1f}"
-        batch = f"{row['micro']}x{row['steps']}{' AC' if row.get('checkpointing') else ''}"
+        batch = f"{row['micro']}x{row['steps']}{CALLED[row.get('checkpointing', 'none')]}"
         print(f"{name} {batch:>9} {seconds:14} {memory:14}", flush=True)
     for kind in ("seconds", "memory"):
         for which, turn in (("odd rows", 1), ("even rows", 0)):

@@ -272,7 +272,7 @@ LEGAL: dict[str, Callable[[Any], bool]] = {
     "precision": one_of("auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed"),
     "global_batch_size": COUNT,
     "micro_batch_size": either(COUNT, AUTO),
-    "activation_checkpointing": either(boolean, AUTO),
+    "activation_checkpointing": either(boolean, one_of("none", "selective", "full", "auto")),
     "memory_check": one_of("error", "probe", "warn"),
     "max_steps": COUNT,
     "max_epochs": real(lambda n: n > 0),

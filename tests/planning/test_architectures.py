@@ -97,8 +97,14 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
         "num_conv_pos_embedding_groups": 2,
     }),
 }  # fmt: skip
-WAYS = [("bf16-mixed", True, True), ("bf16-mixed", False, True), ("bf16-true", True, True), ("16-mixed", True, True)]
-WAYS += [("32-true", True, False), ("32-true", False, False)]
+WAYS = [
+    ("bf16-mixed", "full", True),
+    ("bf16-mixed", "none", True),
+    ("bf16-true", "full", True),
+    ("16-mixed", "full", True),
+]
+WAYS += [("32-true", "full", False), ("32-true", "none", False)]
+WAYS += [("bf16-mixed", "selective", True), ("32-true", "selective", False)]
 
 
 def model(name: str) -> Model:
@@ -107,24 +113,24 @@ def model(name: str) -> Model:
     return Model(lambda: made(getattr(transformers, kind)(**settings)), name, getattr(transformers, kind)(**settings))
 
 
-def traced(name: str, precision: str, recompute: bool, like_a_gpu: bool) -> None:
+def traced(name: str, precision: str, recompute: str, like_a_gpu: bool) -> None:
     dtypes = dtypes_for(precision)
     made = profile(profiled_model(model(name), tokens=32), dtypes, like_a_gpu)
     assert made.problem is None
-    found = made.at(1, recompute and made.can_recompute, dtypes.parameters)
+    found = made.at(1, recompute if made.can_recompute else "none", dtypes.parameters)
     assert found.flops.sum() > 0
     assert sum(parameter.trained for parameter in found.parameters) == sum(p.trained for p in made.parameters)
 
 
 @pytest.mark.parametrize("name", QUICK)
 def test_it_is_planned_for_gpus(name: str) -> None:
-    traced(name, "bf16-mixed", recompute=True, like_a_gpu=True)
+    traced(name, "bf16-mixed", recompute="full", like_a_gpu=True)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("way", WAYS, ids=str)
 @pytest.mark.parametrize("name", [*QUICK, *MORE])
-def test_it_is_planned_in_every_way(name: str, way: tuple[str, bool, bool]) -> None:
+def test_it_is_planned_in_every_way(name: str, way: tuple[str, str, bool]) -> None:
     traced(name, *way)
 
 
@@ -156,8 +162,8 @@ def test_a_trace_that_takes_too_long_leaves_states_alone() -> None:
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "32-true"])
-@pytest.mark.parametrize("recompute", [False, True])
-def test_attention_with_dropout_is_fused_on_gpus(precision: str, recompute: bool) -> None:
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+def test_attention_with_dropout_is_fused_on_gpus(precision: str, recompute: str) -> None:
     """As without: CPUs have no kernel for it and keep a score for each pair of positions, which no GPU does."""
     tokens, sizes = 96, {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 64, "n_positions": 96}
     scores = 4 * tokens**2  # elements, of a row

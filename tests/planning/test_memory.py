@@ -27,7 +27,7 @@ def profile_of(model, types=None, like_a_gpu: bool = False):
 
 
 def setting(strategy: str, world_size: int = 1, types=None, **others) -> StepConfig:
-    chosen = {"micro_batch_size": 2, "accumulation": 1, "recompute": False, "kind": "cpu", **others}
+    chosen = {"micro_batch_size": 2, "accumulation": 1, "recompute": "none", "kind": "cpu", **others}
     return StepConfig(
         StrategyConfig.load(strategy), types or dtypes_for("32-true"), world_size, min(world_size, 8), **chosen
     )
@@ -91,7 +91,7 @@ def test_an_8b_model_does_not_fit_one_80_gb_card_and_does_under_lora():
         assert model.problem is None
         mixed = dtypes_for("bf16-mixed") if name == "full" else types
         model = model if name == "lora" else profile(subject, mixed, like_a_gpu=True)
-        chosen = setting("single", 1, mixed, micro_batch_size=1, recompute=True, kind="cuda")
+        chosen = setting("single", 1, mixed, micro_batch_size=1, recompute="full", kind="cuda")
         peaks[name] = predict(model, chosen).peak_bytes
     assert peaks["full"] > 16 * 8.03e9 > card
     assert peaks["lora"] < 0.5 * card
@@ -120,8 +120,11 @@ def test_a_model_that_cannot_be_traced_has_its_states():
     assert memory.items["activations"] == 0
 
 
-QUICK = [("llama", "fsdp2", True), ("bert", "zero2", False)]
-MORE = [("llama", "ddp", False), ("llama", "zero3", True), ("t5", "zero3", False)]
+QUICK = [("llama", "fsdp2", "full"), ("bert", "zero2", "none"), ("llama", "ddp", "selective")]
+MORE = [
+    *(("llama", strategy, how) for strategy, how in (("ddp", "none"), ("zero3", "full"), ("zero3", "selective"))),
+    *(("t5", "zero3", how) for how in ("none", "selective")),
+]
 
 
 @pytest.mark.parametrize("cases", [QUICK, pytest.param(MORE, marks=pytest.mark.long)], ids=["quick", "more"])

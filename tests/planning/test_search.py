@@ -74,7 +74,7 @@ def test_more_ranks_never_need_more_memory_a_rank(name):
             continue
         peaks = []
         for ranks in (2, 8, 64, 1024):
-            task = asked(name, 80, ranks, strategies=[strategy], micro_batch_size=1, recompute=True)
+            task = asked(name, 80, ranks, strategies=[strategy], micro_batch_size=1, recompute="full")
             peaks.append(predict(task.profile, choose(task).candidates[0].setting).peak_bytes)
         assert peaks == sorted(peaks, reverse=True), (strategy.name, peaks)
 
@@ -98,7 +98,7 @@ def test_what_to_change_where_nothing_fits():
 
     assert "more devices: 64" in advice("70B", 8, "fsdp2")
     assert "LoRA" in advice("8B", 1, "single")
-    assert "fewer tokens: sequence_length=" in advice("8B", 1, "zero3-offload", recompute=False, micro_batch_size=8)
+    assert "fewer tokens: sequence_length=" in advice("8B", 1, "zero3-offload", recompute="none", micro_batch_size=8)
 
 
 def test_a_batch_that_cannot_be_split_names_the_nearest():

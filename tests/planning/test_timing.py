@@ -40,9 +40,9 @@ PARALLEL = [name for name in names() if name != "single"]
 class Fixed(Profile):
     """A stack of square matrices: three products each, in bfloat16, and a sum in float32 after each product."""
 
-    def at(self, micro_batch_size: int, recompute: bool, parameters: torch.dtype) -> Trace:
+    def at(self, micro_batch_size: int, recompute: str, parameters: torch.dtype) -> Trace:
         tokens = micro_batch_size * TOKENS
-        products, again = BLOCKS, BLOCKS * recompute
+        products, again = BLOCKS, BLOCKS * (recompute == "full")
         flops = np.tile([2.0 * tokens * WIDTH**2, tokens * WIDTH], 3 * products + again)
         moved = np.tile([2.0 * (WIDTH**2 + 2 * tokens * WIDTH), 8.0 * tokens * WIDTH], 3 * products + again)
         half, operations = 2 * products, len(flops)
@@ -72,7 +72,7 @@ def stack(precision: str = "bf16-mixed", problem: str | None = None) -> Profile:
 
 
 def setting(strategy: str, hardware: Hardware = NODE, precision: str = "bf16-mixed", **more: Any) -> StepConfig:
-    sizes: dict[str, Any] = {"micro_batch_size": 1, "accumulation": 1, "recompute": False, **more}
+    sizes: dict[str, Any] = {"micro_batch_size": 1, "accumulation": 1, "recompute": "none", **more}
     nodes = (hardware.world_size, hardware.devices_per_node)
     return StepConfig(StrategyConfig.load(strategy), dtypes_for(precision), *nodes, **sizes, kind=hardware.device.kind)
 
@@ -261,12 +261,12 @@ def test_passes_and_micro_batches_add_up(problem: str | None) -> None:
     assert step.parts["compute"] == pytest.approx(3 * BLOCKS * (product + summed))
     twice = estimate(stack(problem=problem), setting("single", NODE, accumulation=2), NODE)
     assert twice.parts["compute"] == pytest.approx(2 * step.parts["compute"])
-    again = estimate(stack(problem=problem), setting("single", NODE, recompute=True), NODE)
+    again = estimate(stack(problem=problem), setting("single", NODE, recompute="full"), NODE)
     assert again.parts["compute"] == pytest.approx(4 / 3 * step.parts["compute"])
 
 
 def test_recomputation_is_time_and_no_model_flops() -> None:
-    plain, again = (step("single", Hardware.parse("H100-80GB"), recompute=recompute) for recompute in (False, True))
+    plain, again = (step("single", Hardware.parse("H100-80GB"), recompute=recompute) for recompute in ("none", "full"))
     assert again.mfu * again.seconds == pytest.approx(plain.mfu * plain.seconds)
     assert again.seconds > plain.seconds
 
@@ -534,12 +534,12 @@ PUBLISHED = [
 ]
 
 
-@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("recompute", ["none", "full"], ids=["kept", "recomputed"])
 @pytest.mark.parametrize(
     ("hardware", "micro_batch_size", "published"), PUBLISHED, ids=["8xH100", "128xH100", "64xA100"]
 )
 def test_llama_8b_takes_about_what_torchtitan_measured(
-    llama_8b: Profile, hardware: Hardware, micro_batch_size: int, published: float, recompute: bool
+    llama_8b: Profile, hardware: Hardware, micro_batch_size: int, published: float, recompute: str
 ) -> None:
     found = estimate(
         llama_8b, setting("fsdp2", hardware, micro_batch_size=micro_batch_size, recompute=recompute), hardware

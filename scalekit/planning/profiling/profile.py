@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from scalekit.config.names import Checkpointing
 from scalekit.config.precision import Dtypes
 from scalekit.errors import ConfigError, InputsError, ModelError, NoLossError
 from scalekit.models.activation_checkpointing import can_recompute, recompute_blocks
@@ -97,9 +98,9 @@ class Profile:
     can_recompute: bool = False
     problem: str | None = None
     limit_seconds: float = LIMIT_SECONDS
-    _untraced: dict[bool, str] = field(default_factory=dict)
-    _is_line: dict[tuple[bool, torch.dtype, bool], bool] = field(default_factory=dict)
-    _traces: dict[tuple[int, bool, torch.dtype, bool], Trace] = field(default_factory=dict)
+    _untraced: dict[str, str] = field(default_factory=dict)
+    _is_line: dict[tuple[Checkpointing, torch.dtype, bool], bool] = field(default_factory=dict)
+    _traces: dict[tuple[int, Checkpointing, torch.dtype, bool], Trace] = field(default_factory=dict)
 
     @property
     def trained_elements(self) -> int:
@@ -123,21 +124,27 @@ class Profile:
     @property
     def traces_recomputed(self) -> bool:
         """Whether the model has repeated blocks, and its step with them recomputed has not failed to be traced."""
-        return self.can_recompute and True not in self._untraced
+        return self.can_recompute and "full" not in self._untraced
 
-    def at(self, micro_batch_size: float, recompute: bool, parameters: torch.dtype, keeps_casts: bool = False) -> Trace:
+    def at(
+        self, micro_batch_size: float, recompute: Checkpointing, parameters: torch.dtype, keeps_casts: bool = False
+    ) -> Trace:
         """The step of a micro-batch of this many samples.
 
         Args:
             micro_batch_size: samples; a part of one stands for a shorter one.
-            recompute: whether blocks are computed again in the backward pass (activation checkpointing).
+            recompute: what of blocks is computed again in the backward pass (activation checkpointing).
             parameters: their type as the forward pass meets them.
             keeps_casts: see `trace.autocast`; without recomputation the backward pass keeps them anyway.
 
         Raises:
             UntracedError: the step cannot be traced, with recomputation or without.
         """
-        way = recompute, parameters, keeps_casts and recompute and self.dtypes.compute != self.dtypes.parameters
+        way = (
+            recompute,
+            parameters,
+            keeps_casts and recompute != "none" and self.dtypes.compute != self.dtypes.parameters,
+        )
         small, large = (self._traced(size, *way) for size in TRACED_SIZES)
         if way not in self._is_line:
             self._is_line[way] = _same_course(small, large)
@@ -147,7 +154,7 @@ class Profile:
             else self._traced(math.ceil(micro_batch_size), *way)
         )
 
-    def _traced(self, size: int, recompute: bool, parameters: torch.dtype, keeps_casts: bool) -> Trace:
+    def _traced(self, size: int, recompute: Checkpointing, parameters: torch.dtype, keeps_casts: bool) -> Trace:
         key = size, recompute, parameters, keeps_casts
         if key not in self._traces:
             kept = self.subject.key and cache.path(self.subject.key, *key, self.dtypes, self.like_a_gpu)
@@ -157,7 +164,7 @@ class Profile:
             self._traces[key] = trace
         return self._traces[key]
 
-    def _fresh(self, size: int, recompute: bool, parameters: torch.dtype, keeps_casts: bool) -> Trace:
+    def _fresh(self, size: int, recompute: Checkpointing, parameters: torch.dtype, keeps_casts: bool) -> Trace:
         """A trace; one that fails fails alike in other types, and is not tried again."""
         if recompute in self._untraced:
             raise UntracedError(self._untraced[recompute])
@@ -170,21 +177,23 @@ class Profile:
             self._untraced[recompute] = str(error) if isinstance(error, UntracedError) else text
             raise UntracedError(self._untraced[recompute]) from error
 
-    def _short_or_whole(self, size: int, recompute: bool, parameters: torch.dtype, keeps_casts: bool) -> Trace:
+    def _short_or_whole(self, size: int, recompute: Checkpointing, parameters: torch.dtype, keeps_casts: bool) -> Trace:
         try:
             return self._run(size, recompute, parameters, keeps_casts, whole=False)
         except UnevenError:
             return self._run(size, recompute, parameters, keeps_casts, whole=True)
 
     @_quietly()
-    def _run(self, size: int, recompute: bool, parameters: torch.dtype, keeps_casts: bool, whole: bool) -> Trace:
+    def _run(
+        self, size: int, recompute: Checkpointing, parameters: torch.dtype, keeps_casts: bool, whole: bool
+    ) -> Trace:
         mode = FakeTensorMode()
         model = fake_model(self.subject.source, parameters, mode)
         stacks = [] if whole else shorten(model)
         with mode:
             blocks = repeated_blocks(model)
-            if recompute:
-                recompute_blocks(model, OnGPU if self.like_a_gpu else nullcontext)
+            if recompute != "none":
+                recompute_blocks(model, recompute, OnGPU if self.like_a_gpu else nullcontext)
             batch = self.subject.example(size)
             trace = tracing.trace(model, lambda: self._loss(model, batch, keeps_casts), blocks, self.limit_seconds)
         for stack in stacks:
@@ -216,7 +225,7 @@ def profile(subject: ProfiledModel, dtypes: Dtypes, like_a_gpu: bool, limit_seco
     made.can_recompute = can_recompute(model)
     made.buffer_bytes = sum(b.numel() * b.element_size() for b in model.buffers())
     try:
-        made.at(TRACED_SIZES[0], recompute=False, parameters=dtypes.parameters)
+        made.at(TRACED_SIZES[0], recompute="none", parameters=dtypes.parameters)
     except UntracedError as error:
         made.problem = str(error)
     return made

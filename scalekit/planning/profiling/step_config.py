@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from scalekit.config.names import Checkpointing
 from scalekit.config.precision import Dtypes
 from scalekit.config.strategy import StrategyConfig
 
@@ -28,7 +29,7 @@ class StepConfig:
         node_size: ranks of a node.
         micro_batch_size: samples.
         accumulation: micro-batches an optimizer step and rank.
-        recompute: whether blocks are computed again in the backward pass.
+        recompute: what of blocks is computed again in the backward pass.
         moments: the optimizer's numbers for each trained one: 2 for Adam, 0 for plain SGD.
         kind: of device: ``"cuda"`` or ``"cpu"``.
         context_bytes: what a process takes of a device beside tensors, where that was measured.
@@ -40,7 +41,7 @@ class StepConfig:
     node_size: int
     micro_batch_size: int
     accumulation: int
-    recompute: bool
+    recompute: Checkpointing
     moments: int = 2
     kind: str = "cuda"
     context_bytes: int | None = None

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from scalekit.config.names import Checkpointing
 from scalekit.config.precision import type_name
 from scalekit.hardware import Hardware
 from scalekit.planning.memory.layouts import layout
@@ -38,6 +39,10 @@ compute: the forward and backward passes. communication: collectives. offload: t
 drives. update: the optimizer's, on the device. loop: what Python does around it, which a GPU does not wait for. data: the
 loading of batches.
 """
+
+
+_AGAIN: Mapping[Checkpointing, float] = {"none": 0.0, "selective": 1.0, "full": 2.0}
+"""FLOPs a parameter and token that are computed again."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +168,7 @@ class _Work:
     @classmethod
     def assumed(cls, profile: Profile, setting: StepConfig, sizes: Sizes) -> _Work:
         """One operation a pass: 2 FLOPs a parameter and token forward, 4 backward (Kaplan et al. 2020, section 2.1)."""
-        passes = np.array([2.0, 4.0 + 2.0 * setting.recompute])
+        passes = np.array([2.0, 4.0 + _AGAIN[setting.recompute]])
         flops = passes * sizes.elements * profile.subject.tokens * setting.micro_batch_size
         is_low = np.full(2, setting.dtypes.compute.itemsize < 4)
         return cls(flops, np.zeros(2), is_low, np.array([True, False]))
