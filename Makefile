@@ -1,8 +1,8 @@
 # Every habit of the project is a target here; `make demo` and `make test` are all that a newcomer needs.
 PYTHON := .venv/bin/python
 SCALEKIT := .venv/bin/scalekit
-# Two at a time, a file on one of them: the processes of a job start one after another, and leave a core idle meanwhile.
-PYTEST := $(PYTHON) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+# Three at a time, a file on one of them: the processes of a job start one after another, and some tests sleep.
+PYTEST := $(PYTHON) -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 QUESTION := What is your favorite book?
 
 .PHONY: install demo test test-all test-latest lint format benchmark benchmark-plan benchmark-time benchmark-data benchmark-checkpoint benchmark-published constraints clean

@@ -63,7 +63,8 @@ USED = {
         "torch._ops.OpOverload": "_overloadpacket _schema",
         "torch.nn.Module": "_parameters _buffers _non_persistent_buffers_set",
         "torch": "_foreach_lerp_",
-        "torch.ops.aten": "_grouped_mm _scaled_dot_product_flash_attention_for_cpu "
+        "torch.ops.aten": "_grouped_mm _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention "
+        "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention "
         "_scaled_dot_product_flash_attention_for_cpu_backward",
         "torch.nn.modules.loss": "_Loss",
         "torch.utils.data.RandomSampler": "_num_samples",

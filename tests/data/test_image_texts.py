@@ -125,8 +125,10 @@ def test_the_columns_tell_the_task() -> None:
 
 @pytest.mark.parametrize(
     ("made", "cls"),
-    [(llava(), transformers.LlavaForConditionalGeneration), (git(), transformers.GitForCausalLM)],
-    ids=["llava", "git"],
+    [
+        pytest.param(llava(), transformers.LlavaForConditionalGeneration, id="llava"),
+        pytest.param(git(), transformers.GitForCausalLM, id="git", marks=pytest.mark.long),
+    ],
 )
 def test_a_model_learns_to_name_what_it_sees(made: tuple[Any, Any], cls: type, tmp_path: Path) -> None:
     processor, config = made

@@ -337,7 +337,11 @@ def test_a_listed_gpu_has_the_tables_rates_and_its_own_memory(gpu: Callable[[str
 
 @pytest.mark.parametrize(
     ("name", "memory_bytes"),
-    [("NVIDIA H100 NVL", 100_000_000_000), ("NVIDIA A100-PCIE-40GB", 42_600_000_000), ("AMD Instinct MI300X", 25_000_000_000)],
+    [
+        ("NVIDIA H100 NVL", 100_000_000_000),
+        ("NVIDIA A100-PCIE-40GB", 42_600_000_000),
+        ("AMD Instinct MI300X", 25_000_000_000),
+    ],
 )
 def test_an_unlisted_gpu_has_no_flops_but_its_memory(
     gpu: Callable[[str, int], None], name: str, memory_bytes: int

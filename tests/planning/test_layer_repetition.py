@@ -85,6 +85,6 @@ def test_blocks_that_differ_are_all_traced():
             return x.sum()
 
     subject = ProfiledModel("uneven", Uneven, lambda m, b: m(b["x"]), resize({"x": torch.zeros(2, 16)}, 2))
-    trace = profile(subject, dtypes_for("32-true"), like_a_gpu=False).at(2, False, torch.float32)
+    trace = profile(subject, dtypes_for("32-true"), like_a_gpu=False).at(2, "none", torch.float32)
     assert len(trace.blocks) == 8
     assert trace.flops.sum() == (8 + 7 + 8) * 2 * 2 * 16 * 16

@@ -47,7 +47,9 @@ def asked(name: str, memory_gb: int, ranks: int, **others) -> PlanRequest:
 
 
 @pytest.mark.parametrize("ranks", [1, 8, pytest.param(64, marks=pytest.mark.long), 1024])
-@pytest.mark.parametrize("name", ["0.1B", pytest.param("1B", marks=pytest.mark.long), "8B", "70B"])
+@pytest.mark.parametrize(
+    "name", [*(pytest.param(name, marks=pytest.mark.long) for name in ("0.1B", "1B")), "8B", "70B"]
+)
 def test_auto_is_safe_on_every_card(name, ranks):
     slowest = float("inf")
     for memory_gb in CARDS_GB:
@@ -67,7 +69,7 @@ def test_auto_is_safe_on_every_card(name, ranks):
         assert slowest < float("inf")
 
 
-@pytest.mark.parametrize("name", ["1B", "70B"])
+@pytest.mark.parametrize("name", ["8B", pytest.param("70B", marks=pytest.mark.long)])
 def test_more_ranks_never_need_more_memory_a_rank(name):
     for strategy in candidates("auto", "auto"):
         if strategy.engine == "single" or "nvme" in strategy.offload.values():

@@ -175,7 +175,7 @@ def test_operations_are_sorted_by_what_they_do() -> None:
         return nn.functional.scaled_dot_product_attention(q, q, q).sum()
 
     subject = ProfiledModel("all", build, loss, lambda size: torch.ones(size, 3, 8, 8))
-    trace = profile(subject, dtypes_for("32-true"), like_a_gpu=False).at(2, False, torch.float32)
+    trace = profile(subject, dtypes_for("32-true"), like_a_gpu=False).at(2, "none", torch.float32)
     assert set(trace.sorts.tolist()) == set(Sort)
     forward = step_time._Work.of(trace).is_forward
     for sort in (Sort.PRODUCT, Sort.ATTENTION, Sort.CONVOLUTION, Sort.FUNCTION, Sort.NORMALIZATION):
@@ -485,7 +485,7 @@ def test_a_traced_model_has_its_forward_pass_told_from_its_backward_pass() -> No
 
     subject = ProfiledModel("linear", build, lambda model, x: model(x).sum(), lambda size: torch.ones(size, 512))
     found = profile(subject, dtypes_for("32-true"), like_a_gpu=True)
-    trace = found.at(64, False, torch.float32)
+    trace = found.at(64, "none", torch.float32)
     compute = step_time._roofline(step_time._Work.of(trace), Rates.of(setting("ddp"), NODE))
     assert compute.forward_flops == 4 * 2 * 64 * 512**2
     assert compute.backward_flops == (2 * 4 - 1) * 2 * 64 * 512**2  # the first layer's input has no gradient
