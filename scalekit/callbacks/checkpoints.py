@@ -20,7 +20,7 @@ from scalekit.utils.log import say, warn
 from scalekit.utils.log_handlers import line
 
 AUTO_SECONDS = 600.0
-"""Of steps, as the ranks have measured them together: all save after the same one."""
+"""From step to step, as the ranks have measured it together: all save after the same one."""
 
 
 class Checkpoints(Callback):
@@ -31,7 +31,8 @@ class Checkpoints(Callback):
     Args:
         folder: where checkpoints stand, in that of the run.
         total_steps: of the whole job.
-        every: optimizer steps between two; ``"auto"`` saves after `AUTO_SECONDS` of steps, None at the end alone.
+        every: optimizer steps between two; ``"auto"`` saves after `AUTO_SECONDS` of steps, and where the rotation would keep a
+            checkpoint for good or could find a better one; None at the end alone.
         resumed_step: the step that the job resumes from.
         rotation: which are kept.
         metrics: where evaluations are found.
@@ -114,7 +115,10 @@ class Checkpoints(Callback):
 
     def _is_due(self, step: int) -> bool:
         if self._every == "auto":
-            return self._unsaved_seconds >= AUTO_SECONDS
+            rotation = self._rotation
+            is_kept = rotation.every is not None and step % rotation.every == 0
+            is_scored = rotation.best is not None and self._evaluates_at(step)
+            return self._unsaved_seconds >= AUTO_SECONDS or is_kept or is_scored
         return is_due(step, self._every, self._total)
 
     def _leave_step(self, trainer: Trainer) -> None:

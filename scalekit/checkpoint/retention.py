@@ -47,7 +47,7 @@ class Rotation:
             evaluates: whether the job has a validation set.
 
         Raises:
-            ConfigError: a metric that the job does not have, or that it never finds between two checkpoints.
+            ConfigError: a metric that the job does not have.
         """
         best = job.keep_best
         if best is None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from scalekit.data.loading.stream_shards import pack_window as pack_window
 from scalekit.data.preprocessing import Prepared
 from scalekit.data.sampling.permutation import shuffled
 

@@ -7,7 +7,6 @@ import numpy as np
 from scalekit.data.encoders.base import Encoder, refused
 from scalekit.data.encoders.pretokenized import check_tokens, embedding_rows, uncounted
 from scalekit.data.encoders.truncation import Limit
-from scalekit.data.loading.stream_shards import pack_window as pack_window
 from scalekit.data.pipeline import DataPipeline
 from scalekit.data.preprocessing import Prepared, prepare, token_lengths
 from scalekit.data.sources.data_part import DataPart, Skipped

@@ -8,7 +8,6 @@ from typing import Any
 from scalekit.data.encoders import chat_template, tasks
 from scalekit.data.encoders.causal import TURN_KEYS
 from scalekit.data.lengths import Lengths
-from scalekit.data.loading.stream_shards import pack_window as pack_window
 from scalekit.data.pipeline import DataPipeline
 from scalekit.data.preprocessing import token_lengths
 from scalekit.data.sources.data_part import Skipped

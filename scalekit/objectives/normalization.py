@@ -56,6 +56,7 @@ class StepLoss:
         items: that the loss is a mean over; the samples of one that is a sum.
         votes: how many ranks have been asked to stop.
         milliseconds: that it took, added up over the ranks.
+        elapsed: milliseconds since the step before had come as far, added up over the ranks.
         micro_batches: that it had, added up over the ranks.
     """
 
@@ -63,6 +64,7 @@ class StepLoss:
     items: float
     votes: int
     milliseconds: int
+    elapsed: int
     micro_batches: int
 
 
@@ -111,15 +113,18 @@ class LossAccumulator:
         weighted = loss.to(exact) * (micro.items * self._factor / self._total).to(exact)
         return {**output, "loss": weighted} if isinstance(output, Mapping) else weighted
 
-    def close(self, vote: bool = False, milliseconds: int = 0, micro_batches: int = 0) -> StepLoss:
+    def close(self, vote: bool = False, milliseconds: int = 0, elapsed: int = 0, micro_batches: int = 0) -> StepLoss:
         """The loss over the global batch, the same on every rank; what else ranks have to tell each other travels with it.
 
         Args:
             vote: whether this rank has been asked to stop.
             milliseconds: that the step took here.
+            elapsed: milliseconds since the step before had come as far.
             micro_batches: that it had here.
         """
-        told = torch.tensor([vote, milliseconds, micro_batches], dtype=self._loss.dtype, device=self._loss.device)
+        told = torch.tensor(
+            [vote, milliseconds, elapsed, micro_batches], dtype=self._loss.dtype, device=self._loss.device
+        )
         summed = self._sum_over_ranks(torch.cat([self._loss.reshape(1), told]))
         loss, items, *others = torch.cat([summed[:1] / self._total, self._total.reshape(1), summed[1:]]).tolist()
         items = float(self._samples) if self._adds_up else items

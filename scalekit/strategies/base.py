@@ -124,7 +124,7 @@ class BaseStrategy(CheckpointedStrategy):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(batch, batch_idx)
-        self.global_batch.begin(self.rows.begin())
+        self.global_batch.begin(self.rows.begin(trains=True))
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the rows of a micro-batch; more than once where an optimizer evaluates its closure several times."""

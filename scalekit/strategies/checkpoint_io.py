@@ -46,7 +46,7 @@ class FolderCheckpointIO(CheckpointIO):
         return dict(load.state(Path(path)))
 
     def remove_checkpoint(self, path: Any) -> None:
-        shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(path)
 
     def outcomes(self, wait: bool = False) -> list[WriteResult]:
         """See `Saver.outcomes`."""

@@ -20,6 +20,7 @@ class CurrentRows:
 
     Attributes:
         micro: what is known of the batch; None before the first one, or where nothing is.
+        index: the place of the last batch of training in its global batch, over all ranks.
         own: rows of it that this rank runs and that count.
         of_batch: rows of its global batch, over all ranks.
         of_pass: rows that this rank has run, of the training or evaluation under way; None before the first.
@@ -28,13 +29,8 @@ class CurrentRows:
     def __init__(self, loader: Callable[[], Any]) -> None:
         self._loader = loader
         self.micro: MicroBatch | None = None
-        self.own = self.of_batch = 0
+        self.index = self.own = self.of_batch = 0
         self.of_pass: int | None = None
-
-    @property
-    def index(self) -> int:
-        """The batch's place in its global batch, over all ranks."""
-        return 0 if self.micro is None else self.micro.index
 
     @property
     def are_known(self) -> bool:
@@ -51,10 +47,16 @@ class CurrentRows:
         """The places of the rows that are run next; none where they are not known."""
         return self._loader().next_known().rows if self.are_known else ()
 
-    def begin(self) -> MicroBatch | None:
-        """Begins the batch that is run next; called once a batch."""
+    def begin(self, trains: bool = False) -> MicroBatch | None:
+        """Begins the batch that is run next; called once a batch.
+
+        Args:
+            trains: whether it is one of training.
+        """
         self.micro = self._loader().consume() if self.are_known else None
+        self.own = self.of_batch = 0
         if self.micro is not None:
+            self.index = self.micro.index if trains else self.index
             self.own = len(self.micro.rows) if self.micro.items else 0
             self.of_batch = self.micro.samples
             self.of_pass = (self.of_pass or 0) + self.own

@@ -44,7 +44,8 @@ class GlobalBatch:
 
     Attributes:
         is_stopping: whether the job stops, as the ranks have agreed in the latest step.
-        seconds: that the latest step took, a mean over the ranks, and so the same on all of them.
+        seconds: from the step before to the latest one, with all that was between them; a mean over the ranks, and so the same
+            on all of them.
     """
 
     def __init__(self, collectives: Collectives, is_asked_to_stop: Callable[[], bool]) -> None:
@@ -54,6 +55,7 @@ class GlobalBatch:
         self._micro: MicroBatch | None = None
         self._micro_batches = 0  # that this rank has begun
         self._began = 0.0
+        self._closed: float | None = None  # when the step before was
         self._is_skipped = False
         self.is_stopping = False
         self.seconds = 0.0
@@ -90,15 +92,20 @@ class GlobalBatch:
             NonFiniteError: on every rank, with the rows that did it.
         """
         if self._accumulator is None or self._micro is None or self._is_skipped:
-            vote = torch.full((), float(self._is_asked_to_stop()), device=self._collectives.device)
-            self.is_stopping = self._collectives.sum(vote).item() > 0
+            told = [float(self._is_asked_to_stop()), self._elapsed()]
+            votes, milliseconds = self._collectives.sum(
+                torch.tensor(told, dtype=torch.float64, device=self._collectives.device)
+            ).tolist()
+            self.is_stopping, self.seconds = votes > 0, milliseconds / 1000 / self._collectives.size
             return None
         if self._collectives.device.type == "cuda":
             # As reading the loss does in a moment; the step has taken until then.
             torch.cuda.synchronize(self._collectives.device)
-        loss = self._accumulator.close(self._is_asked_to_stop(), self._milliseconds(), self._micro_batches)
+        loss = self._accumulator.close(
+            self._is_asked_to_stop(), _milliseconds(self._began), self._elapsed(), self._micro_batches
+        )
         self.is_stopping = loss.votes > 0
-        self.seconds = loss.milliseconds / 1000 / self._collectives.size
+        self.seconds = loss.elapsed / 1000 / self._collectives.size
         self._stop_votes.plan(loss.milliseconds, loss.micro_batches)
         if not math.isfinite(loss.loss):
             rows = sorted(row for part in self._collectives.gather(self._accumulator.unfinite_rows()) for row in part)
@@ -115,7 +122,7 @@ class GlobalBatch:
         items = micro.items if is_told else 0.0
         told = [
             float(self._is_asked_to_stop()),
-            self._milliseconds(),
+            self._elapsed(),
             items,
             float(loss) * items if isinstance(loss, Tensor) and items else 0.0,
         ]
@@ -125,9 +132,10 @@ class GlobalBatch:
         self.seconds = milliseconds / 1000 / self._collectives.size
         return total / items if items else None
 
-    def _milliseconds(self) -> int:
-        """That the step has taken here so far: whole numbers, which add up to the same in any order."""
-        return int(1000 * (time.monotonic() - self._began))
+    def _elapsed(self) -> int:
+        """Milliseconds since the step before was closed here; of the first one, since it began."""
+        before, self._closed = self._closed, time.monotonic()
+        return _milliseconds(self._began if before is None else before)
 
     def leaves(self) -> bool:
         """Whether all ranks leave the step, since the job was asked to stop; asked before each micro-batch."""
@@ -151,3 +159,8 @@ class GlobalBatch:
             return
         step = "this step" if self._micro is None else f"step {self._micro.step}"
         raise NonFiniteError(f"the gradient norm of {step} is {norm}, although its loss is finite")
+
+
+def _milliseconds(since: float) -> int:
+    """Whole ones, which add up to the same in any order, on every rank."""
+    return int(1000 * (time.monotonic() - since))

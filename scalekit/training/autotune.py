@@ -110,6 +110,7 @@ def decide(
     except Exception as error:  # whatever a user's own model, rows or collator do: it is a prediction that fails here
         return _without_prediction(job, precision, world, error, failed)
     best = forecast.chosen or forecast.candidates[0]
+    _check_selective(job, forecast.task.profile.problem or "")
     is_thin = best.problem is not None
     return Decision(
         best.setting.strategy,
@@ -125,6 +126,19 @@ def decide(
         parameters=(task.profile.elements, task.profile.trained_elements),
         uses_all=task.profile.uses_all,
     )
+
+
+def _check_selective(job: Job, problem: str) -> None:
+    """Whether what is kept of blocks stays as it was.
+
+    Raises:
+        ConfigError: the model changes a matrix product's result in place.
+    """
+    if job.checkpointing == "selective" and "has been mutated" in problem:
+        raise ConfigError(
+            "activation_checkpointing='selective' keeps the results of matrix products, and the model changes one in place (as "
+            "ReLU(inplace=True) does): take 'full' or 'none'"
+        )
 
 
 def _chosen(job: Job, task: PlanRequest) -> Forecast:

@@ -11,6 +11,13 @@ _CLOSE = 1.25
 """How much slower another strategy may be to be worth a word."""
 
 
+_FITS = {
+    "none": "all activations fit",
+    "selective": "without activation checkpointing it does not fit, and with the selective one it does",
+    "full": "without full activation checkpointing it does not fit",
+}
+
+
 def reasons(job: Job, forecast: Forecast, best: Candidate) -> list[str]:
     """Why the best candidate was chosen; nothing where the job leaves nothing open."""
     open_ = [n for n in ("strategy", "micro_batch_size", "activation_checkpointing") if getattr(job, n) == "auto"]
@@ -37,11 +44,7 @@ def _why(open_: list[str], best: Candidate) -> str:
     """Why it is the best one, by what was open."""
     size = best.setting.micro_batch_size
     if open_ == ["activation_checkpointing"]:
-        return (
-            "without activation checkpointing it does not fit"
-            if best.setting.recompute != "none"
-            else "all activations fit"
-        )
+        return _FITS[best.setting.recompute]
     if "strategy" not in open_:
         return f"micro-batches of {size} are the fastest that fit" + (
             CHECKPOINTED[best.setting.recompute].replace(" +", " with")

@@ -62,7 +62,7 @@ def _run(job: Job, world: World, request: StopRequest, logged: JobLog, until_end
     if device == "cpu":
         until_end.enter_context(kept_when_freed())
     check_before_data(job, world, device)
-    check_folder(job, world)
+    check_folder(job)
     prepared = prepare_job(job, world, device, JobContext(is_asked_to_stop=request.asked), until_end)
     begin_run(prepared.job, prepared.folder, prepared.plan, world, until_end)
     logged.open(prepared.folder.path)

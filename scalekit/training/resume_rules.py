@@ -23,7 +23,7 @@ class FoundRun:
     Attributes:
         path: of the folder.
         checkpoints: that are complete, the oldest first.
-        differing: settings in which the run is another job's; all of them where the folder does not say.
+        differing: settings in which a run with checkpoints is another job's; all of them where the folder does not say.
         begun_with: the run's own `resume`: the checkpoint of another run, ``"auto"`` or ``"never"``.
         total_steps: of the run, by its plan; 0 where the folder does not say.
     """
@@ -37,11 +37,11 @@ class FoundRun:
     @classmethod
     def read(cls, path: Path, job: Job) -> FoundRun:
         """Reads a folder that is there."""
-        saved = _saved(path)
+        saved, checkpoints = _saved(path), tuple(published(path / "checkpoints"))
         return cls(
             path,
-            tuple(published(path / "checkpoints")),
-            tuple(job.differences(saved)),
+            checkpoints,
+            tuple(job.differences(saved)) if checkpoints else (),
             str(saved.get("resume", "auto")),
             int(planned(path).get("total_steps") or 0),
         )
@@ -118,6 +118,7 @@ def planned(path: Path) -> dict[str, Any]:
 def _saved(path: Path) -> Mapping[str, Any]:
     """The settings of a folder's run; none where it does not say."""
     try:
-        return yaml.safe_load((path / "config.yaml").read_text()) or {}
-    except (OSError, yaml.YAMLError):
+        found = yaml.safe_load((path / "config.yaml").read_text())
+    except (OSError, ValueError, yaml.YAMLError):
         return {}
+    return found if isinstance(found, dict) else {}

@@ -53,18 +53,15 @@ class RunFolder:
         return self.path / "checkpoints"
 
 
-def check_folder(job: Job, world: World) -> None:
-    """Whether a job may run in the folder that it names, as far as this shows before data is read; for rank 0 alone.
+def check_folder(job: Job) -> None:
+    """Whether a job may run in the folder that it names, as far as its own run tells before data is read; on every rank.
 
     Raises:
         ScaleKitError: see `open_run`.
     """
-    path = Path(job.output_dir or "")
-    if world.rank or job.fast_dev_run or not job.output_dir or not path.exists():
-        return
-    os.close(claim(path))
-    if job.global_batch_size != "auto":  # which a DataLoader may decide
-        checkpoints_to_resume(job.resume, FoundRun.read(path, job))
+    is_decided = job.global_batch_size != "auto"  # else a DataLoader may say
+    if job.output_dir and is_decided and not job.fast_dev_run and Path(job.output_dir).exists():
+        checkpoints_to_resume(job.resume, FoundRun.read(Path(job.output_dir), job))
 
 
 def open_run(job: Job, name: str, world: World, until_end: ExitStack, say: Callable[[str], None]) -> RunFolder:
@@ -179,7 +176,10 @@ def is_finished(folder: RunFolder, job: Job) -> bool:
         found = json.loads((folder.path / _ENDED).read_text())
     except (OSError, ValueError):
         return False
-    return bool(folder.step) and found == {"step": folder.step, "job": job.resolved()}
+    if not folder.step or found.get("step") != folder.step:
+        return False
+    saved, now = found.get("job", {}), job.resolved()
+    return all(saved.get(name) == value for name, value in now.items() if name != "checkpoint_every")
 
 
 def _find(job: Job, name: str, until_end: ExitStack) -> tuple[RunFolder, list[Path]]:

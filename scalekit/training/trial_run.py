@@ -181,6 +181,9 @@ def _shortened(job: Job, decision: Decision, row: Any, collate: Any, folder: Pat
         callbacks=(),
         output_dir=str(folder / "run"),
         checkpoint_every=None,
+        keep_last=None,
+        keep_every=None,
+        keep_best=None,
         resume="never",
     )
 

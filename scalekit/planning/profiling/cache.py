@@ -22,8 +22,11 @@ from scalekit.utils.paths import cache_folder
 # Traces that another tracer made are not read.
 _TRACER = sha256(
     b"".join(
-        Path(__file__).with_name(f"{name}.py").read_bytes()
-        for name in ("tracing", "operations", "autocast", "block_stacks", "layer_repetition")
+        (Path(__file__).parent / f"{name}.py").read_bytes()
+        for name in (
+            *("tracing", "operations", "autocast", "block_stacks", "layer_repetition", "profile"),
+            "../../models/activation_checkpointing",
+        )
     )
 ).hexdigest()
 _LISTS = ("parameters", "modules", "owned", "blocks", "buffer_bytes")

@@ -252,6 +252,3 @@ def _exposed_seconds(phase: Phase, compute: _Compute, rates: Rates) -> float:
 def _collective_seconds(each: Collectives, rates: Rates) -> float:
     bandwidth, latency = (rates.link, rates.latency) if each.is_near else (rates.network, rates.far_latency)
     return each.sent_bytes / (bandwidth * (rates.gather_share if each.gathers else 1.0)) + each.number * latency
-
-
-# -- offload and update -----------------------------------------------------------------------------------------------
