@@ -16,13 +16,14 @@ from tokenizers.processors import TemplateProcessing
 from scalekit.data.encoders.audio import Sounds
 from scalekit.data.encoders.base import RandomlyTransformed
 from scalekit.data.encoders.causal import Causal, tokenizer_identity
-from scalekit.data.encoders.classification import LabelledTexts, TokenClasses
+from scalekit.data.encoders.classification import LabelledTexts
 from scalekit.data.encoders.images import Images
 from scalekit.data.encoders.labelled import Head, labels_of
 from scalekit.data.encoders.masked import Masked
 from scalekit.data.encoders.padding import Pad
 from scalekit.data.encoders.question_answering import Spans
 from scalekit.data.encoders.seq2seq import Seq2Seq
+from scalekit.data.encoders.token_classes import TokenClasses
 from scalekit.data.encoders.truncation import Limit
 from scalekit.errors import ColumnError, ConfigError, NoLabelError, RowError
 from scalekit.models.labels import Classes
