@@ -80,6 +80,6 @@ TABLES = {"config/settings.py"}
 MOST_LINES = 300
 
 
-@pytest.mark.parametrize("file", PACKAGE.rglob("*.py"), ids=lambda path: str(path.relative_to(PACKAGE)))
+@pytest.mark.parametrize("file", list(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_a_file_can_be_read_at_once(file: Path) -> None:
     assert str(file.relative_to(PACKAGE)) in TABLES or len(file.read_text().splitlines()) <= MOST_LINES
