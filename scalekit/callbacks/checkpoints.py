@@ -144,8 +144,8 @@ class Checkpoints(Callback):
         strategy.sync_buffers()
         for outcome in strategy.checkpoint_io.outcomes(wait=True):
             self._hear(outcome, trainer)
-        step, self._unsaved_seconds = strategy.step, 0.0
-        self._saved_step = step
+        step = self._saved_step = strategy.step
+        self._unsaved_seconds = 0.0
         unwanted = self._unwanted(step) if trainer.is_global_zero else []
         trainer.save_checkpoint(self._folder / checkpoint_name(step), storage_options={"unwanted": unwanted})
         self._metrics.restart_clock()

@@ -316,8 +316,8 @@ class Job(StepSettings):
     from."""
 
     checkpoint_every: Annotated[_Steps | Auto | None, Group.SAVING, MayChange] = "auto"
-    """Optimizer steps between two checkpoints; ``"auto"`` saves after 10 minutes of steps, None at the end alone, where one is
-    always saved."""
+    """Optimizer steps between two checkpoints; ``"auto"`` saves every 10 minutes, and where `keep_every` and `keep_best` ask
+    for one; None saves at the end alone, where one is always saved."""
 
     keep_last: Annotated[Annotated[Count, Unit("checkpoints")] | None, Group.SAVING, MayChange] = None
     """How many of the newest checkpoints are kept. By default all, and 2 where ``checkpoint_every="auto"`` decides when."""
@@ -473,6 +473,12 @@ class Job(StepSettings):
 
 
 _DEFAULTS = {each.name: each.default for each in fields(Job)}
+
+TRIAL: Mapping[str, Any] = {
+    **dict.fromkeys(("checkpoint_every", "keep_last", "keep_every", "keep_best", "logger")),
+    "resume": "never",
+}
+"""Settings of a job that is only tried out: nothing is kept or tracked, and no earlier run is resumed."""
 
 
 def check_settings(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,8 +12,6 @@ from scalekit.data.preprocessing import Prepared
 from scalekit.data.sampling.permutation import shuffled
 
 _LOOKED_AT = 4096
-
-
 _USUAL_MICRO_BATCH = 8
 
 

@@ -14,7 +14,7 @@ from scalekit.config.settings import Job
 from scalekit.data.encoders import tasks
 from scalekit.data.encoders.base import Encoder, RandomlyTransformed, Row, drawn_by_content, tried, undecoded
 from scalekit.data.lengths import Lengths, lengths_of
-from scalekit.data.loading.stream_shards import pack_window as pack_window
+from scalekit.data.loading.stream_shards import pack_window
 from scalekit.data.packing.packing import pack
 from scalekit.data.pipeline import Collate, DataPipeline
 from scalekit.data.prepared_part import prepared_part

@@ -7,6 +7,8 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from scalekit.distributed.world import all_gather_object
+
 
 @final
 class Collectives:
@@ -30,11 +32,7 @@ class Collectives:
 
     def gather(self, value: Any) -> list[Any]:
         """Everybody's value, on every rank."""
-        if self.size == 1:
-            return [value]
-        parts: list[Any] = [None] * self.size
-        torch.distributed.all_gather_object(parts, value)
-        return parts
+        return all_gather_object(value, self)
 
     def gather_tensor(self, tensor: Tensor) -> Tensor:
         """Everybody's tensor, on every rank, shape [ranks, *tensor.shape]."""

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from scalekit.errors import WorldSizeError
 
@@ -79,6 +79,13 @@ class World:
         )
 
 
+class Sized(Protocol):
+    """Whatever knows how many ranks there are."""
+
+    @property
+    def size(self) -> int: ...
+
+
 def device_type() -> str:
     """``"cuda"`` where torch sees a GPU, otherwise ``"cpu"``."""
     import torch
@@ -138,7 +145,7 @@ def all_reduce_sum(tensor: Any, world: World) -> Any:
     return summed.to(tensor.device)
 
 
-def all_gather_object(value: T, world: World) -> list[T]:
+def all_gather_object(value: T, world: Sized) -> list[T]:
     """Every rank's value, on every rank. ``connect`` comes first."""
     if world.size == 1:
         return [value]

@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, callbacks
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from scalekit.config.settings import Job
+from scalekit.config.settings import TRIAL, Job
 from scalekit.config.strategy import StrategyConfig
 from scalekit.errors import ConfigError
 
@@ -109,13 +109,8 @@ def tried(job: Job) -> Job:
         max_epochs=None,
         limit_val_batches=None if job.overfit_batches is not None else steps,
         warmup_steps=min(job.warmup_steps, steps - 1),
-        logger=None,
         callbacks=[each for each in job.callbacks if not isinstance(each, _RECORDS)],
-        checkpoint_every=None,
-        keep_last=None,
-        keep_every=None,
-        keep_best=None,
-        resume="never",
+        **TRIAL,
     )
 
 

@@ -26,10 +26,15 @@ LARGEST_UNSEEN = 8
 
 CHECKPOINTED: Mapping[Checkpointing, str] = {
     "none": "",
-    "selective": " + selective checkpointing",
-    "full": " + checkpointing",
+    "selective": "selective checkpointing",
+    "full": "checkpointing",
 }
-"""How a way to run a task is called by what it computes again."""
+"""What is said of a way to run a task that computes something again."""
+
+
+def called(strategy: str, recompute: Checkpointing) -> str:
+    """The name of a way to run a task: its strategy, and what is recomputed."""
+    return " + ".join(filter(None, (strategy, CHECKPOINTED[recompute])))
 
 
 @dataclass(frozen=True)
@@ -112,8 +117,8 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        """The strategy, and what is recomputed."""
-        return self.setting.strategy.name + CHECKPOINTED[self.setting.recompute]
+        """See `called`."""
+        return called(self.setting.strategy.name, self.setting.recompute)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

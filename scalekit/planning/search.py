@@ -11,7 +11,7 @@ from typing import Any
 
 from scalekit.config.names import CHECKPOINTINGS, Checkpointing
 from scalekit.planning.advice import advice, pointless
-from scalekit.planning.candidate import CHECKPOINTED, Candidate, PlanRequest, step_config, with_micro_batches
+from scalekit.planning.candidate import Candidate, PlanRequest, called, step_config, with_micro_batches
 from scalekit.planning.memory.estimate import ITEMS, Memory, predict
 from scalekit.planning.plan import readable
 from scalekit.planning.profiling.step_config import StepConfig
@@ -90,14 +90,14 @@ def _forecast(task: PlanRequest, progress: Callable[[str], None]) -> Forecast:
         if strategy.name in left_out:
             continue
         for recompute in _recomputing(task):
-            progress(strategy.name + CHECKPOINTED[recompute])
+            progress(called(strategy.name, recompute))
             setting = step_config(task, strategy, recompute)
             try:
                 best.append(_best(task, [with_micro_batches(task, setting, size) for size in sizes]))
             except UntracedError as error:
                 if recompute == "none" or task.recompute is not None:
                     raise
-                left_out[strategy.name + CHECKPOINTED[recompute]] = f"cannot be traced ({error})"
+                left_out[called(strategy.name, recompute)] = f"cannot be traced ({error})"
     best.sort(key=lambda c: (c.problem is not None, c.time.seconds if c.problem is None else c.memory.peak_bytes))
     fits = any(c.problem is None for c in best)
     return Forecast(task, best, left_out, [] if fits else advice(task, best))

@@ -55,7 +55,7 @@ class GlobalBatch:
         self._micro: MicroBatch | None = None
         self._micro_batches = 0  # that this rank has begun
         self._began = 0.0
-        self._closed: float | None = None  # when the step before was
+        self._closed = time.monotonic()  # when the step before was; made as the first one begins
         self._is_skipped = False
         self.is_stopping = False
         self.seconds = 0.0
@@ -92,11 +92,7 @@ class GlobalBatch:
             NonFiniteError: on every rank, with the rows that did it.
         """
         if self._accumulator is None or self._micro is None or self._is_skipped:
-            told = [float(self._is_asked_to_stop()), self._elapsed()]
-            votes, milliseconds = self._collectives.sum(
-                torch.tensor(told, dtype=torch.float64, device=self._collectives.device)
-            ).tolist()
-            self.is_stopping, self.seconds = votes > 0, milliseconds / 1000 / self._collectives.size
+            self._note(*self._summed(float(self._is_asked_to_stop()), self._elapsed()))
             return None
         if self._collectives.device.type == "cuda":
             # As reading the loss does in a moment; the step has taken until then.
@@ -104,8 +100,7 @@ class GlobalBatch:
         loss = self._accumulator.close(
             self._is_asked_to_stop(), _milliseconds(self._began), self._elapsed(), self._micro_batches
         )
-        self.is_stopping = loss.votes > 0
-        self.seconds = loss.elapsed / 1000 / self._collectives.size
+        self._note(loss.votes, loss.elapsed)
         self._stop_votes.plan(loss.milliseconds, loss.micro_batches)
         if not math.isfinite(loss.loss):
             rows = sorted(row for part in self._collectives.gather(self._accumulator.unfinite_rows()) for row in part)
@@ -120,22 +115,24 @@ class GlobalBatch:
         loss = output.get("loss") if isinstance(output, Mapping) else output
         is_told = isinstance(loss, Tensor) and loss.numel() == 1
         items = micro.items if is_told else 0.0
-        told = [
-            float(self._is_asked_to_stop()),
-            self._elapsed(),
-            items,
-            float(loss) * items if isinstance(loss, Tensor) and items else 0.0,
-        ]
-        summed = self._collectives.sum(torch.tensor(told, dtype=torch.float64, device=self._collectives.device))
-        votes, milliseconds, items, total = summed.tolist()
-        self.is_stopping = votes > 0
-        self.seconds = milliseconds / 1000 / self._collectives.size
+        own = float(loss) * items if isinstance(loss, Tensor) and items else 0.0
+        votes, elapsed, items, total = self._summed(float(self._is_asked_to_stop()), self._elapsed(), items, own)
+        self._note(votes, elapsed)
         return total / items if items else None
+
+    def _summed(self, *numbers: float) -> list[float]:
+        """Numbers, each added up over the ranks."""
+        told = torch.tensor(numbers, dtype=torch.float64, device=self._collectives.device)
+        return [float(each) for each in self._collectives.sum(told).tolist()]
+
+    def _note(self, votes: float, elapsed: float) -> None:
+        """Notes what the ranks have agreed on, from its sums over them."""
+        self.is_stopping, self.seconds = votes > 0, elapsed / 1000 / self._collectives.size
 
     def _elapsed(self) -> int:
         """Milliseconds since the step before was closed here; of the first one, since it began."""
         before, self._closed = self._closed, time.monotonic()
-        return _milliseconds(self._began if before is None else before)
+        return _milliseconds(before)
 
     def leaves(self) -> bool:
         """Whether all ranks leave the step, since the job was asked to stop; asked before each micro-batch."""

@@ -109,7 +109,7 @@ class CheckpointedStrategy(LightningStrategy):
         return {}
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """Nothing, again."""
+        """Nothing: see `lightning_module_state_dict`."""
         return {}
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:

@@ -46,9 +46,8 @@ def _why(open_: list[str], best: Candidate) -> str:
     if open_ == ["activation_checkpointing"]:
         return _FITS[best.setting.recompute]
     if "strategy" not in open_:
-        return f"micro-batches of {size} are the fastest that fit" + (
-            CHECKPOINTED[best.setting.recompute].replace(" +", " with")
-        )
+        checkpointing = CHECKPOINTED[best.setting.recompute]
+        return f"micro-batches of {size} are the fastest that fit" + (f" with {checkpointing}" if checkpointing else "")
     return (
         f"{best.name}"
         + (f" with micro-batches of {size}" if "micro_batch_size" in open_ else "")

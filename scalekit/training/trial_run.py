@@ -26,7 +26,7 @@ from torch.distributed import HashStore, TCPStore  # type: ignore[attr-defined]
 from torch.utils.data import DataLoader, Dataset
 
 from scalekit import hardware
-from scalekit.config.settings import Job
+from scalekit.config.settings import TRIAL, Job
 from scalekit.distributed.world import World, all_gather_object, broadcast_object, device_type, run_on_rank_zero
 from scalekit.training.autotune import Decision, FailedTrial
 from scalekit.training.trial_process import STEPS, TrialResult
@@ -177,14 +177,9 @@ def _shortened(job: Job, decision: Decision, row: Any, collate: Any, folder: Pat
         max_epochs=None,
         num_workers=0,
         warmup_steps=0,
-        logger=None,
         callbacks=(),
         output_dir=str(folder / "run"),
-        checkpoint_every=None,
-        keep_last=None,
-        keep_every=None,
-        keep_best=None,
-        resume="never",
+        **TRIAL,
     )
 
 

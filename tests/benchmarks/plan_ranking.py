@@ -16,7 +16,7 @@ from typing import Any
 from scalekit.config.precision import dtypes_for
 from scalekit.hardware import detect
 from scalekit.objectives.objective import ModelLoss
-from scalekit.planning.candidate import CHECKPOINTED, PlanRequest
+from scalekit.planning.candidate import PlanRequest, called
 from scalekit.planning.profiling.profile import ProfiledModel, profile, resize
 from scalekit.planning.request import candidates
 from scalekit.planning.search import choose
@@ -94,7 +94,7 @@ def _way(case: Case) -> tuple[str, bool, int]:
 
 
 def _describe(case: Case) -> str:
-    return f"{case['strategy']}{CHECKPOINTED[case['recompute']]}, micro-batch {case['micro_batch_size']}"
+    return f"{called(case['strategy'], case['recompute'])}, micro-batch {case['micro_batch_size']}"
 
 
 if __name__ == "__main__":

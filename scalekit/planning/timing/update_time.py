@@ -5,9 +5,7 @@ from __future__ import annotations
 from scalekit.config.precision import Dtypes
 from scalekit.planning.profiling.step_config import StepConfig
 from scalekit.planning.timing.communication import Sizes, gathered_again
-from scalekit.planning.timing.device_rates import (
-    Rates,
-)
+from scalekit.planning.timing.device_rates import Rates
 
 
 def _update_bytes(dtypes: Dtypes, moments: int) -> int:

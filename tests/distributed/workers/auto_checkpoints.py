@@ -13,6 +13,7 @@ from torch import nn
 
 import scalekit
 from scalekit.callbacks import checkpoints
+from scalekit.strategies import global_batch
 
 RANK = int(os.environ.get("RANK", 0))
 
@@ -49,5 +50,8 @@ def train(folder: Path, strategy: str) -> list[int]:
 
 
 if __name__ == "__main__":
+    if RANK:  # whose clock would have it save at other steps, were it alone
+        own = global_batch._milliseconds
+        global_batch._milliseconds = lambda since: 5 * own(since)
     folder = Path(sys.argv[1])
     (folder / f"saves-{RANK}.json").write_text(json.dumps(train(folder, sys.argv[2])))
