@@ -21,6 +21,7 @@ USED = {
         "lightning.pytorch.loops.prediction_loop._PredictionLoop": "run _predict_step _get_batch_indices _build_kwargs "
         "_build_step_args_from_hook_kwargs",
         "lightning.pytorch.trainer.call": "_call_strategy_hook",
+        "lightning.pytorch.callbacks.ModelCheckpoint": "_train_time_interval",
         "lightning.pytorch.LightningModule": "_current_fx_name _on_before_batch_transfer _trainer",
         "lightning.pytorch.loggers.wandb.WandbLogger": "_experiment _wandb_init",
         "lightning.pytorch.strategies.ddp.DDPStrategy": "_ddp_kwargs _setup_model",

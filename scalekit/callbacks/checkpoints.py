@@ -54,7 +54,7 @@ class Checkpoints(Callback):
         self._folder, self._total, self._every = folder, total_steps, every
         self._rotation, self._metrics, self._evaluates_at = rotation, metrics, evaluates_at
         self._request = request
-        self._is_stopping = self._is_rehearsed = False
+        self._is_stopping = self._is_rehearsed = self._saves_on_exception = False
         self._unsaved_seconds = 0.0
         self._seen_step = self._saved_step = self._newest = resumed_step
 
@@ -62,6 +62,8 @@ class Checkpoints(Callback):
         strategy: Any = trainer.strategy
         strategy.close_epoch = partial(self._close_step, trainer)
         self._request.begin(self._folder.parent)
+        is_alone, callbacks = trainer.world_size == 1, trainer.callbacks  # type: ignore[attr-defined]
+        self._saves_on_exception = is_alone and any(map(_saves_on_exception, callbacks))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         strategy: Any = trainer.strategy
@@ -81,6 +83,8 @@ class Checkpoints(Callback):
             strategy.dry_run_checkpoint()
             self._is_rehearsed = True
         self._seen_step, self._is_stopping = step, strategy.global_batch.is_stopping
+        if self._saves_on_exception:
+            strategy.remember()
         self._unsaved_seconds += strategy.global_batch.seconds
         if not self._evaluates_at(step) and not _ends_epoch(trainer):
             self._close_step(trainer)
@@ -169,6 +173,12 @@ class Checkpoints(Callback):
                 f"the checkpoint of step {step} could not be saved: {outcome.why}. The training continues; were it to "
                 f"end now, all after step {self._newest} would be lost"
             )
+
+
+def _saves_on_exception(callback: Callback) -> bool:
+    """Whether a callback of the user's may save when an exception ends the job."""
+    has_own = getattr(callback.on_exception, "__func__", None) is not Callback.on_exception
+    return has_own and "scalekit." not in type(callback).__module__ and getattr(callback, "save_on_exception", True)
 
 
 def _ends_epoch(trainer: Trainer) -> bool:

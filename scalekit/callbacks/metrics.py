@@ -96,7 +96,8 @@ class Metrics(Callback):
         strategy: Any = trainer.strategy
         now = time.perf_counter()
         seconds, self._started = now - self._started, now
-        waited, self._waited = strategy.waited_seconds - self._waited, strategy.waited_seconds
+        waited = float(getattr(trainer.train_dataloader, "waited_seconds", 0.0))
+        waited, self._waited = waited - self._waited, waited
         last = strategy.last_step
         return {
             "step": step,

@@ -5,11 +5,14 @@ from __future__ import annotations
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from scalekit.checkpoint.load import state
 from scalekit.distributed.shards import TensorShard
+from scalekit.errors import CheckpointError
 
 _CHUNK = 1 << 22
 _MODULUS = 1 << 64
@@ -37,9 +40,23 @@ def together(parts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     return {name: number % _MODULUS for name, number in found.items()}
 
 
-def first_change(saved: Mapping[str, int], found: Mapping[str, int]) -> str | None:
-    """The first tensor that differs; None where all that both have are the same."""
-    return next((name for name, number in saved.items() if found.get(name, number) != number), None)
+def check_base(checkpoint: Path, found: Mapping[str, int]) -> None:
+    """Whether a base is the one that a checkpoint's adapter was trained on, in all tensors that both have.
+
+    Args:
+        checkpoint: of the adapter.
+        found: fingerprints of the base that is there.
+
+    Raises:
+        CheckpointError: it is another, under the same name.
+    """
+    saved = state(checkpoint)["scalekit"].get("base", {})
+    changed = next((name for name, number in saved.items() if found.get(name, number) != number), None)
+    if changed is not None:
+        raise CheckpointError(
+            f"{checkpoint} was trained on another base model than the one that is found under its name now: {changed} differs. "
+            "Put the old one back, or start again"
+        )
 
 
 def _of(elements: Tensor, start: int, seed: int) -> int:

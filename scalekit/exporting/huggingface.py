@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scalekit.checkpoint.adapter_base import fingerprints, first_change
+from scalekit.checkpoint.adapter_base import check_base, fingerprints
 from scalekit.checkpoint.format import ADAPTER, REST, WEIGHTS
-from scalekit.checkpoint.load import fill, first_few, state
+from scalekit.checkpoint.load import fill, first_few
 from scalekit.checkpoint.model_state import ModelFormat
 from scalekit.checkpoint.safetensors_io import FILE_BYTES, TensorFiles, TensorLocation
 from scalekit.distributed.shards import TensorShard
@@ -170,15 +170,11 @@ def _check_base(model: nn.Module, checkpoint: Path, beside: set[str]) -> None:
     """Whether the base is the one that the adapter was trained on, but for weights that were trained beside it.
 
     Raises:
-        ModelError: it is another, under the same name.
+        CheckpointError: it is another, under the same name.
     """
     base = {name: tensor for name, tensor in ModelFormat(model).base().items() if name not in beside}
     parts = [TensorShard(name, tuple(tensor.shape), tensor) for name, tensor in base.items()]
-    changed = first_change(state(checkpoint)["scalekit"].get("base", {}), fingerprints(parts))
-    if changed is not None:
-        raise ModelError(
-            f"{checkpoint} was trained on another base model than the one that is found under its name now: {changed} differs"
-        )
+    check_base(checkpoint, fingerprints(parts))
 
 
 def _adapted(checkpoint: Path) -> Any:

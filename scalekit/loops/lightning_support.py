@@ -68,6 +68,24 @@ def check_anywhere(job: Job) -> None:
             )
 
 
+def check_accumulated(job: Job, micro_batches: int) -> None:
+    """Whether a job's callbacks save between steps alone.
+
+    Args:
+        micro_batches: of a step.
+
+    Raises:
+        ConfigError: one would save in the middle of a step.
+    """
+    for callback in job.callbacks:
+        if micro_batches > 1 and isinstance(callback, callbacks.ModelCheckpoint) and callback._train_time_interval:
+            raise ConfigError(
+                f"the callback {type(callback).__name__} saves by train_time_interval, also in the middle of a step's "
+                f"{micro_batches} micro-batches, which could not be resumed: leave it out, checkpoint_every='auto' saves by "
+                "time, between steps"
+            )
+
+
 def _check_module(module: LightningModule) -> None:
     """Whether Lightning would run a module, and its batches are what its steps are given.
 

@@ -124,6 +124,7 @@ class BaseStrategy(CheckpointedStrategy):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(batch, batch_idx)
+        self.whole_step.is_under_way = True
         self.global_batch.begin(self.rows.begin(trains=True))
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
@@ -191,7 +192,7 @@ class BaseStrategy(CheckpointedStrategy):
     def _end_step(self, loss: float | None, items: float, learning_rate: float) -> None:
         norm = self.precision_plugin.gradient_norm  # type: ignore[attr-defined]
         self.last_step = StepRecord(loss, items, learning_rate, None if norm is None else float(norm))
-        self.step += 1
+        self.step, self.whole_step.is_under_way = self.step + 1, False
         self.global_batch.check_norm(self.last_step.gradient_norm, self.precision)
         if self._buffers is not None:
             self._buffers.after_step()
@@ -230,11 +231,6 @@ class BaseStrategy(CheckpointedStrategy):
     def is_shared(self) -> bool:
         """Whether no rank has the whole model, so that all must run it together."""
         return "parameters" in self.spec.shards
-
-    @property
-    def waited_seconds(self) -> float:
-        """For rows of training data, so far."""
-        return float(getattr(self._module.trainer.train_dataloader, "waited_seconds", 0.0))
 
     def sync_buffers(self) -> None:
         """Every rank calls it before the model is saved; evaluations do by themselves."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, final
@@ -46,7 +47,9 @@ class FolderCheckpointIO(CheckpointIO):
         return dict(load.state(Path(path)))
 
     def remove_checkpoint(self, path: Any) -> None:
-        shutil.rmtree(path)
+        """Deletes a checkpoint; one that never came, as after a run without an exception, is nothing to delete."""
+        with suppress(FileNotFoundError):
+            shutil.rmtree(path)
 
     def outcomes(self, wait: bool = False) -> list[WriteResult]:
         """See `Saver.outcomes`."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from scalekit.checkpoint import load, optimizer_state, state_json
-from scalekit.checkpoint.adapter_base import fingerprints, first_change, together
+from scalekit.checkpoint.adapter_base import check_base, fingerprints, together
 from scalekit.checkpoint.format import AVERAGE
 from scalekit.checkpoint.loop_state import resumed
 from scalekit.checkpoint.model_state import ModelFormat
@@ -77,14 +77,8 @@ class CheckpointedStrategy(LightningStrategy):
             return
         mine = fingerprints(owned(parts, self._rank, self._world_size))
         self._base = together(self.collectives.gather(mine))
-        if self.initial_weights is None:
-            return
-        changed = first_change(load.state(self.initial_weights)["scalekit"].get("base", {}), self._base)
-        if changed is not None:
-            raise CheckpointError(
-                f"{self.initial_weights} was trained on another base model than the one that is found under its name now: "
-                f"{changed} differs. Put the old one back, or start again"
-            )
+        if self.initial_weights is not None:
+            check_base(self.initial_weights, self._base)
 
     # -- what a rank holds ------------------------------------------------------------------------------------------
 
@@ -119,7 +113,12 @@ class CheckpointedStrategy(LightningStrategy):
             checkpoint: what Lightning has collected.
             filepath: where it shall stand.
             storage_options: see `FolderCheckpointIO`.
+
+        Raises:
+            CheckpointError: it could not be resumed, or not be written.
         """
+        if not self.whole_step.may_be_saved(self._module.trainer.interrupted):
+            return
         folder = Path(self.broadcast(str(filepath)))
         tensors, files = self._contents(checkpoint)
         contents = {"tensors": tensors, "files": self.whole_step.files or files}

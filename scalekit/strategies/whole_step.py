@@ -9,6 +9,8 @@ from typing import final
 from torch import Tensor, nn
 
 from scalekit.distributed.collectives import Collectives
+from scalekit.errors import CheckpointError
+from scalekit.utils.log import warn
 
 Place = tuple[str, str]
 """Of a tensor in a checkpoint: its file's stem, and its name."""
@@ -42,6 +44,28 @@ class WholeStep:
         self._tensors, self._own, self._collectives = tensors, own, collectives
         self._kept: _Kept | None = None
         self.files: dict[str, bytes] | None = None  # of the checkpoint that comes next, once it has been recalled
+        self.is_under_way = False  # whether the next step is
+
+    def may_be_saved(self, is_failing: bool) -> bool:
+        """Whether a checkpoint that somebody asks for now could be resumed; every rank calls it, unless the job is failing.
+
+        Args:
+            is_failing: an exception has ended the job. On several ranks the others may not have met one.
+
+        Raises:
+            CheckpointError: a step is under way, of which a checkpoint has no gradients.
+        """
+        if is_failing and self.files is None:
+            is_found = self._collectives.size == 1 and self.recall()
+            if not is_found:
+                warn("nothing is saved on the exception: what the last whole step has left is not known any more")
+            return is_found
+        if self.is_under_way and self.files is None:
+            raise CheckpointError(
+                "a checkpoint was asked for in the middle of a step, where it has no gradients and could not be resumed: save "
+                "once trainer.global_step has changed, or take checkpoint_every"
+            )
+        return True
 
     def remember(self, files: dict[str, bytes]) -> None:
         """Keeps what `recall` needs; every rank calls it after a step, where it might save.

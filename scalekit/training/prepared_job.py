@@ -26,6 +26,7 @@ from scalekit.data.sampling.stream_order import StreamOrder
 from scalekit.data.sources.read import read_data
 from scalekit.distributed.world import World, connect, run_on_rank_zero
 from scalekit.errors import ConfigError, shown
+from scalekit.loops import lightning_support
 from scalekit.models.labels import Classes
 from scalekit.models.resolve import Model, known_of, resolve_model
 from scalekit.models.vocabulary import with_embedding
@@ -131,6 +132,7 @@ def _assembled(
 ) -> PreparedJob:
     """The objects that train a job, of which each is made of what was decided, and of those before it."""
     order = order_of(rows, decision.micro_batch_size, world)
+    lightning_support.check_accumulated(job, order.accumulation)
     has_ended, total_steps = is_finished(folder, job), job_steps(rows, order)
     module = module_of(job, model, rows.pipeline, world, total_steps, decision.activation_checkpointing)
     own_step = own_step_of(job)

@@ -13,6 +13,8 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.callbacks import OnExceptionCheckpoint
+
 from scalekit.checkpoint.format import published, step_of, sweep
 from scalekit.checkpoint.load import check, first_few, state
 from scalekit.config.documentation import config_yaml
@@ -87,14 +89,26 @@ def begin_run(job: Job, folder: RunFolder, plan: Plan, world: World, until_end: 
     """Makes the run's folder this job's and writes into it how the job is run; every rank calls it.
 
     Raises:
-        CheckpointError: the job has another number of steps than the one that it resumes.
+        CheckpointError: the job has another number of steps than the one that it resumes, or one of its callbacks has left a
+            checkpoint that the job would not resume.
         ConfigError: see `open_run`.
     """
+    run_on_rank_zero(lambda: _check_left(job, folder), world)
     run_on_rank_zero(lambda: _check_steps(folder, plan), world)
     if not folder.is_held:
         run_on_rank_zero(lambda: _claim(folder.path, until_end), world)
         _join(folder.path, world, until_end)
     run_on_rank_zero(lambda: _write(job, folder, plan), world)
+
+
+def _check_left(job: Job, folder: RunFolder) -> None:
+    """A new run would be given what the callback left when the last one failed: Lightning restores it by itself."""
+    for each in job.callbacks:
+        if isinstance(each, OnExceptionCheckpoint) and folder.checkpoint is None and Path(each.ckpt_path).exists():
+            raise CheckpointError(
+                f"OnExceptionCheckpoint has left {each.ckpt_path}, and this is a new run: resume it by "
+                f"resume='{each.ckpt_path}', or delete it"
+            )
 
 
 def _claim(path: Path, until_end: ExitStack) -> None:

@@ -7,13 +7,14 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, OnExceptionCheckpoint
 from torch import nn
 
 import scalekit
@@ -119,6 +120,65 @@ def test_what_others_save_stands_when_they_go_on(tmp_path: Path) -> None:
             assert (tmp_path / f"mine-{trainer.global_step}" / "MANIFEST.json").is_file()
 
     train(tmp_path / "run", Saves(), max_steps=3)
+
+
+class Fails(GetsWorse):
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        if self.global_step == 3:
+            raise ValueError("a row that is not as the others")
+        return super().training_step(batch, batch_idx)
+
+
+def test_what_is_saved_on_an_exception_is_resumed_when_it_is_named(tmp_path: Path) -> None:
+    def run(module: LightningModule, **settings: Any) -> scalekit.Run:
+        rescue = OnExceptionCheckpoint(tmp_path)
+        return train(tmp_path / "part", rescue, module=module, checkpoint_every=None, max_steps=6, **settings)
+
+    with pytest.raises(ValueError, match="not as the others"):
+        run(Fails())
+    left = tmp_path / "on_exception.ckpt"
+    with pytest.raises(
+        errors.CheckpointError, match=rf"left {left}, and this is a new run: resume it by resume='{left}'"
+    ):
+        run(GetsWorse())
+    run(GetsWorse(), resume=str(left))
+    assert not left.exists()
+    train(tmp_path / "whole", max_steps=6)
+    assert lines(tmp_path / "part", "metrics.jsonl") == lines(tmp_path / "whole", "metrics.jsonl")
+
+
+def test_what_fails_before_a_step_overwrites_nothing(tmp_path: Path, capsys: Any) -> None:
+    class FailsAtOnce(Fails):
+        def on_train_start(self) -> None:
+            raise ValueError("a row that is not as the others")
+
+    with pytest.raises(ValueError, match="not as the others"):
+        train(tmp_path / "run", OnExceptionCheckpoint(tmp_path), module=FailsAtOnce())
+    assert not (tmp_path / "on_exception.ckpt").exists()
+    assert "nothing is saved on the exception" in capsys.readouterr().out
+
+
+class SavesAnyTime(Callback):
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        trainer.save_checkpoint(Path(trainer.default_root_dir) / f"mine-{batch_idx}")
+
+
+@pytest.mark.parametrize(
+    ("callback", "error", "message"),
+    [
+        (SavesAnyTime(), errors.CheckpointError, "in the middle of a step"),
+        (
+            ModelCheckpoint(train_time_interval=timedelta(hours=1)),
+            errors.ConfigError,
+            "also in the middle of a step's 2 micro",
+        ),
+    ],
+)
+def test_the_middle_of_a_step_is_not_saved(
+    callback: Callback, error: type[Exception], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=message):
+        train(tmp_path, callback, micro_batch_size=2, max_steps=2)
 
 
 @pytest.mark.parametrize("hook", ["setup", "on_sanity_check_start"])
