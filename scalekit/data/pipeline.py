@@ -35,7 +35,7 @@ from scalekit.models.labels import Labels
 from scalekit.models.resolve import resolve_model
 from scalekit.models.tasks import TASKS
 from scalekit.models.vocabulary import tokenizer_of, with_tokens
-from scalekit.objectives.objective import is_torch_loss
+from scalekit.objectives.function_loss import is_torch_loss
 
 Collate = Callable[[list[Any]], Any]
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from scalekit.errors import ConfigError, InputsError, shown
 from scalekit.objectives.counts import Samples
-from scalekit.objectives.objective import LossFunction, ModelOutput, Objective, called, has_target, split
+from scalekit.objectives.function_loss import LossFunction
+from scalekit.objectives.objective import ModelOutput, Objective, called, has_target, split
 from scalekit.utils.torch_internals import tree_flatten, tree_map, tree_unflatten
 
 

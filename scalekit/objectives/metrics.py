@@ -112,13 +112,15 @@ class _Accuracy(_Usual):
         super().__init__(MeanMetric())
 
     def _name(self, outputs: Tensor, targets: Tensor) -> str | None:
-        if targets.is_floating_point() or outputs.shape[:-1] != targets.shape:
+        is_class = not outputs.is_floating_point() and outputs.shape == targets.shape
+        if targets.is_floating_point() or not (is_class or outputs.shape[:-1] == targets.shape):
             return None
         return "accuracy" if targets.ndim == 1 else "token_accuracy"
 
     def _count(self, outputs: Tensor, targets: Tensor) -> None:
         counted = targets != IGNORED
-        self._metric.update((outputs.argmax(dim=-1)[counted] == targets[counted]).double())
+        classes = outputs if outputs.shape == targets.shape else outputs.argmax(dim=-1)
+        self._metric.update((classes[counted] == targets[counted]).double())
 
 
 @final

@@ -25,6 +25,7 @@ from scalekit.objectives.constant_draws import ConstantDraws
 from scalekit.objectives.counts import Counted, ItemCount, candidates
 from scalekit.objectives.lightning_step import OwnStep
 from scalekit.objectives.logged_sums import is_near, logged_sums
+from scalekit.objectives.model_loss import ModelLoss
 from scalekit.utils.log import log, warn
 from scalekit.utils.randomness import keyed
 
@@ -117,6 +118,7 @@ class ReductionCheck(Callback):
         splits: whether global batches are run in parts, over ranks or by accumulation.
         world: the job's processes.
         own: the step of a LightningModule of the user's; None where the objective is that of a `ScaleModule`.
+        keeps_logits: whether somebody reads the logits of evaluations.
     """
 
     def __init__(
@@ -126,7 +128,9 @@ class ReductionCheck(Callback):
         splits: bool,
         world: World,
         own: OwnStep | None = None,
+        keeps_logits: bool = False,
     ) -> None:
+        self._keeps_logits = keeps_logits
         self._rows, self._collate, self._splits, self._world, self._own = rows, collate, splits, world, own
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -173,8 +177,30 @@ class ReductionCheck(Callback):
         self._rows = ()
         if found is not None:
             self._tell(found, objective)
+            if isinstance(objective, ModelLoss):
+                objective.keeps_logits = self._keeps_logits
+                self._try_in_parts(strategy, pl_module, objective, found, parts.whole)
         if more is not None and self._splits:
             strategy.logged_sums = broadcast_object(logged_sums(strategy, pl_module, more), self._world)
+
+    def _try_in_parts(self, strategy: Any, module: Any, objective: ModelLoss, found: Measured, batch: Any) -> None:
+        """Whether the loss may be computed of hidden states: where it comes to what the model's own is."""
+        head = objective.head(module.model, batch) if found.count is not None else None
+        if head is None:
+            return
+        loss_of, tolerance = _loss_of(
+            strategy, module, lambda *run: strategy.run(lambda: objective.of_parts(head, module.model, run[-1]).loss)
+        )
+        with strategy.standing_in(), keyed(0):
+            module.eval()
+            loss = broadcast_object(loss_of(batch), self._world)
+        objective.in_parts = is_near(loss, found.whole, tolerance)
+        if not objective.in_parts:
+            log(
+                "loss",
+                f"of whole logits, as the model has it: of its head and hidden states it would be {loss:.6g}, and it is "
+                f"{found.whole:.6g}. The plan has reckoned without them",
+            )
 
     @staticmethod
     def _loss_of_model(strategy: Any, module: Any, batch: Any) -> Tensor:
@@ -230,17 +256,7 @@ def _measured(
         counts: what could be counted.
         more: parts on which a count must hold too, or where the first ones say nothing.
     """
-    dtypes = strategy.dtypes
-    # Autocast is left off where each rank has all parameters, and in float32.
-    is_exact = dtypes.compute == torch.float32 or (dtypes.parameters == torch.float32 and not strategy.is_shared)
-    tolerance = _EXACT_TOLERANCE if is_exact else _TOLERANCE[dtypes.compute]
-
-    def loss_of(batch: Any) -> float:
-        moved = strategy.to_device(batch)
-        autocast = torch.autocast(strategy.root_device.type, enabled=False) if is_exact else nullcontext()
-        with strategy.standing_in(), autocast:  # what a module keeps of one batch says nothing of the next one
-            return float(loss(strategy, module, moved).double())
-
+    loss_of, tolerance = _loss_of(strategy, module, loss)
     with strategy.standing_in(), keyed(0):
         module.eval()
         try:
@@ -253,6 +269,21 @@ def _measured(
             if more is not None and (found.count is not None or not _is_finite(found)):
                 found = measure(loss_of, more, counts if found.count is None else [found.count], tolerance)
     return found if _is_finite(found) else None
+
+
+def _loss_of(strategy: Any, module: Any, loss: Callable[[Any, Any, Any], Tensor]) -> tuple[LossOf, float]:
+    """What gives the loss of a batch, as exactly as the job's types allow; and how exactly."""
+    dtypes = strategy.dtypes
+    # Autocast is left off where each rank has all parameters, and in float32.
+    is_exact = dtypes.compute == torch.float32 or (dtypes.parameters == torch.float32 and not strategy.is_shared)
+
+    def loss_of(batch: Any) -> float:
+        moved = strategy.to_device(batch)
+        autocast = torch.autocast(strategy.root_device.type, enabled=False) if is_exact else nullcontext()
+        with strategy.standing_in(), autocast:  # what a module keeps of one batch says nothing of the next one
+            return float(loss(strategy, module, moved).double())
+
+    return loss_of, _EXACT_TOLERANCE if is_exact else _TOLERANCE[dtypes.compute]
 
 
 def _is_finite(found: Measured) -> bool:

@@ -14,8 +14,8 @@ from scalekit.errors import BatchSizeError, ConfigError, DataError, shown
 from scalekit.hardware import slow_precision_warning
 from scalekit.loggers.factory import check_loggers
 from scalekit.loops import lightning_support
+from scalekit.objectives.function_loss import FunctionLoss
 from scalekit.objectives.metrics import metrics_of
-from scalekit.objectives.objective import FunctionLoss
 from scalekit.optim.optimizers import build_schedule, check_optimizer
 from scalekit.strategies.factory import build_strategy
 from scalekit.training.module_factory import objective_of

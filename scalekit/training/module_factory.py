@@ -16,8 +16,9 @@ from scalekit.models.resolve import Model
 from scalekit.models.tasks import TASKS
 from scalekit.objectives.counts import Counted, ItemCount, Samples
 from scalekit.objectives.coupled_loss import CoupledLoss
+from scalekit.objectives.function_loss import FunctionLoss
 from scalekit.objectives.lightning_step import OwnStep
-from scalekit.objectives.objective import FunctionLoss, Objective
+from scalekit.objectives.objective import Objective
 from scalekit.optim.optimizers import build_schedule
 from scalekit.strategies.base import BaseStrategy
 from scalekit.training.scale_module import OptimizerSettings, ScaleModule

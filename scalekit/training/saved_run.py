@@ -122,7 +122,7 @@ def _evaluator(opened: OpenedRun, micro_batch_size: int, metrics: Any = None, is
     )
     strategy = build_strategy(opened.spec, opened.precision, device_type(), opened.world, context)
     few = [rows[place] for place in range(min(_FEW, len(rows)))]
-    check = ReductionCheck(few, pipeline.collate, splits=True, world=opened.world)
+    check = ReductionCheck(few, pipeline.collate, splits=True, world=opened.world, keeps_logits=bool(metrics))
     return Evaluator(job, pipeline, rows, module, strategy, micro_batch_size, [check] if is_labelled else [])
 
 

@@ -14,7 +14,9 @@ from scalekit.checkpoint.model_state import ModelHolder
 from scalekit.errors import ModelError
 from scalekit.models.activation_checkpointing import recompute_blocks
 from scalekit.objectives.counts import Counted
-from scalekit.objectives.objective import FunctionLoss, LossFunction, ModelLoss, Objective
+from scalekit.objectives.function_loss import FunctionLoss, LossFunction
+from scalekit.objectives.model_loss import ModelLoss
+from scalekit.objectives.objective import Objective
 from scalekit.optim.optimizers import Schedule, attach_schedule, build_optimizer, build_schedule
 from scalekit.strategies.base import BaseStrategy, T
 

@@ -21,7 +21,7 @@ from typing import Any
 from scalekit.config.names import CHECKPOINTINGS
 from scalekit.config.precision import dtypes_for
 from scalekit.config.strategy import StrategyConfig
-from scalekit.objectives.objective import ModelLoss
+from scalekit.objectives.model_loss import ModelLoss
 from scalekit.planning.memory.estimate import predict
 from scalekit.planning.profiling.profile import Profile, ProfiledModel, profile, resize
 from scalekit.planning.profiling.step_config import StepConfig

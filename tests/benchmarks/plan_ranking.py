@@ -15,7 +15,7 @@ from typing import Any
 
 from scalekit.config.precision import dtypes_for
 from scalekit.hardware import detect
-from scalekit.objectives.objective import ModelLoss
+from scalekit.objectives.model_loss import ModelLoss
 from scalekit.planning.candidate import PlanRequest, called
 from scalekit.planning.profiling.profile import ProfiledModel, profile, resize
 from scalekit.planning.request import candidates

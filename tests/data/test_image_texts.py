@@ -138,6 +138,7 @@ def test_a_model_learns_to_name_what_it_sees(made: tuple[Any, Any], cls: type, t
         validation=rows(6),
         processor=processor,
         strategy="single",
+        precision="32-true",
         global_batch_size=6,
         max_steps=60,
         learning_rate=1e-2,

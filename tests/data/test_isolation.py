@@ -12,7 +12,7 @@ from scalekit.data.packing.isolation import can_pack, check_isolation
 from scalekit.data.packing.packing import Pack, pack
 from scalekit.errors import LeakError
 from scalekit.objectives.counts import IGNORED, Entries
-from scalekit.objectives.objective import ModelLoss
+from scalekit.objectives.model_loss import ModelLoss
 
 VOCABULARY = 64
 CAPACITY = 24

@@ -13,7 +13,7 @@ from scalekit.data.packing.bins import best_fit, fill
 from scalekit.data.packing.packing import Pack, pack
 from scalekit.errors import ColumnError, ConfigError, EmptyDataError, RowError
 from scalekit.objectives.counts import IGNORED, Entries
-from scalekit.objectives.objective import ModelLoss
+from scalekit.objectives.model_loss import ModelLoss
 
 LENGTHS = st.integers(1, 60).flatmap(
     lambda capacity: st.tuples(st.lists(st.integers(1, capacity), max_size=80), st.just(capacity))

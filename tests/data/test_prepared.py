@@ -51,8 +51,8 @@ def test_a_decoder_tells_classes_by_the_last_token_before_the_padding(tmp_path: 
     rows = [{"text": "ab" * (1 + i % 4), "label": i % 2} for i in range(8)]
     model = transformers.GPT2ForSequenceClassification(config)
     assert model.config.pad_token_id is None
-    job = {"strategy": "single", "global_batch_size": 4, "max_steps": 1, "output_dir": str(tmp_path / "run")}
-    run = scalekit.fit(model, rows, validation=rows, processor=make_tokenizer(), **job)
+    job = {"strategy": "single", "global_batch_size": 4, "max_steps": 1, "precision": "32-true"}
+    run = scalekit.fit(model, rows, validation=rows, processor=make_tokenizer(), output_dir=str(tmp_path), **job)
     model.eval()
     alone = [
         model(input_ids=torch.tensor([make_tokenizer()(row["text"])["input_ids"]]), labels=torch.tensor([row["label"]]))

@@ -261,7 +261,7 @@ def test_a_base_that_has_changed_under_its_name_is_said_so(tmp_path: Path) -> No
     with torch.no_grad():
         other.model.layers[1].mlp.up_proj.weight[3, 5] *= 1.01
     other.save_pretrained(name)
-    with pytest.raises(errors.ModelError, match=r"another base model .*layers.1.mlp.up_proj.weight differs"):
+    with pytest.raises(errors.CheckpointError, match=r"another base model .*layers.1.mlp.up_proj.weight differs"):
         scalekit.export(run.checkpoint, tmp_path / "out", merge=True)
     assert not (tmp_path / "out").exists()
     first = run.folder / "checkpoints" / "step-00000001"

@@ -6,7 +6,8 @@ from torch import nn
 
 from scalekit.errors import ModelError, NoLossError
 from scalekit.objectives.counts import Counted
-from scalekit.objectives.objective import FunctionLoss, ModelLoss
+from scalekit.objectives.function_loss import FunctionLoss
+from scalekit.objectives.model_loss import ModelLoss
 from scalekit.training.scale_module import ScaleModule
 from tests.support import parity_cases as parity
 

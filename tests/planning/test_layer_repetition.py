@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from scalekit.config.precision import dtypes_for
-from scalekit.objectives.objective import ModelLoss
+from scalekit.objectives.model_loss import ModelLoss
 from scalekit.planning.profiling.profile import ProfiledModel, profile, resize
 from scalekit.planning.profiling.tracing import Event
 

@@ -67,7 +67,7 @@ def test_an_8b_model_does_not_fit_one_80_gb_card_and_does_under_lora():
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from scalekit.objectives.objective import ModelLoss
+    from scalekit.objectives.model_loss import ModelLoss
 
     config = LlamaConfig(
         vocab_size=128256,

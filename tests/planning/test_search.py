@@ -10,7 +10,7 @@ from scalekit.config.precision import dtypes_for
 from scalekit.config.strategy import StrategyConfig
 from scalekit.errors import BatchSizeError
 from scalekit.hardware import Hardware
-from scalekit.objectives.objective import ModelLoss
+from scalekit.objectives.model_loss import ModelLoss
 from scalekit.planning.candidate import PlanRequest
 from scalekit.planning.memory.estimate import predict
 from scalekit.planning.profiling.profile import ProfiledModel, profile, resize

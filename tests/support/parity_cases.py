@@ -27,7 +27,8 @@ CLIP = 0.15
 # attention keys, say, whose true gradient is 0) it moves by the learning rate in a direction that rounding decides. With the
 # usual eps of 1e-8 no two orders of summing agree there; with this one the plain loop is comparable with itself.
 EPS = 1e-6
-VOCABULARY = 64
+VOCABULARY = 160
+"""Five times the hidden size, so that losses are computed of hidden states, in parts."""
 
 Rows = list[dict[str, Any]]
 

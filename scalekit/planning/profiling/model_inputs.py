@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from scalekit.errors import ConfigError, ModelError
 from scalekit.models.initialization import build_module
 from scalekit.models.resolve import Model
-from scalekit.objectives.objective import FunctionLoss, LossFunction, ModelLoss, Objective
+from scalekit.objectives.function_loss import FunctionLoss, LossFunction
+from scalekit.objectives.model_loss import ModelLoss
+from scalekit.objectives.objective import Objective
 from scalekit.planning.profiling.profile import Example, ProfiledModel, Step, resize
 from scalekit.utils.torch_internals import tree_iter
 
@@ -56,7 +58,7 @@ def _step(built: nn.Module, loss: LossFunction | Objective | None) -> Step:
         return _own_step
     if isinstance(loss, Objective):
         return loss.mean_loss
-    objective: Objective = FunctionLoss(loss) if loss is not None else ModelLoss.of(built)
+    objective: Objective = FunctionLoss(loss) if loss is not None else ModelLoss.of(built, in_parts=True)
     return objective.mean_loss
 
 
