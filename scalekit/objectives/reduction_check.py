@@ -26,7 +26,7 @@ from scalekit.objectives.counts import Counted, ItemCount, candidates
 from scalekit.objectives.lightning_step import OwnStep
 from scalekit.objectives.logged_sums import is_near, logged_sums
 from scalekit.objectives.model_loss import ModelLoss
-from scalekit.utils.log import log, warn
+from scalekit.utils.log import detail, log, warn
 from scalekit.utils.randomness import keyed
 
 _TOLERANCE = {torch.bfloat16: 1e-2, torch.float16: 2e-3}
@@ -118,7 +118,7 @@ class ReductionCheck(Callback):
         splits: whether global batches are run in parts, over ranks or by accumulation.
         world: the job's processes.
         own: the step of a LightningModule of the user's; None where the objective is that of a `ScaleModule`.
-        keeps_logits: whether somebody reads the logits of evaluations.
+        keeps_logits: whether the logits of evaluations are read, by metrics of the user's.
     """
 
     def __init__(
@@ -195,7 +195,11 @@ class ReductionCheck(Callback):
             module.eval()
             loss = broadcast_object(loss_of(batch), self._world)
         objective.in_parts = is_near(loss, found.whole, tolerance)
-        if not objective.in_parts:
+        if objective.in_parts:
+            detail(
+                "loss", f"of hidden states: the logits of a micro-batch are there in {head.parts} parts, one at a time"
+            )
+        else:
             log(
                 "loss",
                 f"of whole logits, as the model has it: of its head and hidden states it would be {loss:.6g}, and it is "

@@ -8,7 +8,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback, ProgressBar
-from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from scalekit.callbacks.checkpoints import Checkpoints
 from scalekit.callbacks.evaluation import Evaluation
@@ -71,8 +70,10 @@ def _callbacks(prepared: PreparedJob, metrics: Metrics, job_time: JobTime, reque
         found.append(PackingCheck(pipeline.is_flat))
     if job.loss_couples is None and prepared.module.automatic_optimization:
         splits = prepared.order.micro_batch_size < prepared.order.global_batch_size
-        keeps_logits = bool(job.metrics) or any(map(_reads_outputs, job.callbacks))
-        found.append(ReductionCheck(rows.few(), rows.collate, splits, world, prepared.own_step, keeps_logits))
+        few = rows.few()
+        found.append(
+            ReductionCheck(few, rows.collate, splits, world, prepared.own_step, keeps_logits=bool(job.metrics))
+        )
     if not any(isinstance(each, ProgressBar) for each in job.callbacks):
         found.append(Progress(metrics, prepared.total_steps, folder.step, prepared.plan.loss))
     found.append(JobClock(job_time, metrics, evaluations))
@@ -92,11 +93,6 @@ def _callbacks(prepared: PreparedJob, metrics: Metrics, job_time: JobTime, reque
         )
     )
     return found
-
-
-def _reads_outputs(callback: Callback) -> bool:
-    """Whether a callback is given what evaluations come to, batch by batch."""
-    return any(is_overridden(hook, callback, Callback) for hook in ("on_validation_batch_end", "on_test_batch_end"))
 
 
 def _max_steps(prepared: PreparedJob) -> int:

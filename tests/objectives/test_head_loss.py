@@ -1,0 +1,218 @@
+"""A loss of hidden states, in parts, is the model's own, and so are its gradients; what is not is found out, and said."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchmetrics
+import transformers
+from torch import nn
+
+import scalekit
+from scalekit.objectives.counts import IGNORED
+from scalekit.objectives.head_loss import Head
+from scalekit.objectives.model_loss import ModelLoss
+from tests.support import parity_cases as parity
+
+WORDS = 500
+SIZES = {
+    "vocab_size": WORDS,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+}
+GROUPED = SIZES | {"num_key_value_heads": 1, "head_dim": 8}
+T5 = {"vocab_size": WORDS, "d_model": 16, "d_kv": 8, "num_layers": 2, "num_heads": 2, "d_ff": 16, "dropout_rate": 0.0}
+BART = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+OFF = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+MODELS: dict[str, Callable[[], Any]] = {
+    "Llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**GROUPED)),
+    "Gemma2": lambda: transformers.Gemma2ForCausalLM(transformers.Gemma2Config(**GROUPED, final_logit_softcapping=0.3)),
+    "Gemma3": lambda: transformers.Gemma3ForCausalLM(
+        transformers.Gemma3TextConfig(**GROUPED, final_logit_softcapping=0.3)
+    ),
+    "Qwen3": lambda: transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**GROUPED)),
+    "GPT2": lambda: transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(vocab_size=WORDS, n_embd=16, n_layer=2, n_head=2, **NO_DROPOUT)
+    ),
+    "Bert": lambda: transformers.BertForMaskedLM(transformers.BertConfig(**SIZES, **OFF)),
+    "T5": lambda: transformers.T5ForConditionalGeneration(transformers.T5Config(**T5, decoder_start_token_id=0)),
+    "Bart": lambda: transformers.BartForConditionalGeneration(
+        transformers.BartConfig(
+            vocab_size=WORDS, d_model=16, **BART, encoder_ffn_dim=16, decoder_ffn_dim=16, dropout=0.0
+        )
+    ),
+    "Mixtral": lambda: transformers.MixtralForCausalLM(transformers.MixtralConfig(**GROUPED, num_local_experts=4)),
+    "Granite": lambda: transformers.GraniteForCausalLM(transformers.GraniteConfig(**GROUPED, logits_scaling=3.0)),
+    "Cohere": lambda: transformers.CohereForCausalLM(
+        transformers.CohereConfig(**SIZES, num_key_value_heads=1, logit_scale=0.2, eos_token_id=2)
+    ),
+}
+
+
+def batch_of(name: str) -> dict[str, torch.Tensor]:
+    """Rows of unequal lengths, with a prompt that is not counted."""
+    random = torch.Generator().manual_seed(1)
+    ids = torch.randint(5, WORDS, (3, 24), generator=random)
+    labels, mask = ids.clone(), torch.ones_like(ids)
+    labels[:, :5], labels[1, 15:], mask[1, 15:] = IGNORED, IGNORED, 0
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
+    found = {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
+    model.zero_grad()
+    return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", MODELS)
+def test_it_is_the_models_own(name: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model, batch = MODELS[name]().train(), batch_of(name)
+    objective = ModelLoss.of(model)
+    rtol, autocast = (1e-5, False) if dtype == torch.float32 else (3e-2, True)
+    with torch.autocast("cpu", dtype if autocast else torch.bfloat16, enabled=autocast):
+        own = objective.outcome(model, batch)
+    own.loss.backward()
+    expected = gradients(model)
+    objective.in_parts = True
+    with torch.autocast("cpu", dtype if autocast else torch.bfloat16, enabled=autocast):
+        found = objective.mean_loss(model, batch)
+    (3 * found).backward()  # as a global batch weighs it
+    assert found.item() == pytest.approx(own.loss.item(), rel=rtol / 10)
+    again = gradients(model)
+    assert again.keys() == expected.keys()
+    scale = max(each.abs().max().item() for each in expected.values())
+    for key, value in expected.items():
+        torch.testing.assert_close(
+            again[key] / 3, value, rtol=rtol, atol=rtol * scale, msg=lambda m, key=key: f"{key}: {m}"
+        )
+    with torch.no_grad():
+        seen = objective.outcome(model, batch)
+    assert own.outputs is not None
+    assert seen.targets is not None
+    is_counted = seen.targets != IGNORED
+    assert torch.equal(seen.targets, own.targets)
+    if dtype == torch.float32:
+        assert torch.equal(seen.outputs[is_counted], own.outputs.argmax(dim=-1)[is_counted])
+
+
+def test_a_frozen_head_and_a_bias() -> None:
+    torch.manual_seed(0)
+    model = MODELS["Bert"]()
+    model.get_output_embeddings().weight.requires_grad_(False)
+    objective = ModelLoss.of(model)
+    objective.outcome(model, batch_of("Bert")).loss.backward()
+    expected = gradients(model)
+    objective.in_parts = True
+    objective.mean_loss(model, batch_of("Bert")).backward()
+    again = gradients(model)
+    assert again.keys() == expected.keys()
+    assert "cls.predictions.bias" in again or "cls.predictions.decoder.bias" in again
+    for key, value in expected.items():
+        torch.testing.assert_close(again[key], value, rtol=1e-5, atol=1e-6)
+
+
+def test_logits_are_never_whole() -> None:
+    """The largest tensor of a step is a part of its logits, or the head."""
+    model, batch = MODELS["Llama"](), batch_of("Llama")
+    head = Head.of(model)
+    assert head is not None
+    assert head.parts == 15
+    largest = 0
+
+    class Sizes(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal largest
+            found = func(*args, **(kwargs or {}))
+            if isinstance(found, torch.Tensor):
+                largest = max(largest, found.numel())
+            return found
+
+    with Sizes():
+        ModelLoss.of(model, in_parts=True).mean_loss(model, batch).backward()
+    assert largest == model.lm_head.weight.numel() < batch["labels"].numel() * WORDS
+
+
+def test_small_vocabularies_are_whole() -> None:
+    assert Head.of(transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**GROUPED, "vocab_size": 63}))) is None
+    assert Head.of(nn.Linear(2, 2)) is None
+
+
+# -- in a job ---------------------------------------------------------------------------------------------------------
+
+
+class Doubled(transformers.LlamaForCausalLM):
+    """Does something with its logits of which its configuration knows nothing."""
+
+    def forward(self, *args: Any, labels: Any = None, **kwargs: Any) -> Any:
+        output = super().forward(*args, **kwargs)
+        if labels is not None:
+            output["loss"] = self.loss_function(2 * output.logits, labels, vocab_size=self.config.vocab_size)
+        return output
+
+
+def run(model: nn.Module, folder: Path, **settings: Any) -> tuple[scalekit.Run, str]:
+    rows = parity.causal_rows()
+    found = scalekit.fit(
+        model,
+        rows[:32],
+        validation=rows[32:],
+        global_batch_size=8,
+        max_steps=3,
+        strategy="single",
+        precision="32-true",
+        output_dir=str(folder),
+        **settings,
+    )
+    return found, (folder / "log.txt").read_text()
+
+
+def llama(cls: Any = transformers.LlamaForCausalLM) -> Any:
+    torch.manual_seed(0)
+    return cls(transformers.LlamaConfig(**GROUPED, pad_token_id=0))
+
+
+def test_a_job_evaluates_in_parts_too(tmp_path: Path) -> None:
+    parts, log = run(llama(), tmp_path / "parts")
+    assert "the logits of a micro-batch are there in 15 parts" in log
+    whole, log = run(
+        llama(), tmp_path / "whole", item_count=lambda batch: int((batch["labels"][:, 1:] != IGNORED).sum())
+    )
+    assert "15 parts" not in log
+    assert parts.evaluations[-1].keys() == whole.evaluations[-1].keys() >= {"loss", "token_accuracy"}
+    for one, other in zip(parts.evaluations, whole.evaluations, strict=True):
+        assert one == pytest.approx(other, rel=1e-5)
+    for one, other in zip(parts.history, whole.history, strict=True):
+        assert (one["loss"], one["grad_norm"]) == pytest.approx((other["loss"], other["grad_norm"]), rel=1e-5)
+
+
+def test_another_loss_is_found_out_and_said(tmp_path: Path) -> None:
+    found, log = run(llama(Doubled), tmp_path)
+    assert "of whole logits, as the model has it: of its head and hidden states it would be" in log
+    logits = llama(Doubled)(input_ids=torch.tensor([[5, 6, 7]]), labels=torch.tensor([[5, 6, 7]]))
+    assert logits.loss is not None
+    assert found.history[0]["loss"] != pytest.approx(run(llama(), tmp_path / "plain")[0].history[0]["loss"], rel=1e-4)
+
+
+def test_metrics_are_given_logits(tmp_path: Path) -> None:
+    class Width(torchmetrics.Metric):
+        def __init__(self) -> None:
+            super().__init__()
+            self.add_state("width", torch.tensor(0), dist_reduce_fx="max")
+
+        def update(self, outputs: torch.Tensor, targets: torch.Tensor) -> None:
+            self.width = torch.tensor(outputs.shape[-1])
+
+        def compute(self) -> torch.Tensor:
+            return self.width
+
+    found, _ = run(llama(), tmp_path / "scored", metrics={"width": Width()})
+    assert found.evaluations[-1]["width"] == WORDS
+    assert json.loads((tmp_path / "scored" / "evaluations.jsonl").read_text().splitlines()[0])["width"] == WORDS
