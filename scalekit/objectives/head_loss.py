@@ -21,6 +21,9 @@ from scalekit.objectives.objective import ModelOutput, called
 _MOST_PARTS = 16
 """More would make products too small for a device, and gradients of the head would be added up more often."""
 
+_FROM_LABELS = "prepare_decoder_input_ids_from_labels"
+"""The method by which a model makes of labels what its decoder reads."""
+
 Transform = Callable[[Tensor], Tensor]
 
 
@@ -45,6 +48,8 @@ class Head:
         """That of a Hugging Face model; None where it has no plain one, or logits are hardly larger than hidden states."""
         layer = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
         if not isinstance(layer, nn.Linear) or not layer.weight.is_floating_point():
+            return None
+        if getattr(getattr(model, "config", None), "is_encoder_decoder", False) and not hasattr(model, _FROM_LABELS):
             return None
         parts = min(_MOST_PARTS, layer.out_features // (2 * layer.in_features))
         return cls(layer, _transform(getattr(model, "config", None)), parts) if parts > 1 else None
@@ -182,7 +187,7 @@ def _without_labels(model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
     """What a model is given so that it stops at its logits; an encoder's partner still reads the labels before its own."""
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     if getattr(model.config, "is_encoder_decoder", False):
-        inputs.setdefault("decoder_input_ids", model.prepare_decoder_input_ids_from_labels(batch["labels"]))
+        inputs.setdefault("decoder_input_ids", getattr(model, _FROM_LABELS)(batch["labels"]))
     return inputs
 
 

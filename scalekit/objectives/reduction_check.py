@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from itertools import cycle
 from typing import Any, final
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
@@ -23,16 +22,13 @@ from scalekit.errors import LossReductionError, NoLossError, ScaleKitError
 from scalekit.objectives.batch_parts import Parts
 from scalekit.objectives.constant_draws import ConstantDraws
 from scalekit.objectives.counts import Counted, ItemCount, candidates
+from scalekit.objectives.head_check import check_head
 from scalekit.objectives.lightning_step import OwnStep
 from scalekit.objectives.logged_sums import is_near, logged_sums
 from scalekit.objectives.model_loss import ModelLoss
-from scalekit.utils.log import detail, log, warn
+from scalekit.objectives.undisturbed import EXACT_TOLERANCE, LossOf, undisturbed
+from scalekit.utils.log import log, warn
 from scalekit.utils.randomness import keyed
-
-_TOLERANCE = {torch.bfloat16: 1e-2, torch.float16: 2e-3}
-"""How far the loss of a batch may be from that of its parts, as a share of it, by the type that computes."""
-
-_EXACT_TOLERANCE = 1e-5
 
 _ROUNDING = 1e-6
 """A difference, as a share of the loss, that says nothing in any type."""
@@ -49,8 +45,6 @@ _WAYS_OUT = (
     "micro_batch_size = global_batch_size; or a `loss=` with loss_couples='batch', which is given the samples of all ranks. "
     "Where the model gathers them itself, `item_count=` says so"
 )
-
-LossOf = Callable[[Any], float]
 
 
 @dataclass(frozen=True)
@@ -77,9 +71,7 @@ class Measured:
         return f"the loss of {len(self.each)} rows together is {self.whole:.6g}, and {parts} one by one"
 
 
-def measure(
-    loss_of: LossOf, parts: Parts, counts: Sequence[ItemCount], tolerance: float = _EXACT_TOLERANCE
-) -> Measured:
+def measure(loss_of: LossOf, parts: Parts, counts: Sequence[ItemCount], tolerance: float = EXACT_TOLERANCE) -> Measured:
     """Finds the count that makes of the parts' losses that of the whole: the first of those that are about as near as any.
 
     Args:
@@ -179,32 +171,11 @@ class ReductionCheck(Callback):
             self._tell(found, objective)
             if isinstance(objective, ModelLoss):
                 objective.keeps_logits = self._keeps_logits
-                self._try_in_parts(strategy, pl_module, objective, found, parts.whole)
+                check_head(
+                    strategy, pl_module, parts.whole, found.whole if found.count is not None else None, self._world
+                )
         if more is not None and self._splits:
             strategy.logged_sums = broadcast_object(logged_sums(strategy, pl_module, more), self._world)
-
-    def _try_in_parts(self, strategy: Any, module: Any, objective: ModelLoss, found: Measured, batch: Any) -> None:
-        """Whether the loss may be computed of hidden states: where it comes to what the model's own is."""
-        head = objective.head(module.model, batch) if found.count is not None else None
-        if head is None:
-            return
-        loss_of, tolerance = _loss_of(
-            strategy, module, lambda *run: strategy.run(lambda: objective.of_parts(head, module.model, run[-1]).loss)
-        )
-        with strategy.standing_in(), keyed(0):
-            module.eval()
-            loss = broadcast_object(loss_of(batch), self._world)
-        objective.in_parts = is_near(loss, found.whole, tolerance)
-        if objective.in_parts:
-            detail(
-                "loss", f"of hidden states: the logits of a micro-batch are there in {head.parts} parts, one at a time"
-            )
-        else:
-            log(
-                "loss",
-                f"of whole logits, as the model has it: of its head and hidden states it would be {loss:.6g}, and it is "
-                f"{found.whole:.6g}. The plan has reckoned without them",
-            )
 
     @staticmethod
     def _loss_of_model(strategy: Any, module: Any, batch: Any) -> Tensor:
@@ -260,7 +231,7 @@ def _measured(
         counts: what could be counted.
         more: parts on which a count must hold too, or where the first ones say nothing.
     """
-    loss_of, tolerance = _loss_of(strategy, module, loss)
+    loss_of, tolerance = undisturbed(strategy, module, loss)
     with strategy.standing_in(), keyed(0):
         module.eval()
         try:
@@ -273,21 +244,6 @@ def _measured(
             if more is not None and (found.count is not None or not _is_finite(found)):
                 found = measure(loss_of, more, counts if found.count is None else [found.count], tolerance)
     return found if _is_finite(found) else None
-
-
-def _loss_of(strategy: Any, module: Any, loss: Callable[[Any, Any, Any], Tensor]) -> tuple[LossOf, float]:
-    """What gives the loss of a batch, as exactly as the job's types allow; and how exactly."""
-    dtypes = strategy.dtypes
-    # Autocast is left off where each rank has all parameters, and in float32.
-    is_exact = dtypes.compute == torch.float32 or (dtypes.parameters == torch.float32 and not strategy.is_shared)
-
-    def loss_of(batch: Any) -> float:
-        moved = strategy.to_device(batch)
-        autocast = torch.autocast(strategy.root_device.type, enabled=False) if is_exact else nullcontext()
-        with strategy.standing_in(), autocast:  # what a module keeps of one batch says nothing of the next one
-            return float(loss(strategy, module, moved).double())
-
-    return loss_of, _EXACT_TOLERANCE if is_exact else _TOLERANCE[dtypes.compute]
 
 
 def _is_finite(found: Measured) -> bool:

@@ -201,6 +201,18 @@ def test_another_loss_is_found_out_and_said(tmp_path: Path) -> None:
     assert found.history[0]["loss"] != pytest.approx(run(llama(), tmp_path / "plain")[0].history[0]["loss"], rel=1e-4)
 
 
+class NeedsLabels(transformers.LlamaForCausalLM):
+    def forward(self, *args: Any, labels: Any = None, **kwargs: Any) -> Any:
+        assert labels is not None, "no labels"
+        return super().forward(*args, labels=labels, **kwargs)
+
+
+def test_a_model_that_needs_its_labels_is_given_them(tmp_path: Path) -> None:
+    found, log = run(llama(NeedsLabels), tmp_path)
+    assert "of whole logits, as the model has it: without labels it fails: no labels" in log
+    assert len(found.history) == 3
+
+
 def test_metrics_are_given_logits(tmp_path: Path) -> None:
     class Width(torchmetrics.Metric):
         def __init__(self) -> None:

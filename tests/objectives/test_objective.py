@@ -97,7 +97,7 @@ def test_tokens_stand_beside_what_predicts_them(loss: nn.Module) -> None:
 
     model, labels = llama(True), torch.tensor([[1, 2, 0, 3]])
     found = FunctionLoss(loss, shifted=True).outcome(model, {"input_ids": labels, "labels": labels})
-    assert found.outputs.shape == (1, 3, 64)
+    assert found.outputs.shape == (1, 3, parity.VOCABULARY)
     assert found.targets.tolist() == [[2, -100, 3]]
     expected = nn.functional.cross_entropy(model(labels).logits[0, :-1], labels[0, 1:], ignore_index=0)
     assert float(found.loss) == pytest.approx(float(expected))
