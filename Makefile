@@ -5,7 +5,7 @@ SCALEKIT := .venv/bin/scalekit
 PYTEST := $(PYTHON) -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 QUESTION := What is your favorite book?
 
-.PHONY: install demo test test-all test-latest lint format benchmark benchmark-plan benchmark-time benchmark-data benchmark-checkpoint benchmark-published constraints clean
+.PHONY: install demo test test-all test-latest lint format benchmark benchmark-head benchmark-plan benchmark-time benchmark-data benchmark-checkpoint benchmark-published constraints clean
 
 install: .venv/.installed
 
@@ -43,6 +43,9 @@ format: install
 
 benchmark: install
 	$(PYTHON) tests/benchmarks/overhead.py
+
+benchmark-head: install
+	PYTHONPATH=. $(PYTHON) tests/benchmarks/head_loss.py
 
 benchmark-plan: install
 	PYTHONPATH=. $(PYTHON) tests/benchmarks/plan_speed.py

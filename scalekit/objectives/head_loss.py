@@ -18,7 +18,7 @@ from scalekit.errors import NoLossError
 from scalekit.objectives.counts import IGNORED
 from scalekit.objectives.objective import ModelOutput, called
 
-_MOST_PARTS = 16
+MOST_PARTS = 16
 """More would make products too small for a device, and gradients of the head would be added up more often."""
 
 _FROM_LABELS = "prepare_decoder_input_ids_from_labels"
@@ -51,7 +51,7 @@ class Head:
             return None
         if getattr(getattr(model, "config", None), "is_encoder_decoder", False) and not hasattr(model, _FROM_LABELS):
             return None
-        parts = min(_MOST_PARTS, layer.out_features // (2 * layer.in_features))
+        parts = min(MOST_PARTS, layer.out_features // (2 * layer.in_features))
         return cls(layer, _transform(getattr(model, "config", None)), parts) if parts > 1 else None
 
     def outcome(self, model: nn.Module, batch: Mapping[str, Any], shifted: bool, predicts: bool) -> ModelOutput:

@@ -1,21 +1,26 @@
 """Holds the plan against what others have published for named hardware: each row, its error, and what is left out.
 
-Nothing is run: `published.yaml` has the rows, with their sources. Ends with the medians, of odd and of even rows apart.
+Nothing is run: `published.yaml` has the rows, with their sources. The last column is what a rank needs here, where logits are
+never whole. Ends with the medians, of odd and of even rows apart.
 """
 
 from __future__ import annotations
 
+import os
 import statistics
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import transformers
 import yaml
 
 from scalekit.api import plan
 from scalekit.hardware import Hardware
+from scalekit.objectives import head_loss
 from scalekit.planning.candidate import Candidate
 
 GIB = 2**30
@@ -46,6 +51,17 @@ def config(row: dict[str, Any]) -> Any:
         max_position_embeddings=row["sequence"],
         tie_word_embeddings=known.get("tied", False),
     )
+
+
+@contextmanager
+def logits(how: str, cache: Path) -> Iterator[None]:
+    """Has plans reckon with whole logits, or with parts of them; what is kept of either is kept apart."""
+    parts = 1 if how == "whole" else head_loss.MOST_PARTS
+    with (
+        mock.patch.object(head_loss, "MOST_PARTS", parts),
+        mock.patch.dict(os.environ, {"SCALEKIT_CACHE": str(cache / how)}),
+    ):
+        yield
 
 
 def planned(row: dict[str, Any], folder: Path) -> Candidate:
@@ -83,6 +99,11 @@ def errors(row: dict[str, Any], found: Candidate) -> dict[str, float]:
     return off
 
 
+def gib_of(found: Candidate) -> float:
+    """What tensors take at the peak of a step."""
+    return (found.memory.peak_bytes - found.memory.items["allocator_and_context"]) / GIB
+
+
 def summary(name: str, found: Iterable[float]) -> str:
     sizes = sorted(abs(each) for each in found)
     if not sizes:
@@ -93,16 +114,21 @@ def summary(name: str, found: Iterable[float]) -> str:
 def main(folder: Path) -> None:
     off: list[tuple[int, dict[str, float]]] = []
     left: list[str] = []
-    print(f"{'row':>3} {'model':14} {'hardware':15} {'strategy':14} {'batch':>9} {'step s':>14} {'GiB a rank':>14}")
+    head = f"{'row':>3} {'model':14} {'hardware':15} {'strategy':14} {'batch':>9}"
+    print(f"{head} {'step s':>14} {'GiB a rank':>14} {'in parts':>8}")
     for number, row in enumerate(TABLE["rows"], start=1):
         name = f"{number:3} {row['model']:14} {row['hardware']:15} {row['strategy']:14}"
         if "why_not" in row:
             left.append(f"{name} {row['why_not']}")
             continue
-        found = planned(row, folder / row["model"] / str(row["sequence"]))
+        place, theirs = folder / row["model"] / str(row["sequence"]), row.get("logits", "whole")
+        with logits(theirs, folder / "cache"):
+            found = planned(row, place)
+        with logits("parts", folder / "cache"):
+            here = gib_of(planned(row, place))
         error = errors(row, found)
         off.append((number, error))
-        gib = (found.memory.peak_bytes - found.memory.items["allocator_and_context"]) / GIB
+        gib = gib_of(found)
         seconds = (
             f"{found.time.seconds:6.2f} {error['seconds']:+7.1%}"
             if "seconds" in error
@@ -110,7 +136,7 @@ def main(folder: Path) -> None:
         )
         memory = f"{gib:6.1f} {error['memory']:+7.1%}" if "memory" in error else f"{gib:6.1f}"
         batch = f"{row['micro']}x{row['steps']}{CALLED[row.get('checkpointing', 'none')]}"
-        print(f"{name} {batch:>9} {seconds:14} {memory:14}", flush=True)
+        print(f"{name} {batch:>9} {seconds:14} {memory:14} {here:8.1f}", flush=True)
     for kind in ("seconds", "memory"):
         for which, turn in (("odd rows", 1), ("even rows", 0)):
             print(summary(f"{kind}, {which}", (each[kind] for n, each in off if n % 2 == turn and kind in each)))
