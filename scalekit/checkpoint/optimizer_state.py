@@ -130,7 +130,7 @@ def _part(slot: OptimizerShard, key: str, value: Tensor, elements: int) -> Tenso
     local = _local(value)
     if local.numel() == elements:
         flat = local.reshape(-1)[slot.offset : slot.offset + slot.elements]
-        return TensorShard(slot.name, slot.shape, flat, slot.start, slot.everywhere)
+        return TensorShard(slot.name, slot.shape, flat, slot.start, slot.everywhere, slot.is_copy)
     if slot.everywhere:
         return TensorShard(slot.name, tuple(value.shape), value)
     raise CheckpointError(

@@ -15,6 +15,7 @@ ENGINES = ("single", "ddp", "fsdp2", "deepspeed")
 SHARDED = ("parameters", "gradients", "optimizer")
 OFFLOAD_KEYS = ("parameters", "optimizer", "nvme_path")
 OFFLOAD_TARGETS = ("cpu", "nvme")
+SHARD_GROUPS = ("job", "node")
 
 LARGEST_BUCKET = 500_000_000
 """DeepSpeed's own default size of the buffer that gradients are reduced in, in elements."""
@@ -58,6 +59,8 @@ class StrategyConfig:
         shards: which of ``parameters``, ``gradients``, ``optimizer`` each rank keeps only its part of.
         offload: where ``parameters`` and ``optimizer`` live between uses: ``cpu`` or ``nvme`` (then ``nvme_path`` too).
         deepspeed: DeepSpeed's own settings, less those that the layer owns.
+        shard_group: the ranks that keep shards together, of the engine ``fsdp2``: those of the ``job``, or of a ``node``, each
+            of which has a copy of all.
     """
 
     name: str
@@ -65,6 +68,11 @@ class StrategyConfig:
     shards: tuple[str, ...] = ()
     offload: Mapping[str, str] = field(default_factory=dict)
     deepspeed: Mapping[str, Any] = field(default_factory=dict)
+    shard_group: str = "job"
+
+    def group_size(self, world_size: int, node_size: int) -> int:
+        """The ranks among which shards are kept, and with which they are gathered."""
+        return min(node_size, world_size) if self.shard_group == "node" else world_size
 
     @property
     def stage(self) -> int:
@@ -139,7 +147,13 @@ class StrategyConfig:
             raise StrategyError(f"strategy {name!r} has a `deepspeed:` block, but its engine is {block['engine']!r}")
         if offload and block["engine"] != "deepspeed":
             raise StrategyError(f"strategy {name!r} offloads, which the engine {block['engine']!r} does not do")
-        return cls(name, block["engine"], shards, offload, deepspeed)
+        group = block.get("shard_group", "job")
+        _known("shard_group", [group], SHARD_GROUPS)
+        if group != "job" and block["engine"] != "fsdp2":
+            raise StrategyError(
+                f"strategy {name!r} has a shard_group, which the engine {block['engine']!r} does not know"
+            )
+        return cls(name, block["engine"], shards, offload, deepspeed, group)
 
 
 def names() -> list[str]:

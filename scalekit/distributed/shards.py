@@ -22,6 +22,7 @@ class TensorShard:
         data: the part's elements, in row-major order; of any shape.
         start: which element of the flattened tensor is the part's first.
         everywhere: whether every rank holds the same.
+        is_copy: whether another rank holds the same, and writes it.
     """
 
     name: str
@@ -29,6 +30,7 @@ class TensorShard:
     data: Tensor
     start: int = 0
     everywhere: bool = True
+    is_copy: bool = False
 
     @property
     def whole_bytes(self) -> int:
@@ -49,7 +51,7 @@ class OptimizerShard:
         start: which element of the flattened parameter is the part's first.
         offset: which element of the flattened holder is the part's first.
         elements: of the part; 0 where this rank has none.
-        everywhere: whether every rank holds the same.
+        everywhere, is_copy: see `TensorShard`.
     """
 
     name: str
@@ -60,6 +62,7 @@ class OptimizerShard:
     offset: int
     elements: int
     everywhere: bool
+    is_copy: bool = False
 
 
 def owned(parts: Iterable[TensorShard], rank: int, ranks: int) -> Iterator[TensorShard]:
@@ -70,7 +73,8 @@ def owned(parts: Iterable[TensorShard], rank: int, ranks: int) -> Iterator[Tenso
     done = 0
     for part in parts:
         if not part.everywhere:
-            yield part
+            if not part.is_copy:
+                yield part
             continue
         # An element belongs to the rank in whose share its first byte lies.
         elements, size = part.data.numel(), part.data.element_size()

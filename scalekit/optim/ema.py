@@ -32,4 +32,6 @@ class Average:
             parts: the same as the first ones, with the values of now.
         """
         mine = [part.data for part in self.parts]
+        if not mine:  # of a rank that saves nothing, since others hold the same
+            return
         torch._foreach_lerp_(mine, [part.data.float() for part in parts], 1 - self._decay)

@@ -22,7 +22,8 @@ def pointless(strategy: StrategyConfig, task: PlanRequest) -> str | None:
         return "needs a fast local drive: choose it by name where you have one"
     if alone and not strategy.offload:
         return "shares out among several processes, and there is one"
-    if hardware.nodes == 1 and strategy.second_shard(hardware.devices_per_node) > 1:
+    is_for_nodes = strategy.shard_group == "node" or strategy.second_shard(hardware.devices_per_node) > 1
+    if hardware.nodes == 1 and is_for_nodes:
         return "saves traffic between nodes, and there is one"
     return None
 

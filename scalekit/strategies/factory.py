@@ -39,7 +39,7 @@ def build_strategy(
     if spec.engine == "fsdp2":
         from scalekit.strategies.fsdp import FullyShardedStrategy
 
-        return FullyShardedStrategy(spec, precision, device, job)
+        return FullyShardedStrategy(spec, precision, device, world, job)
     from scalekit.strategies.deepspeed import ZeroStrategy
 
     return ZeroStrategy(spec, precision, device, job)

@@ -13,11 +13,13 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torchmetrics import Metric
 
 from scalekit.config.strategy import StrategyConfig
+from scalekit.distributed.world import World
 from scalekit.errors import ConfigError
 from scalekit.models.initialization import module_tensors, move_to_meta, repeated_blocks, tied_names
 from scalekit.strategies.base import BaseStrategy, T
@@ -52,12 +54,18 @@ class _StepsThroughRoot(ModelParallelStrategy):
 
 
 class FullyShardedStrategy(BaseStrategy, _StepsThroughRoot):
-    """`fsdp2`: shards the model's repeated blocks one by one, and what is left as a whole."""
+    """`fsdp2` and `hsdp`: shards the model's repeated blocks one by one, and what is left as a whole.
 
-    def __init__(self, spec: StrategyConfig, precision: str, device: str, job: JobContext) -> None:
+    Args:
+        spec, precision, device, job: see `BaseStrategy`.
+        world: the job's processes.
+    """
+
+    def __init__(self, spec: StrategyConfig, precision: str, device: str, world: World, job: JobContext) -> None:
         if precision == "16-mixed":
             raise ConfigError("the strategy 'fsdp2' does not scale losses, which '16-mixed' needs: use 'bf16-mixed'")
         super().__init__(spec, precision, device, job)
+        self._group_size = spec.group_size(world.size, world.local_size)
 
     def setup_environment(self) -> None:
         self._data_parallel_size, self._tensor_parallel_size = self._world_size, 1
@@ -87,7 +95,7 @@ class FullyShardedStrategy(BaseStrategy, _StepsThroughRoot):
     @cached_property
     def shards(self) -> Shards:
         """What this rank holds of each tensor."""
-        return RowShards(self._rank, self._world_size)
+        return RowShards(self._rank, self._world_size, self._group_size)
 
     def _shard(self, module: nn.Module) -> None:
         scalars = [name for name, parameter in module.named_parameters() if not parameter.ndim]
@@ -100,7 +108,7 @@ class FullyShardedStrategy(BaseStrategy, _StepsThroughRoot):
         is_sent = self.broadcast([not tensor.is_meta for tensor in full])  # the rest is in a checkpoint
         ties = tied_names(module)
         move_to_meta(module)
-        mesh = self.device_mesh["data_parallel"]
+        mesh = self._mesh()
         blocks = repeated_blocks(module)
         for block in blocks:
             block.register_forward_hook(_own_output)  # before FSDP2's own, and so called before it
@@ -113,6 +121,19 @@ class FullyShardedStrategy(BaseStrategy, _StepsThroughRoot):
                 setattr(other, other_name, getattr(owner, name))
         for source, target in compress(zip(full, _unique(module), strict=True), is_sent):
             self._receive(target, source)
+
+    def _mesh(self) -> DeviceMesh:
+        """Of the job's ranks; where nodes have copies, its second dimension are the ranks of one."""
+        if self._group_size == self._world_size:
+            return self.device_mesh["data_parallel"]
+        shape = self._world_size // self._group_size, self._group_size
+        return init_device_mesh(self.root_device.type, shape, mesh_dim_names=("copies", "shards"))
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Copies are made the same once a step, after its last micro-batch."""
+        if self._group_size < self._world_size and isinstance(self._module, FSDPModule):
+            self._module.set_requires_all_reduce(self.is_manual or self.rows.micro is None or self.rows.micro.last)
+        return super().training_step(*args, **kwargs)
 
     def _policy(self) -> MixedPrecisionPolicy:
         """Gathers parameters in the type that computes, reduces gradients in the type promised. Autocast runs inside and

@@ -42,7 +42,7 @@ class Shards(ABC):
         for number, group in enumerate(self.inner_optimizer(optimizer).param_groups):
             for tensor in group["params"]:
                 part = self.part(names[id(tensor)], tensor)
-                place = (part.start, 0, part.data.numel(), part.everywhere)
+                place = (part.start, 0, part.data.numel(), part.everywhere, part.is_copy)
                 found.append(OptimizerShard(part.name, part.shape, tensor, number, *place))
         return found
 
@@ -69,11 +69,23 @@ class ReplicatedShards(Shards):
 
 @final
 class RowShards(Shards):
-    """FSDP2: a rank has some rows of each parameter, as `torch.chunk` splits them: the last ranks may have fewer, or none."""
+    """FSDP2: a rank has some rows of each parameter, as `torch.chunk` splits them: the last ranks may have fewer, or none.
+
+    Args:
+        rank: this one.
+        ranks: how many there are.
+        group_size: how many share a parameter out; each such group has all of it.
+    """
+
+    def __init__(self, rank: int, ranks: int, group_size: int) -> None:
+        super().__init__(rank, ranks)
+        self._group, self._place = divmod(rank, group_size)
+        self._group_size = group_size
 
     def part(self, name: str, tensor: Tensor) -> TensorShard:
         if not isinstance(tensor, DTensor):
             return TensorShard(name, tuple(tensor.shape), tensor.detach())
         rows, row = tensor.shape[0], prod(tensor.shape[1:])
-        first = min(self.rank * -(-rows // self.ranks), rows)
-        return TensorShard(name, tuple(tensor.shape), tensor.to_local().detach(), first * row, everywhere=False)
+        first = min(self._place * -(-rows // self._group_size), rows)
+        mine = tensor.to_local().detach()
+        return TensorShard(name, tuple(tensor.shape), mine, first * row, everywhere=False, is_copy=self._group > 0)

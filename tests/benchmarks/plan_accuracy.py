@@ -21,11 +21,13 @@ from typing import Any
 from scalekit.config.names import CHECKPOINTINGS
 from scalekit.config.precision import dtypes_for
 from scalekit.config.strategy import StrategyConfig
+from scalekit.models.initialization import build_module
 from scalekit.objectives.model_loss import ModelLoss
 from scalekit.planning.memory.estimate import predict
 from scalekit.planning.profiling.profile import Profile, ProfiledModel, profile, resize
 from scalekit.planning.profiling.step_config import StepConfig
 from tests.benchmarks.architectures import ARCHITECTURES
+from tests.support.nodes import NODE_SIZES
 
 WORKERS = Path(__file__).parent / "workers"
 STRATEGIES = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
@@ -93,7 +95,7 @@ def measure(group: list[Case], timeout_seconds: float = 3600) -> list[Case]:
 @cache
 def profiled(name: str, length: int, precision: str) -> Profile:
     architecture = ARCHITECTURES[name]
-    loss = ModelLoss().mean_loss
+    loss = ModelLoss.of(build_module(architecture.build, here=False), in_parts=True).mean_loss
     subject = ProfiledModel(name, architecture.build, loss, resize(architecture.batch(3, length), 3), max(length, 1))
     return profile(subject, dtypes_for(precision), like_a_gpu=False)
 
@@ -103,7 +105,7 @@ def predicted(case: Case) -> int:
         strategy=StrategyConfig.load(case["strategy"]),
         dtypes=dtypes_for(case["precision"]),
         world_size=case["world_size"],
-        node_size=case["world_size"],
+        node_size=NODE_SIZES[case["world_size"]] if case["strategy"] == "hsdp" else case["world_size"],
         micro_batch_size=case["micro_batch_size"],
         accumulation=case["accumulation"],
         recompute=case["recompute"],

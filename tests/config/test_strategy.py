@@ -12,6 +12,7 @@ SHIPPED = {"single", "ddp", "fsdp2", "zero1", "zero2", "zero3"} | {
     "zero3-offload",
     "zero3-nvme",
     "zero3-hpz",
+    "hsdp",
 }
 
 
@@ -54,6 +55,12 @@ def test_unknown_strategy_names_the_nearest() -> None:
         ({"engine": "ddp", "shards": ["optimiser"]}, UnknownNameError, "Did you mean 'optimizer'"),
         ({"engine": "deepspeed", "offload": {"optimizer": "disk"}}, UnknownNameError, "cpu, nvme"),
         ({"engine": "ddp", "offload": {"optimizer": "cpu"}}, StrategyError, "does not do"),
+        ({"engine": "fsdp2", "shard_group": "nodes"}, UnknownNameError, "Did you mean 'node'"),
+        (
+            {"engine": "ddp", "shard_group": "node"},
+            StrategyError,
+            "has a shard_group, which the engine 'ddp' does not know",
+        ),
         ({"engine": "fsdp2", "deepspeed": {"aio": {}}}, StrategyError, "its engine is 'fsdp2'"),
     ],
 )

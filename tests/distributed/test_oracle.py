@@ -34,7 +34,7 @@ CHAINS = {
     "both": [
         Leg(1, "single", 7),
         Leg(3, "zero3", 10),
-        Leg(4, "fsdp2", 13),
+        Leg(4, "hsdp", 13),
         Leg(1, "single", 16),
         Leg(2, "zero1", 20),
     ],

@@ -18,7 +18,7 @@ STRATEGIES = [
     *("ddp", "fsdp2", "zero3"),
     *(
         pytest.param(each, marks=pytest.mark.long)
-        for each in ("zero1", "zero2", "zero2-offload", "zero3-offload", "zero3-hpz")
+        for each in ("zero1", "zero2", "zero2-offload", "zero3-offload", "zero3-hpz", "hsdp")
     ),
 ]
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
@@ -85,12 +85,13 @@ def test_a_rank_without_rows_held_out_is_waited_for_by_nobody(results: dict) -> 
 
 
 MEETINGS = {
-    **dict.fromkeys(("ddp", "zero1"), ()),
+    **dict.fromkeys(("ddp", "zero1", "hsdp"), ()),
     "fsdp2": ("c10d::_allgather_base_", "c10d::_reduce_scatter_base_"),
     **dict.fromkeys(("zero2", "zero2-offload"), ("c10d::allreduce_",)),
     **dict.fromkeys(("zero3", "zero3-offload", "zero3-hpz"), ("c10d::_reduce_scatter_base_",)),
 }
-"""By strategy, in a micro-batch that is not its step's last; of so small a layer ZeRO-3 keeps the parameters gathered."""
+"""By strategy, in a micro-batch that is not its step's last; of so small a layer ZeRO-3 keeps the parameters gathered, and hsdp's nodes
+are here of one rank each."""
 
 
 def test_ranks_meet_before_a_step_is_done_for_their_shards_alone(results: dict) -> None:

@@ -1,5 +1,7 @@
 """The memory model against arithmetic, against the papers, and against steps that were really run."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -145,3 +147,9 @@ def test_predicted_peaks_are_those_of_real_steps(cases):
     ]
     errors = {(c["architecture"], c["strategy"]): plan_accuracy.error(c) for c in plan_accuracy.measure(group, 500)}
     assert max(abs(e) for e in errors.values()) < 0.03, errors
+
+
+def test_hsdp_needs_what_fsdp2_needs_on_one_node():
+    model = profile_of(stack())
+    nodes = replace(setting("hsdp", 8), node_size=4)
+    assert predict(model, nodes).items == predict(model, setting("fsdp2", 4)).items

@@ -345,6 +345,19 @@ def test_hpz_gathers_over_the_network_once_a_step() -> None:
     assert far_bytes("zero3") == pytest.approx((8 + 4) * one, rel=0.01)
 
 
+def test_hsdp_sums_a_part_of_the_gradients_between_nodes_once_a_step() -> None:
+    sizes, size = sizes_of(10**9), 1e9
+    phases = traffic(setting("hsdp", NODES, accumulation=4), sizes)
+    near, far = (
+        sum(p.times * c.sent_bytes for p in phases for c in p.collectives if c.is_near == is_near)
+        for is_near in (True, False)
+    )
+    assert near == pytest.approx(4 * (2 + 2 + 4) * 7 / 8 * size)
+    assert far == pytest.approx(2 * 3 / 4 * 4 * size / 8)
+    alone = traffic(setting("hsdp"), sizes)
+    assert alone == traffic(setting("fsdp2"), sizes)
+
+
 def test_one_rank_does_not_communicate() -> None:
     for strategy in names():
         assert step(strategy, Hardware.parse("H100-80GB")).parts["communication"] == 0

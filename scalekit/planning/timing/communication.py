@@ -149,19 +149,25 @@ def _replicated(setting: StepConfig, sizes: Sizes) -> list[Phase]:
 def _fully_sharded(setting: StepConfig, sizes: Sizes) -> list[Phase]:
     """FSDP2 gathers each block for each pass, the root for the forward pass alone, and reduces each micro-batch's gradients.
 
-    The forward pass waits for the root and the first block; those of the root and of the first block are reduced last.
+    The forward pass waits for the root and the first block; those of the root and of the first block are reduced last. Where
+    nodes have copies of all shards, these are summed once a step, each rank's with those of the same place.
     """
     world, item = setting.world_size, setting.dtypes.compute.itemsize
+    group = setting.strategy.group_size(world, setting.node_size)
+    is_near = group <= setting.node_size < world
     inside, blocks = sizes.elements - sizes.root, max(sizes.blocks, 1)
     first = (sizes.root + inside / blocks) / max(sizes.elements, 1)
     last = (sizes.root_trained + (sizes.trained - sizes.root_trained) / blocks) / max(sizes.trained, 1)
     units = sizes.blocks + (sizes.root > 0)
-    gather = Collectives(sizes.elements * item, world, units, bare=first, gathers=True)
-    again = Collectives(inside * item, world, sizes.blocks, bare=1 / blocks, gathers=True)
+    gather = Collectives(sizes.elements * item, group, units, bare=first, is_near=is_near, gathers=True)
+    again = Collectives(inside * item, group, sizes.blocks, bare=1 / blocks, is_near=is_near, gathers=True)
     size = sizes.trained * setting.dtypes.reduction.itemsize
-    reduce = Collectives(size, world, units, rounds=_scatter_rounds(setting), bare=last)
+    reduce = Collectives(size, group, units, rounds=_scatter_rounds(setting), bare=last, is_near=is_near)
     times = setting.accumulation
-    return [Phase("forward", times, (gather,)), Phase("backward", times, (again, reduce))]
+    phases = [Phase("forward", times, (gather,)), Phase("backward", times, (again, reduce))]
+    if group < world:
+        phases.append(Phase("backward", 1, (Collectives(size / group, world // group, units, rounds=2, bare=last),)))
+    return phases
 
 
 def _zero(setting: StepConfig, sizes: Sizes) -> list[Phase]:

@@ -16,7 +16,8 @@ def _update_bytes(dtypes: Dtypes, moments: int) -> int:
 
 def _share(setting: StepConfig, sizes: Sizes) -> float:
     """Elements that one rank updates."""
-    return sizes.trained / (setting.world_size if "optimizer" in setting.strategy.shards else 1)
+    ranks = setting.strategy.group_size(setting.world_size, setting.node_size)
+    return sizes.trained / (ranks if "optimizer" in setting.strategy.shards else 1)
 
 
 def update_seconds(setting: StepConfig, sizes: Sizes, rates: Rates) -> float:

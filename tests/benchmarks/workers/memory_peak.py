@@ -21,6 +21,7 @@ import torch
 
 import scalekit
 from tests.benchmarks.architectures import ARCHITECTURES
+from tests.support.nodes import as_nodes
 
 STEPS = 6
 COUNTER = ctypes.CDLL(os.environ["LD_PRELOAD"])
@@ -88,6 +89,7 @@ def main() -> None:
     parent = Path(tempfile.gettempdir()) / f"peaks-{os.environ['MASTER_PORT']}"
     for number, case in enumerate(json.loads(cases.read_text())):
         folder = parent / str(number)
+        as_nodes(case["strategy"])
         every = [peak_bytes(case, folder)]
         if world_size > 1:
             every *= world_size

@@ -13,6 +13,7 @@ import scalekit
 from tests.support import oracle_case as oracle
 from tests.support import parity_cases as parity
 from tests.support.legs import EndedError, Ends, NotesRows
+from tests.support.nodes import as_nodes
 
 
 def train(folder: Path, strategy: str, until: int) -> None:
@@ -41,4 +42,5 @@ def train(folder: Path, strategy: str, until: int) -> None:
 if __name__ == "__main__":
     for leg in sys.argv[1:]:
         folder, strategy, until = leg.split(":")
+        as_nodes(strategy)
         train(Path(folder), strategy, int(until))

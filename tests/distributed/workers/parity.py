@@ -13,6 +13,7 @@ from torch import nn
 
 import scalekit
 from tests.support import parity_cases as parity
+from tests.support.nodes import as_nodes
 
 CHECKPOINTING = dict.fromkeys(parity.CASES, "full") | dict.fromkeys(("llama-tied", "gpt2", "t5"), "selective")
 
@@ -97,6 +98,7 @@ def train(strategy: str, name: str, accumulation: int, precision: str, folder: P
 
 if __name__ == "__main__":
     strategy, folder, *cells = sys.argv[1:]
+    as_nodes(strategy)
     for cell in cells:
         name, accumulation, precision = cell.split(":")
         train(strategy, name, int(accumulation), precision, Path(folder) / cell.replace(":", "-"))

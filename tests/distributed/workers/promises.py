@@ -21,6 +21,7 @@ from tests.distributed.workers import adapter
 from tests.distributed.workers.oracle import train
 from tests.distributed.workers.parity import OwnModule
 from tests.support import parity_cases as parity
+from tests.support.nodes import as_nodes
 
 RANK, WORLD_SIZE = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 ROWS = 10 * WORLD_SIZE
@@ -346,6 +347,7 @@ def types(strategy: str, precision: str, folder: Path) -> dict[str, Any]:
 
 if __name__ == "__main__":
     strategy, folder = sys.argv[1], Path(sys.argv[2])
+    as_nodes(strategy)
     resumed(strategy, folder)
     adapted(strategy, folder)
     results = {

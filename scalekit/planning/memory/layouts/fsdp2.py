@@ -24,6 +24,11 @@ class FullyShared(Layout):
     """
 
     @property
+    def group_size(self) -> int:
+        """The ranks that share a parameter out."""
+        return self.setting.strategy.group_size(self.setting.world_size, self.setting.node_size)
+
+    @property
     def computes_with(self) -> torch.dtype:
         return self.setting.dtypes.compute
 
@@ -45,17 +50,17 @@ class FullyShared(Layout):
 
     def whole(self, parameters: Iterable[Parameter]) -> float:
         """Elements of a unit as it is gathered: all parts, padded."""
-        return self._parts(parameters) * self.setting.world_size
+        return self._parts(parameters) * self.group_size
 
     def _parts(self, parameters: Iterable[Parameter]) -> float:
-        return sum(_part(p, self.setting.world_size) for p in parameters)
+        return sum(_part(p, self.group_size) for p in parameters)
 
     def _gradient_parts(self, parameters: Iterable[Parameter]) -> float:
         return self._parts(p for p in parameters if p.trained) * self.parameter_bytes
 
     def _largest(self, parameters: Sequence[Parameter]) -> float:
         """Elements of the first rank's parts, which no padding fills: an optimizer's state has their shapes."""
-        return sum(min(_part(p, self.setting.world_size), p.elements) for p in parameters)
+        return sum(min(_part(p, self.group_size), p.elements) for p in parameters)
 
     def _units(self, trace: Trace) -> list[list[int]]:
         """The parameters (indices) of the root, and then of each block."""
@@ -84,7 +89,7 @@ class _Passes:
         self._units = [[trace.parameters[i] for i in unit] for unit in units]
         self._unit_of = {index: place for place, unit in enumerate(units) for index in unit}
         self._block_of = {block: place + 1 for place, block in enumerate(trace.blocks)}
-        world = layout.setting.world_size
+        world = layout.group_size
         whole = [layout.whole(unit) for unit in self._units]
         trained = [layout.whole(p for p in unit if p.trained) for unit in self._units]
         self._gathered = [w * layout.compute_bytes for w in whole]
@@ -145,9 +150,7 @@ class _Passes:
     def _cast(self, unit: int) -> float:
         """This rank's part in the type that is gathered."""
         layout = self._layout
-        return (
-            0.0 if layout.compute_bytes == layout.parameter_bytes else self._gathered[unit] / layout.setting.world_size
-        )
+        return 0.0 if layout.compute_bytes == layout.parameter_bytes else self._gathered[unit] / layout.group_size
 
     def _reshard(self, unit: int, moment: int) -> None:
         self._course.communication[moment] -= self._gathered[unit]
