@@ -90,8 +90,8 @@ MEETINGS = {
     **dict.fromkeys(("zero2", "zero2-offload"), ("c10d::allreduce_",)),
     **dict.fromkeys(("zero3", "zero3-offload", "zero3-hpz"), ("c10d::_reduce_scatter_base_",)),
 }
-"""By strategy, in a micro-batch that is not its step's last; of so small a layer ZeRO-3 keeps the parameters gathered, and hsdp's nodes
-are here of one rank each."""
+"""By strategy, in a micro-batch that is not its step's last; of so small a layer ZeRO-3 keeps the parameters gathered, and of
+hsdp's nodes each has one rank here."""
 
 
 def test_ranks_meet_before_a_step_is_done_for_their_shards_alone(results: dict) -> None:
