@@ -13,33 +13,33 @@ def test_each_row_once_an_epoch(length: int, world_size: int, accumulation: int)
     order = BatchOrder(length, 2 * world_size * accumulation, 2, world_size, seed=5)
     seen: list[int] = []
     for rank in range(world_size):
-        turns = list(order.turns(rank, position=0))
-        assert len(turns) == order.turns_per_epoch
-        assert turns[-1].step == order.steps_per_epoch
-        seen += [row for turn in turns if not turn.filler for row in turn.rows]
+        found = list(order.micro_batches(rank, position=0))
+        assert len(found) == order.micro_batches_per_epoch
+        assert found[-1].step == order.steps_per_epoch
+        seen += [row for micro in found if not micro.filler for row in micro.rows]
     assert sorted(seen) == list(range(length))
 
 
 def test_micro_batches_do_not_depend_on_the_world() -> None:
     def micro_batches(world_size: int) -> dict:
         order = BatchOrder(50, 12, 1, world_size, seed=5)
-        turns = [turn for rank in range(world_size) for turn in order.turns(rank, 0) if not turn.filler]
-        return {(turn.step, turn.index): turn.rows for turn in turns}
+        found = [micro for rank in range(world_size) for micro in order.micro_batches(rank, 0) if not micro.filler]
+        return {(micro.step, micro.index): micro.rows for micro in found}
 
     assert micro_batches(1) == micro_batches(2) == micro_batches(3) == micro_batches(4)
 
 
 def test_a_position_is_where_the_order_goes_on() -> None:
     order = BatchOrder(50, 8, 2, 2, seed=5)
-    whole = list(order.turns(1, 0))
-    assert list(order.turns(1, 16)) == [turn for turn in whole if turn.step > 2]
-    assert next(order.turns(1, 50)).step == order.steps_per_epoch + 1
+    whole = list(order.micro_batches(1, 0))
+    assert list(order.micro_batches(1, 16)) == [micro for micro in whole if micro.step > 2]
+    assert next(order.micro_batches(1, 50)).step == order.steps_per_epoch + 1
 
 
 def test_epochs_differ_and_seeds_differ() -> None:
-    first = [t.rows for t in BatchOrder(50, 8, 8, 1, seed=5).turns(0, 0)]
-    assert first != [t.rows for t in BatchOrder(50, 8, 8, 1, seed=5).turns(0, 50)]
-    assert first != [t.rows for t in BatchOrder(50, 8, 8, 1, seed=6).turns(0, 0)]
+    first = [t.rows for t in BatchOrder(50, 8, 8, 1, seed=5).micro_batches(0, 0)]
+    assert first != [t.rows for t in BatchOrder(50, 8, 8, 1, seed=5).micro_batches(0, 50)]
+    assert first != [t.rows for t in BatchOrder(50, 8, 8, 1, seed=6).micro_batches(0, 0)]
 
 
 def test_a_batch_that_cannot_be_split_names_the_nearest() -> None:

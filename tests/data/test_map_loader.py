@@ -76,7 +76,7 @@ def test_an_epoch_of_a_billion_rows_starts_at_once_and_in_the_middle() -> None:
     assert tracemalloc.get_traced_memory()[1] < 10 * 2**20
     tracemalloc.stop()
     assert loader.consume().step == 10**7 + 1
-    assert first == list(next(loader.order.turns(0, 8 * 10**7)).rows)
+    assert first == list(next(loader.order.micro_batches(0, 8 * 10**7)).rows)
 
 
 def test_it_knows_how_long_it_has_waited_and_what_the_steps_took_is_not_in_it(monkeypatch) -> None:

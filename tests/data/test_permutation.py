@@ -38,11 +38,11 @@ def test_a_global_batch_is_the_same_rows_on_any_ranks(length, seed, k, ranks):
         order = BatchOrder(length, size, 1 if size % (105 * world_size) else 105, world_size, seed=seed)
         found: dict[int, int] = {}
         for rank in range(world_size):
-            for turn in order.turns(rank, k * size):
-                if turn.step > k + 1:
+            for micro in order.micro_batches(rank, k * size):
+                if micro.step > k + 1:
                     break
-                if not turn.filler:
-                    found |= {turn.index * order.micro_batch_size + i: row for i, row in enumerate(turn.rows)}
+                if not micro.filler:
+                    found |= {micro.index * order.micro_batch_size + i: row for i, row in enumerate(micro.rows)}
         return [found[place] for place in sorted(found)]
 
     expected = shuffled(np.arange(k * size, min((k + 1) * size, length)), length, seed, 0)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch.utils.data import get_worker_info
 
 from scalekit.data.loading.stream_loader import StreamLoader
-from scalekit.data.loading.stream_shards import Lane, OneShard, pack_window, shards
+from scalekit.data.loading.stream_shards import OneShard, ShardReader, pack_window, shards
 from scalekit.data.loading.stream_states import merge
 from scalekit.data.sampling.stream_order import ShardCursor, StreamOrder
 from scalekit.errors import BatchSizeError, ConfigError, EmptyDataError, NoLabelError, RowError, StreamError
@@ -138,7 +138,7 @@ def flat(runs: list[Run]) -> list[int]:
 
 @given(
     shard_count=st.integers(1, 60),
-    most_lanes=st.integers(1, 64),
+    most_readers=st.integers(1, 64),
     micro=st.integers(1, 4),
     accumulation=st.integers(1, 6),
     world_size=st.integers(1, 8),
@@ -146,60 +146,62 @@ def flat(runs: list[Run]) -> list[int]:
     data=st.data(),
 )
 @settings(max_examples=300, deadline=None)
-def test_every_row_of_a_global_batch_is_in_one_micro_batch_of_a_rank_and_worker_that_reads_its_lane(
-    shard_count: int, most_lanes: int, micro: int, accumulation: int, world_size: int, workers: int, data: Any
+def test_every_row_of_a_global_batch_is_in_one_micro_batch_of_a_rank_and_worker_that_reads_its_reader(
+    shard_count: int, most_readers: int, micro: int, accumulation: int, world_size: int, workers: int, data: Any
 ) -> None:
-    order = StreamOrder(shard_count, micro * accumulation * world_size, micro, world_size, most_lanes=most_lanes)
-    assert order.count <= most_lanes
-    counts = data.draw(st.lists(st.integers(0, order.per_lane), min_size=order.count, max_size=order.count))
-    rows = {lane: [(lane, turn) for turn in range(count)] for lane, count in enumerate(counts)}
+    order = StreamOrder(shard_count, micro * accumulation * world_size, micro, world_size, most_readers=most_readers)
+    assert order.count <= most_readers
+    counts = data.draw(st.lists(st.integers(0, order.per_reader), min_size=order.count, max_size=order.count))
+    rows = {reader: [(reader, turn) for turn in range(count)] for reader, count in enumerate(counts)}
     everywhere = order.deal(rows, range(order.accumulation * world_size))
     assert sorted(row for part in everywhere for row in part) == sorted(row for own in rows.values() for row in own)
     assert all(len(part) <= micro for part in everywhere)
     for rank, worker in itertools.product(range(world_size), range(workers)):
-        lanes = order.read_by(rank, worker, workers)
+        readers = order.read_by(rank, worker, workers)
         own = range(worker * world_size + rank, len(everywhere), workers * world_size)
-        assert {lane for index in own for lane, _ in everywhere[index]} <= set(lanes)
-        assert order.deal({lane: rows[lane] for lane in lanes}, own) == [everywhere[index] for index in own]
-    read = [lane for rank in range(world_size) for lane in order.read_by(rank)]
+        assert {reader for index in own for reader, _ in everywhere[index]} <= set(readers)
+        assert order.deal({reader: rows[reader] for reader in readers}, own) == [everywhere[index] for index in own]
+    read = [reader for rank in range(world_size) for reader in order.read_by(rank)]
     assert sorted(read) == sorted([*range(order.count)] * order.copies())
     assert (order.copies() == 1) == (order.count % world_size == 0)
-    if shard_count <= most_lanes or world_size == most_lanes:
+    if shard_count <= most_readers or world_size == most_readers:
         assert (order.copies() == 1) == (shard_count % world_size == 0)
 
 
-@pytest.mark.parametrize(("shard_count", "batch", "lanes"), [(1024, 4096, 64), (96, 960, 48), (7, 8, 1), (24, 36, 12)])
-def test_there_are_not_more_lanes_than_files_that_may_be_open(shard_count: int, batch: int, lanes: int) -> None:
-    assert StreamOrder(shard_count, batch, 1, 1).count == lanes
+@pytest.mark.parametrize(
+    ("shard_count", "batch", "readers"), [(1024, 4096, 64), (96, 960, 48), (7, 8, 1), (24, 36, 12)]
+)
+def test_there_are_not_more_readers_than_files_that_may_be_open(shard_count: int, batch: int, readers: int) -> None:
+    assert StreamOrder(shard_count, batch, 1, 1).count == readers
 
 
 @given(shard_count=st.integers(1, 60), batch=st.integers(1, 60), epoch=st.integers(0, 3))
 @settings(max_examples=100, deadline=None)
-def test_every_shard_is_read_by_one_lane(shard_count: int, batch: int, epoch: int) -> None:
+def test_every_shard_is_read_by_one_reader(shard_count: int, batch: int, epoch: int) -> None:
     order = StreamOrder(shard_count, batch, 1, 1, seed=3)
-    read = [shard for lane in range(order.count) for shard in order.shards_of(lane, epoch)]
+    read = [shard for reader in range(order.count) for shard in order.shards_of(reader, epoch)]
     assert sorted(read) == list(range(shard_count))
 
 
 @given(lengths=st.lists(st.integers(0, 12), min_size=1, max_size=4), block=st.integers(1, 7), data=st.data())
 @settings(max_examples=200, deadline=None)
-def test_a_lane_goes_on_from_any_of_its_places(lengths: list[int], block: int, data: Any) -> None:
+def test_a_reader_goes_on_from_any_of_its_places(lengths: list[int], block: int, data: Any) -> None:
     ends = [0, *itertools.accumulate(lengths)]
     pieces = [range(a, b) for a, b in itertools.pairwise(ends)]
     source = shards(IterableDataset.from_generator(rows_of, gen_kwargs={"pieces": pieces}))
     order = StreamOrder(len(lengths), 1, 1, 1, seed=2, shuffle_rows=block)
 
-    def rest(lane: Lane) -> list[int]:
-        return [read.row["id"] for read in lane.take(1000)]
+    def rest(reader: ShardReader) -> list[int]:
+        return [read.row["id"] for read in reader.take(1000)]
 
-    whole = rest(Lane(0, order, source, 1, ShardCursor()))
+    whole = rest(ShardReader(0, order, source, 1, ShardCursor()))
     assert sorted(whole) == list(range(sum(lengths)))
     cuts = data.draw(st.lists(st.integers(1, 9), max_size=4))
-    lane, given = Lane(0, order, source, 1, ShardCursor()), 0
+    reader, given = ShardReader(0, order, source, 1, ShardCursor()), 0
     for cut in cuts:
-        given += len(lane.take(cut))
-        lane = Lane(0, order, source, 1, lane.place)  # and again, in a row
-    assert rest(lane) == whole[given:]
+        given += len(reader.take(cut))
+        reader = ShardReader(0, order, source, 1, reader.place)  # and again, in a row
+    assert rest(reader) == whole[given:]
 
 
 def test_a_batch_that_cannot_be_split_names_the_nearest() -> None:
@@ -268,7 +270,7 @@ def test_workers_change_nothing(workers: int, shard_count: int, accumulation: in
         return [(micro, ids(batch)) for micro, batch in run], loader.state()
 
     assert whole(workers) == whole(0)
-    assert whole(0)[1]["lanes"]
+    assert whole(0)[1]["readers"]
 
 
 def test_workers_read_rows_from_files(tmp_path: Any) -> None:
@@ -326,8 +328,8 @@ def test_ranks_that_divide_the_shards_read_their_own_alone() -> None:
 
 
 def test_it_says_how_the_stream_is_shared_out_and_why() -> None:
-    def said(count: int, world_size: int, workers: int = 0, rows: Any = None, most_lanes: int = 64) -> str:
-        order = StreamOrder(count, 24, 1, world_size, most_lanes=most_lanes)
+    def said(count: int, world_size: int, workers: int = 0, rows: Any = None, most_readers: int = 64) -> str:
+        order = StreamOrder(count, 24, 1, world_size, most_readers=most_readers)
         summed = None if world_size == 1 else lambda tensor: tensor
         return loader_of(rows or stream(99, count), order, workers=workers, sum_over_ranks=summed).describe()
 
@@ -337,7 +339,7 @@ def test_it_says_how_the_stream_is_shared_out_and_why() -> None:
         "shards as a multiple of 2 it would be read once"
     )
     assert "every row is read by 2 of them" in said(4, 8)
-    assert said(24, 24, most_lanes=12).endswith("taken by one; with 12 ranks at most it would be read once")
+    assert said(24, 24, most_readers=12).endswith("taken by one; with 12 ranks at most it would be read once")
     assert said(3, 1) == "the stream's 3 shards, 3 read side by side"
     assert said(1, 1, workers=4).endswith("; of a rank's workers, 4 read the same rows and share their encoding")
     assert "workers" not in said(8, 2, workers=4)
@@ -628,6 +630,17 @@ def test_a_resume_at_any_step_and_on_any_world_gives_the_rest_and_twice_in_a_row
         assert state == end
 
 
+def test_a_state_of_before_the_readers_had_their_name() -> None:
+    order = StreamOrder(3, 10, 2, 1, seed=5)
+    loader = loader_of(stream(20, 3), order)
+    take(loader, steps=3)
+    state = loader.state()
+    old = {"lanes" if name == "readers" else name: value for name, value in state.items()}
+    old["order"] = {"most_lanes" if name == "most_readers" else name: value for name, value in state["order"].items()}
+    found, expected = (known([take(loader_of(stream(20, 3), order, state=each), steps=4)]) for each in (old, state))
+    assert found == expected
+
+
 def test_a_state_at_the_very_end_of_an_epoch_goes_on_with_the_next() -> None:
     order = StreamOrder(3, 10, 2, 1, seed=5)
     loader = loader_of(stream(20, 3), order)
@@ -662,7 +675,7 @@ def test_going_on_starts_at_the_block_and_not_at_the_beginning() -> None:
     rows, order = stream(1000, 1), StreamOrder(1, 10, 10, 1, seed=5, shuffle_rows=50)
     loader = loader_of(rows, order)
     take(loader, steps=73)
-    assert loader.state()["lanes"] == {"0": [0, 700, 14, 30]}
+    assert loader.state()["readers"] == {"0": [0, 700, 14, 30]}
     encoded: list[int] = []
 
     def encode(rows: list[dict[str, int]]) -> list[dict[str, int]]:
@@ -703,10 +716,10 @@ def test_states_of_different_steps_or_of_too_few_ranks_are_refused() -> None:
         return states
 
     one, two = Together(2).run(work)
-    assert merge([one[3], two[3]])["lanes"].keys() == {"0", "1"}
+    assert merge([one[3], two[3]])["readers"].keys() == {"0", "1"}
     with pytest.raises(StreamError, match="the ranks' states differ in batches, step, samples"):
         merge([one[3], two[4]])
-    with pytest.raises(StreamError, match=r"lacks the lanes \[1\]"):
+    with pytest.raises(StreamError, match=r"lacks the readers \[1\]"):
         loader_of(stream(60, 2), StreamOrder(2, 6, 1, 1), state=one[3])
 
 

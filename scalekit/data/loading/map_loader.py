@@ -60,7 +60,7 @@ class Loader:
         self._pending: deque[MicroBatch] = deque()
 
     def __len__(self) -> int:
-        return self.order.turns_per_epoch
+        return self.order.micro_batches_per_epoch
 
     @property
     def micro_batches_done(self) -> int:
@@ -74,19 +74,19 @@ class Loader:
         if hasattr(rows, "at_epoch"):
             rows = rows.at_epoch(epoch)
         # As they are needed: an epoch's list of them would outgrow the memory.
-        turns, ahead = tee(self.order.turns(self._rank, self.position))
+        places, ahead = tee(self.order.micro_batches(self._rank, self.position))
         batches = DataLoader(
             _Placed(rows) if self._draws else rows,
-            batch_sampler=(list(turn.rows) for turn in ahead),
+            batch_sampler=(list(place.rows) for place in ahead),
             collate_fn=_Collate(self._collate, self.order.seed, epoch) if self._draws else self._collate,
             num_workers=self._workers,
             pin_memory=self._pin_memory,
             worker_init_fn=exit_on_parent_signal,
         )
         part: list[tuple[MicroBatchIndex, Any]] = []
-        for turn, batch in zip(turns, self._timed(batches), strict=True):
-            part.append((turn, batch))
-            if turn.last:
+        for place, batch in zip(places, self._timed(batches), strict=True):
+            part.append((place, batch))
+            if place.last:
                 yield from self._release(part)
                 part = []
 
@@ -109,29 +109,29 @@ class Loader:
         return micro
 
     def _release(self, part: list[tuple[MicroBatchIndex, Any]]) -> Iterator[Any]:
-        items = [self._items(turn, batch) for turn, batch in part]
-        for (turn, batch), own in zip(part, items, strict=True):
+        items = [self._items(place, batch) for place, batch in part]
+        for (place, batch), own in zip(part, items, strict=True):
             micro = MicroBatch(
                 items=own,
                 local_items=sum(items),
-                samples=turn.samples,
-                is_whole=turn.samples == self.order.global_batch_size,
-                rows=turn.rows,
+                samples=place.samples,
+                is_whole=place.samples == self.order.global_batch_size,
+                rows=place.rows,
                 seed=self.order.seed,
-                step=turn.step,
-                index=turn.index,
-                first=turn.first,
-                last=turn.last,
+                step=place.step,
+                index=place.index,
+                first=place.first,
+                last=place.last,
             )
             self._pending.append(micro)
             yield batch
 
-    def _items(self, turn: MicroBatchIndex, batch: Any) -> float:
-        if turn.filler:
+    def _items(self, place: MicroBatchIndex, batch: Any) -> float:
+        if place.filler:
             return 0
-        items = self._count_items(batch, len(turn.rows))
+        items = self._count_items(batch, len(place.rows))
         if items <= 0:
-            raise NoLabelError(f"the rows {list(turn.rows)} have nothing that the loss counts: all labels are masked")
+            raise NoLabelError(f"the rows {list(place.rows)} have nothing that the loss counts: all labels are masked")
         return items
 
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from scalekit.data.loading.stream_batches import Rows, State, Turn, Turns
+from scalekit.data.loading.stream_batches import MicroBatchReader, ReadMicroBatch, Rows, State
 from scalekit.data.loading.stream_shards import Encode, shards
+from scalekit.data.loading.stream_states import understood
 from scalekit.data.sampling.stream_order import ShardCursor, StreamOrder
 from scalekit.data.sources.data_part import Skipped
 from scalekit.distributed.process import exit_on_parent_signal
@@ -36,8 +37,8 @@ class StreamLoader:
         order: of the stream, which has `shards.shards(rows).count` shards.
         rank: whose part.
         count_items: the items of a batch, given the batch and its rows' number.
-        workers: processes that read and encode, each its own turns; 0 does so in this one. Each holds a block of every
-            lane that it reads. A stream that is not Hugging Face's is read by one at most: it might split itself over them.
+        workers: processes that read and encode micro-batches of their own; 0: this one does. Each holds a block of every
+            reader that it has. A stream that is not Hugging Face's is read by one at most: it might split itself over them.
         pin_memory: whether batches are put where a GPU copies from without waiting.
         state: of a job that is resumed, on any number of ranks: what `merge` made of all ranks' `state()`.
         on_bad_row: ``"error"`` ends the job at a row that cannot be used, ``"skip"`` leaves it out and lists it.
@@ -103,7 +104,7 @@ class StreamLoader:
             fix = (
                 f"as many shards as a multiple of {ranks}"
                 if order.shards % ranks
-                else f"{order.most_lanes} ranks at most"
+                else f"{order.most_readers} ranks at most"
             )
             said = (
                 f"{found} cannot be shared by {ranks} ranks: every row is read by {copies} of them and taken by one; with "
@@ -148,7 +149,7 @@ class StreamLoader:
             "order": self._order_settings(),
             "mark": self._mark,
             **{name: getattr(state, name) for name in ("epoch", "batches", "step", "samples")},
-            "lanes": {str(lane): list(place) for lane, place in state.lanes.items()},
+            "readers": {str(reader): list(place) for reader, place in state.readers.items()},
         }
 
     def _now(self) -> State:
@@ -158,29 +159,30 @@ class StreamLoader:
 
     def _order_settings(self) -> dict[str, Any]:
         """What the order of rows depends on."""
-        names = ("shards", "global_batch_size", "seed", "shuffle", "shuffle_rows", "most_lanes")
+        names = ("shards", "global_batch_size", "seed", "shuffle", "shuffle_rows", "most_readers")
         return {**{name: getattr(self.order, name) for name in names}, "capacity": self._rows.capacity}
 
-    def _restored(self, state: Mapping[str, Any]) -> State:
+    def _restored(self, saved: Mapping[str, Any]) -> State:
+        state = understood(saved)
         for name, value in self._order_settings().items():
             if state["order"][name] != value:
                 raise StreamError(
                     f"the stream cannot be resumed under {name}={value}: its state was saved under "
                     f"{state['order'][name]}, and which rows come next depends on it. Set it back, or start again"
                 )
-        if state["lanes"] and not self._shards.jumps:
+        if state["readers"] and not self._shards.jumps:
             raise StreamError(
                 "the stream cannot be resumed in the middle: it is not known to give the same rows again. Give a "
                 "datasets.IterableDataset, such as IterableDataset.from_generator(function), or start again"
             )
-        lanes = {int(lane): ShardCursor(*place) for lane, place in state["lanes"].items()}
-        missing = sorted(set(self._rows.lanes()) - set(lanes)) if lanes else []
+        readers = {int(reader): ShardCursor(*place) for reader, place in state["readers"].items()}
+        missing = sorted(set(self._rows.readers()) - set(readers)) if readers else []
         if missing:
             raise StreamError(
-                f"the stream's state lacks the lanes {missing[:8]}: it is one rank's. Give what `merge` makes of all ranks'"
+                f"the stream's state lacks the readers {missing[:8]}: it is one rank's. Give what `merge` makes of all ranks'"
             )
         self._mark = state["mark"]
-        return State(state["epoch"], state["batches"], state["step"], state["samples"], lanes)
+        return State(state["epoch"], state["batches"], state["step"], state["samples"], readers)
 
     # -- reading ----------------------------------------------------------------------------------------------------
 
@@ -200,7 +202,7 @@ class StreamLoader:
         """An epoch's batches from a state on; returns whether there were any."""
         batches = iter(
             DataLoader(
-                Turns(self._rows, state),
+                MicroBatchReader(self._rows, state),
                 batch_size=None,
                 collate_fn=_as_it_is,
                 num_workers=self._workers,
@@ -208,48 +210,48 @@ class StreamLoader:
                 worker_init_fn=exit_on_parent_signal,
             )
         )
-        lanes: dict[int, ShardCursor] = {}
+        readers: dict[int, ShardCursor] = {}
         came, k = False, state.batches
         while True:
             part = [self._next(batches) for _ in range(self.order.accumulation)]
-            read, usable = self._agreed([sum(turn.read for _, turn in part), sum(len(turn.places) for _, turn in part)])
+            read, usable = self._agreed([sum(held.read for _, held in part), sum(len(held.places) for _, held in part)])
             if not read:
                 self._ended = (state.epoch, state.batches)
                 return came
             k += 1
-            for _, turn in part:
-                lanes.update(turn.lanes)
+            for _, held in part:
+                readers.update(held.readers)
             if usable:
                 came = True
-                state = State(state.epoch, k, state.step + 1, state.samples + usable, dict(lanes))
+                state = State(state.epoch, k, state.step + 1, state.samples + usable, dict(readers))
                 yield from self._release(part, usable, state)
 
-    def _next(self, batches: Iterator[Any]) -> tuple[Any, Turn]:
+    def _next(self, batches: Iterator[Any]) -> tuple[Any, ReadMicroBatch]:
         started = time.perf_counter()
-        batch, turn = next(batches)
+        batch, held = next(batches)
         self.waited_seconds += time.perf_counter() - started
-        if turn.error is not None:
-            raise turn.error
-        self._skipped.update((each.where, each) for each in turn.skipped)
-        return batch, turn
+        if held.error is not None:
+            raise held.error
+        self._skipped.update((each.where, each) for each in held.skipped)
+        return batch, held
 
     def _agreed(self, numbers: list[int]) -> list[int]:
         """Summed over all ranks."""
         tensor = torch.tensor(numbers)
         return (tensor if self._sum is None else self._sum(tensor)).tolist()
 
-    def _release(self, part: list[tuple[Any, Turn]], samples: int, state: State) -> Iterator[Any]:
-        items = [self._items(batch, turn, state) for batch, turn in part]
-        real = [batch for batch, turn in part if turn.places]
+    def _release(self, part: list[tuple[Any, ReadMicroBatch]], samples: int, state: State) -> Iterator[Any]:
+        items = [self._items(batch, held, state) for batch, held in part]
+        real = [batch for batch, held in part if held.places]
         if real or self._stand_in is None:
             self._stand_in = real[-1] if real else self._rows.first()
-        for i, ((batch, turn), own) in enumerate(zip(part, items, strict=True)):
+        for i, ((batch, held), own) in enumerate(zip(part, items, strict=True)):
             micro = MicroBatch(
                 items=own,
                 local_items=sum(items),
                 samples=samples,
                 is_whole=samples == self.order.global_batch_size,
-                rows=self._row_numbers(turn, state),
+                rows=self._row_numbers(held, state),
                 seed=self.order.seed,
                 step=state.step,
                 index=i * self.order.world_size + self._rows.rank,
@@ -257,22 +259,22 @@ class StreamLoader:
                 last=i == len(part) - 1,
             )
             self._pending.append((micro, state))
-            yield batch if turn.places else self._stand_in
+            yield batch if held.places else self._stand_in
 
-    def _items(self, batch: Any, turn: Turn, state: State) -> float:
-        if not turn.places:
+    def _items(self, batch: Any, held: ReadMicroBatch, state: State) -> float:
+        if not held.places:
             return 0
-        items = self._count_items(batch, len(turn.places))
+        items = self._count_items(batch, len(held.places))
         if items <= 0:
-            rows = list(self._row_numbers(turn, state))
+            rows = list(self._row_numbers(held, state))
             raise NoLabelError(
                 f"the rows {rows} of epoch {state.epoch + 1} have nothing that the loss counts: all labels are masked"
             )
         return items
 
-    def _row_numbers(self, turn: Turn, state: State) -> tuple[int, ...]:
+    def _row_numbers(self, held: ReadMicroBatch, state: State) -> tuple[int, ...]:
         """The places of a batch's rows in the epoch."""
-        return tuple((state.batches - 1) * self.order.global_batch_size + place for place in turn.places)
+        return tuple((state.batches - 1) * self.order.global_batch_size + place for place in held.places)
 
     def _check_stream(self) -> None:
         """Whether the ranks read the same stream, and the one that the state was saved from; as far as its first row tells.

@@ -1,4 +1,4 @@
-"""A stream's shards, read from any row on, and the lanes that they are read in."""
+"""A stream's shards, read from any row on, and the readers that share them out."""
 
 from __future__ import annotations
 
@@ -212,14 +212,14 @@ def _joined(documents: list[Row]) -> Row:
 
 
 @final
-class Lane:
-    """One lane's rows, in order.
+class ShardReader:
+    """Reads some of the shards, one after another.
 
     It reads a block at a time: `shuffle_rows` rows, or what there still is, which it permutes. A block that is packed is
     encoded first, and its packed rows are permuted.
 
     Args:
-        number: which lane.
+        number: which reader.
         order: of the stream.
         shards: that it reads.
         epoch: from 0.

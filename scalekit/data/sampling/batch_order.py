@@ -39,7 +39,7 @@ class BatchOrder:
     """The order of a job's samples.
 
     Global batch k of an epoch is rows k * global_batch_size onwards of the epoch's permutation; an epoch's last one may be
-    shorter, and no row is ever repeated to fill it. Its micro-batches are dealt to the ranks in turn, so that micro-batch i
+    shorter, and no row is ever repeated to fill it. Its micro-batches are dealt to the ranks one by one, so that micro-batch i
     holds the same rows whatever the world size.
 
     Args:
@@ -83,12 +83,12 @@ class BatchOrder:
         return -(-self.epoch_samples // self.global_batch_size)
 
     @property
-    def turns_per_epoch(self) -> int:
+    def micro_batches_per_epoch(self) -> int:
         """Micro-batches an epoch and rank, fillers included."""
         last = self.epoch_samples - (self.steps_per_epoch - 1) * self.global_batch_size
         return (self.steps_per_epoch - 1) * self.accumulation + self._rounds(last)
 
-    def turns(self, rank: int, position: int) -> Iterator[MicroBatchIndex]:
+    def micro_batches(self, rank: int, position: int) -> Iterator[MicroBatchIndex]:
         """A rank's micro-batches from a position (samples used so far) to the end of that epoch."""
         epoch, done = divmod(position, self.epoch_samples)
         for k in range(done // self.global_batch_size, self.steps_per_epoch):

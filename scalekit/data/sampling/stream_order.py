@@ -1,7 +1,7 @@
 """Which rows of a stream make a global batch, and which rank runs which of its micro-batches: a pure function of numbers.
 
 A stream has no places to pick rows from: its shards are read from their beginnings, side by side. Each of a fixed number of
-lanes reads some of the shards one after another, and gives every global batch the same number of rows. How many lanes there
+readers reads some of the shards one after another, and gives every global batch the same number of rows. How many readers there
 are follows from the shards and the global batch size alone, so that a global batch holds the same rows on any ranks.
 """
 
@@ -26,12 +26,12 @@ _NONE: Any = object()
 
 
 class ShardCursor(NamedTuple):
-    """How far a lane has been read.
+    """How far a reader has been read.
 
     Attributes:
-        shard: where the current block starts, counted within the lane's own shards; their number, if they are read.
+        shard: where the current block starts, counted within the reader's own shards; their number, if they are read.
         row: of that shard.
-        block: the block's number in the lane.
+        block: the block's number in the reader.
         given: rows of the block that have been given, in the block's own order.
     """
 
@@ -45,9 +45,9 @@ class ShardCursor(NamedTuple):
 class StreamOrder:
     """The order of a stream's samples.
 
-    Lane j reads the shards j, j + count, j + 2 * count, ... of an epoch's permutation of them, and shuffles its rows in
-    blocks. Global batch k is the k-th `per_lane` rows of every lane; a lane that has run out gives fewer, and an epoch ends
-    when all have. Micro-batch i holds rows of the lanes j with j = i modulo `classes`, and runs on rank i modulo
+    Reader j reads the shards j, j + count, j + 2 * count, ... of an epoch's permutation of them, and shuffles its rows in
+    blocks. Global batch k is the k-th `per_reader` rows of every reader; one that has run out gives fewer, and an epoch ends
+    when all have. Micro-batch i holds rows of the readers j with j = i modulo `classes`, and runs on rank i modulo
     `world_size`.
 
     Args:
@@ -57,9 +57,9 @@ class StreamOrder:
         world_size: ranks.
         seed: of the permutations, together with the epoch.
         shuffle: whether there are any.
-        shuffle_rows: rows of a block; so many are in memory for each lane that is read.
-        most_lanes: there may be. A lane keeps a file open, and in memory what is read of it at once, which is a whole row
-            group of a Parquet file; more ranks than lanes read the same rows.
+        shuffle_rows: rows of a block; so many are in memory for each reader that is read.
+        most_readers: there may be. A reader keeps a file open, and in memory what is read of it at once, which is a whole row
+            group of a Parquet file; more ranks than readers read the same rows.
     """
 
     shards: int
@@ -69,12 +69,12 @@ class StreamOrder:
     seed: int = 0
     shuffle: bool = True
     shuffle_rows: int = 1000
-    most_lanes: int = 64
+    most_readers: int = 64
 
     def __post_init__(self) -> None:
         if self.shards < 1:
             raise EmptyDataError("the stream has no shards")
-        for name in ("shuffle_rows", "most_lanes"):
+        for name in ("shuffle_rows", "most_readers"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
         round_size = self.micro_batch_size * self.world_size
@@ -83,13 +83,13 @@ class StreamOrder:
 
     @cached_property
     def count(self) -> int:
-        """Lanes: the most that divide shards and global batch."""
+        """Readers: the most that divide shards and global batch."""
         both = math.gcd(self.shards, self.global_batch_size)
-        return next(count for count in range(min(both, self.most_lanes), 0, -1) if both % count == 0)
+        return next(count for count in range(min(both, self.most_readers), 0, -1) if both % count == 0)
 
     @property
-    def per_lane(self) -> int:
-        """Rows that a lane gives to a global batch."""
+    def per_reader(self) -> int:
+        """Rows that a reader gives to a global batch."""
         return self.global_batch_size // self.count
 
     @property
@@ -99,11 +99,11 @@ class StreamOrder:
 
     @property
     def classes(self) -> int:
-        """Into how many parts a global batch falls whose micro-batches share no lane."""
+        """Into how many parts a global batch falls whose micro-batches share no reader."""
         return math.gcd(self.count, self.global_batch_size // self.micro_batch_size)
 
     def read_by(self, rank: int, worker: int = 0, workers: int = 1) -> range:
-        """The lanes whose rows can be in a rank's micro-batches w, w + workers, w + 2 * workers, ...
+        """The readers whose rows can be in a rank's micro-batches w, w + workers, w + 2 * workers, ...
 
         A worker among `workers` is as a rank among `workers * world_size`.
         """
@@ -114,25 +114,25 @@ class StreamOrder:
         """How many processes read a row."""
         return self.world_size * workers // math.gcd(self.world_size * workers, self.classes)
 
-    def shards_of(self, lane: int, epoch: int) -> list[int]:
-        """The shards that a lane reads, in order."""
-        places = np.arange(lane, self.shards, self.count)
+    def shards_of(self, reader: int, epoch: int) -> list[int]:
+        """The shards that a reader reads, in order."""
+        places = np.arange(reader, self.shards, self.count)
         own = shuffled(places, self.shards, self.seed, epoch) if self.shuffle else places
         return [int(shard) for shard in own]
 
-    def block_order(self, lane: int, block: int, length: int, epoch: int) -> NDArray[np.int64]:
+    def block_order(self, reader: int, block: int, length: int, epoch: int) -> NDArray[np.int64]:
         """The order of a block's rows, shape [length]."""
         places = np.arange(length)
         if not self.shuffle or not length:
             return places
-        seed = np.random.SeedSequence([self.seed, lane, block]).generate_state(1, np.uint64)
+        seed = np.random.SeedSequence([self.seed, reader, block]).generate_state(1, np.uint64)
         return shuffled(places, length, int(seed[0]), epoch)
 
     def deal(self, rows: Mapping[int, Sequence[T]], indices: Iterable[int]) -> list[list[T]]:
         """Some micro-batches of a global batch.
 
         Args:
-            rows: what each lane gives to it; of the lanes that the micro-batches do not need, nothing.
+            rows: what each reader gives to it; of the readers that the micro-batches do not need, nothing.
             indices: of the micro-batches, over all ranks.
         """
         dealt: dict[int, list[T]] = {}
@@ -140,7 +140,9 @@ class StreamOrder:
         for index in indices:
             start, own = divmod(index, self.classes)
             if own not in dealt:
-                turns = zip_longest(*(rows[lane] for lane in range(own, self.count, self.classes)), fillvalue=_NONE)
-                dealt[own] = [row for turn in turns for row in turn if row is not _NONE]
+                dealing = zip_longest(
+                    *(rows[reader] for reader in range(own, self.count, self.classes)), fillvalue=_NONE
+                )
+                dealt[own] = [row for round_ in dealing for row in round_ if row is not _NONE]
             parts.append(dealt[own][start * self.micro_batch_size : (start + 1) * self.micro_batch_size])
         return parts
