@@ -89,7 +89,7 @@ class StreamLoader:
         self._stand_in: Any = None
         self._mark: int | None = None
         self._checked = False
-        self._state = State() if state is None else self._restored(state)
+        self._state = State() if state is None else self._restored(understood(state))
 
     def describe(self) -> str:
         """In a sentence, how the stream is split, and why."""
@@ -162,8 +162,7 @@ class StreamLoader:
         names = ("shards", "global_batch_size", "seed", "shuffle", "shuffle_rows", "most_readers")
         return {**{name: getattr(self.order, name) for name in names}, "capacity": self._rows.capacity}
 
-    def _restored(self, saved: Mapping[str, Any]) -> State:
-        state = understood(saved)
+    def _restored(self, state: Mapping[str, Any]) -> State:
         for name, value in self._order_settings().items():
             if state["order"][name] != value:
                 raise StreamError(
