@@ -15,7 +15,7 @@ USED = {
     "lightning": {
         "lightning.pytorch.Trainer": "_signal_connector _checkpoint_connector _logger_connector _data_connector",
         "lightning.pytorch.loops.training_epoch_loop._TrainingEpochLoop": "_broadcast_sigterm_tensor _should_accumulate "
-        "_update_learning_rates _num_ready_batches_reached _batches_that_stepped _results",
+        "_is_training_done _update_learning_rates _num_ready_batches_reached _batches_that_stepped _results",
         "lightning.pytorch.loops.evaluation_loop._EvaluationLoop": "_results _evaluation_step _store_dataloader_outputs "
         "_on_evaluation_epoch_end _build_kwargs _build_step_args_from_hook_kwargs _data_source",
         "lightning.pytorch.loops.prediction_loop._PredictionLoop": "run _predict_step _get_batch_indices _build_kwargs "

@@ -18,6 +18,18 @@ from scalekit.loops.prediction import PredictionLoop
 from scalekit.loops.signal_connector import SignalConnector
 from scalekit.loops.training import EpochLoop
 from scalekit.strategies.base import BaseStrategy
+from scalekit.utils.log import alarm
+
+
+class _JobTrainer(Trainer):
+    """Lightning's Trainer, which saves nothing where an exception has ended a job of several ranks."""
+
+    def save_checkpoint(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
+        """Lightning's own. All ranks save together, and of an exception on one of them the others may know nothing."""
+        if self.interrupted and self.world_size > 1:
+            alarm(f"{filepath} is not saved: where an exception has ended a job, its ranks no longer save together")
+            return
+        super().save_checkpoint(filepath, *args, **kwargs)
 
 
 def make_trainer(
@@ -44,7 +56,7 @@ def make_trainer(
     brought = {
         kind: any(isinstance(each, kind) for each in callbacks) for kind in (Checkpoint, ProgressBar, ModelSummary)
     }
-    trainer = Trainer(
+    trainer = _JobTrainer(
         strategy=strategy,
         accelerator="gpu" if device == "cuda" else "cpu",
         devices=world.local_size,

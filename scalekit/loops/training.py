@@ -40,8 +40,14 @@ class EpochLoop(_TrainingEpochLoop):
 
     @property
     def done(self) -> bool:
-        """Whether the job, or the epoch, is through; the evaluation of a step has been run by the time that it is asked."""
-        return self._strategy.step >= self._total_steps or super().done
+        """Whether the job, or the epoch, is through; the evaluation of a step has been run by the time that it is asked.
+
+        A job that a callback ends, as Lightning's `Timer` does, ends with the step that is under way.
+        """
+        if self._strategy.step >= self._total_steps:
+            return True
+        is_in_step = self._strategy.whole_step.is_under_way and not self._is_training_done
+        return not is_in_step and super().done
 
     @property
     def batch_idx(self) -> int:

@@ -67,8 +67,7 @@ class BaseStrategy(CheckpointedStrategy):
 
     def take_over(self, trained_by: BaseStrategy) -> None:
         """Runs a module as another strategy has left it, without training."""
-        self.trained_by = trained_by
-        self.logged_sums, self.step = trained_by.logged_sums, trained_by.step
+        self.trained_by, self.logged_sums, self.step = trained_by, trained_by.logged_sums, trained_by.step
 
     # -- initial weights --------------------------------------------------------------------------------------------
 
@@ -266,11 +265,16 @@ class BaseStrategy(CheckpointedStrategy):
     def run(self, function: Callable[[], T]) -> T:
         """Runs the model outside of Lightning's steps, with what precision and shards need around it. Every rank calls it."""
         with torch.no_grad(), self.precision_plugin.forward_context():
-            return function()
+            return self._redirect("call", function) if hasattr(self._module, "call") else function()
 
     def run_step(self, name: str, *args: Any) -> Any:
         """Runs a module's own step, such as `training_step`, outside of Lightning's loop; see `run`."""
-        return self.run(lambda: getattr(self._module, name)(*args))
+        with torch.no_grad(), self.precision_plugin.forward_context():
+            return self._redirect(name, *args)
+
+    def _redirect(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """Runs a method of the module's within what the strategy hangs on its forward pass."""
+        return getattr(self._module, name)(*args, **kwargs)
 
     def close_evaluation(self) -> dict[str, Any] | None:
         """Loss and scores over the whole validation set, each row once; None where `validation_step` returns no loss."""

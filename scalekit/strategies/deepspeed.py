@@ -172,6 +172,11 @@ class ZeroStrategy(BaseStrategy, DeepSpeedStrategy):
         )
         return engine, zero_optimizer
 
+    def _redirect(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """Through DeepSpeed's engine, which then gathers a parameter of another module too that one reads by itself."""
+        engine: Any = self.model
+        return self._forward_redirection(engine, self._module, name, *args, **kwargs)
+
     def determine_ddp_device_ids(self) -> list[int] | None:
         return None if self._device == "cpu" else [self.root_device.index]
 

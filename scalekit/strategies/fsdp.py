@@ -22,7 +22,7 @@ from scalekit.config.strategy import StrategyConfig
 from scalekit.distributed.world import World
 from scalekit.errors import ConfigError
 from scalekit.models.initialization import module_tensors, move_to_meta, repeated_blocks, tied_names
-from scalekit.strategies.base import BaseStrategy, T
+from scalekit.strategies.base import BaseStrategy
 from scalekit.strategies.job_context import JobContext
 from scalekit.strategies.shards import RowShards, Shards
 from scalekit.utils.torch_internals import tree_map_only
@@ -31,6 +31,8 @@ from scalekit.utils.torch_internals import tree_map_only
 class _StepsThroughRoot(ModelParallelStrategy):
     """Runs steps through the LightningModule's `forward`, because it is the root of the sharded modules: the hooks that
     gather parameters hang there."""
+
+    _redirect: Callable[..., Any]
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         with self.precision_plugin.train_step_context():
@@ -47,10 +49,6 @@ class _StepsThroughRoot(ModelParallelStrategy):
     def predict_step(self, *args: Any, **kwargs: Any) -> Any:
         with self.precision_plugin.predict_step_context():
             return self._redirect("predict_step", *args, **kwargs)
-
-    def _redirect(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        module: Any = self.lightning_module
-        return self._forward_redirection(module, module, name, *args, **kwargs)
 
 
 class FullyShardedStrategy(BaseStrategy, _StepsThroughRoot):
@@ -84,13 +82,9 @@ class FullyShardedStrategy(BaseStrategy, _StepsThroughRoot):
             self.setup_optimizers(trainer)
         self.setup_precision_plugin()
 
-    def run(self, function: Callable[[], T]) -> T:
-        found: T = super().run(lambda: self._redirect("call", function))
-        return found
-
-    def run_step(self, name: str, *args: Any) -> Any:
-        with torch.no_grad(), self.precision_plugin.forward_context():
-            return self._redirect(name, *args)
+    def _redirect(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """Through the root of the sharded modules, whose hooks gather parameters."""
+        return self._forward_redirection(self._module, self._module, name, *args, **kwargs)
 
     @cached_property
     def shards(self) -> Shards:

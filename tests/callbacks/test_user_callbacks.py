@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,6 +22,7 @@ import scalekit
 from scalekit import errors
 from scalekit.checkpoint import load
 from tests.support import parity_cases as parity
+from tests.support import processes
 from tests.support.legs import EndedError, Ends
 from tests.support.processes import start
 
@@ -268,3 +270,50 @@ def test_a_job_stops_when_it_is_asked_to(ask: Callable[[Path], None], tmp_path: 
     train(tmp_path / "whole", checkpoint_every=None)
     for name in ("metrics.jsonl", "evaluations.jsonl"):
         assert lines(tmp_path / "part", name) == lines(tmp_path / "whole", name)
+
+
+class StopsAnyTime(Callback):
+    """In the middle of the third step."""
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 9:
+            trainer.should_stop = True
+
+
+def test_a_job_that_a_callback_ends_ends_with_a_whole_step(tmp_path: Path) -> None:
+    def run(name: str, *callbacks: Callback, **settings: Any) -> scalekit.Run:
+        more = {"micro_batch_size": 1, "checkpoint_every": None, "max_steps": 6, **settings}
+        return train(tmp_path / name, *callbacks, **more)
+
+    ended, whole = run("ended", StopsAnyTime()), run("whole")
+    assert ended.checkpoint is not None
+    assert ended.checkpoint.name == "step-00000003"
+    assert lines(tmp_path / "ended", "metrics.jsonl") == lines(tmp_path / "whole", "metrics.jsonl")[:3]
+    assert whole.history[-1]["step"] == 6
+
+
+ON_ONE_RANK = """
+import os, sys
+import torch, scalekit
+from lightning.pytorch.callbacks import OnExceptionCheckpoint
+from tests.callbacks.test_user_callbacks import Fails
+
+class FailsHere(Fails):
+    def training_step(self, batch, batch_idx):
+        return (super() if os.environ["RANK"] == "1" else super(Fails, self)).training_step(batch, batch_idx)
+
+rows = [{"x": torch.ones(6), "y": torch.ones(2)}] * 40
+scalekit.fit(FailsHere(), rows, strategy="ddp", global_batch_size=4, max_steps=6, output_dir=sys.argv[1],
+             callbacks=[OnExceptionCheckpoint(sys.argv[2])])
+"""
+
+
+def test_an_exception_on_one_rank_leaves_nobody_waiting(tmp_path: Path) -> None:
+    """Which saves nothing: the other rank does not know of it."""
+    script = tmp_path / "job.py"
+    script.write_text(ON_ONE_RANK)
+    command = [sys.executable, "-m", "scalekit", "launch", "--nproc=2", "--"]
+    said = processes.run([*command, str(script), str(tmp_path / "run"), str(tmp_path)], 90, expect_failure=True)
+    assert "a row that is not as the others" in said
+    assert "on_exception.ckpt is not saved: where an exception has ended a job" in said
+    assert not (tmp_path / "on_exception.ckpt").exists()
