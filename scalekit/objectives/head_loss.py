@@ -6,7 +6,7 @@ at once the gradients of hidden states and head, and are gone before the next pa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -14,17 +14,54 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from scalekit.errors import NoLossError
+from scalekit.errors import ModelError, ScaleKitError
 from scalekit.objectives.counts import IGNORED
 from scalekit.objectives.objective import ModelOutput, called
 
 MOST_PARTS = 16
 """More would make products too small for a device, and gradients of the head would be added up more often."""
 
+_SCALED_ROWS = 1024
+
 _FROM_LABELS = "prepare_decoder_input_ids_from_labels"
 """The method by which a model makes of labels what its decoder reads."""
 
-Transform = Callable[[Tensor], Tensor]
+
+@final
+@dataclass(frozen=True)
+class Transform:
+    """What a model does with its logits, as its configuration has it; `check_head` finds out whether that is all.
+
+    Attributes:
+        factor: by which they are multiplied.
+        cap: they are soft-capped at, as ``cap * tanh(logits / cap)`` (Gemma 2, arXiv:2408.00118, section 2); None where not.
+    """
+
+    factor: float = 1.0
+    cap: float | None = None
+
+    @classmethod
+    def of(cls, config: Any) -> Transform | None:
+        """By a configuration; None where what it says is no number."""
+        text = config.get_text_config() if hasattr(config, "get_text_config") else config
+        names = ("logit_scale", "logits_scaling", "final_logit_softcapping")
+        factor, divisor, cap = (getattr(text, name, None) for name in names)
+        if not all(value is None or isinstance(value, (int, float)) for value in (factor, divisor, cap)):
+            return None
+        return cls((factor or 1.0) / (divisor or 1.0), cap or None)
+
+    @property
+    def changes(self) -> bool:
+        """Whether it does anything."""
+        return self != Transform()
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        scaled = logits if self.factor == 1 else logits * self.factor
+        return scaled if self.cap is None else torch.tanh(scaled / self.cap) * self.cap
+
+
+class HeadError(ScaleKitError):
+    """A model's loss cannot be computed of its hidden states."""
 
 
 @final
@@ -52,7 +89,8 @@ class Head:
         if getattr(getattr(model, "config", None), "is_encoder_decoder", False) and not hasattr(model, _FROM_LABELS):
             return None
         parts = min(MOST_PARTS, layer.out_features // (2 * layer.in_features))
-        return cls(layer, _transform(getattr(model, "config", None)), parts) if parts > 1 else None
+        transform = Transform.of(getattr(model, "config", None))
+        return cls(layer, transform, parts) if parts > 1 and transform is not None else None
 
     def outcome(self, model: nn.Module, batch: Mapping[str, Any], shifted: bool, predicts: bool) -> ModelOutput:
         """Runs a model up to its head, and the head with the loss.
@@ -64,7 +102,7 @@ class Head:
             predicts: whether to tell which classes have the highest logits.
 
         Raises:
-            NoLossError: the model runs its head more than once, or not at all.
+            HeadError: the model runs its head more than once, or not at all, or on hidden states that are none of its labels'.
         """
         labels: Tensor = batch["labels"]
         found: list[ModelOutput] = []
@@ -72,6 +110,10 @@ class Head:
         def read(layer: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
             hidden = args[0]
             known, targets = (hidden[:, :-1], labels[:, 1:]) if shifted else (hidden, labels)
+            if known.shape[:-1] != targets.shape:
+                raise HeadError(
+                    f"hidden states of {tuple(known.shape[:-1])} stand beside labels of {tuple(targets.shape)}"
+                )
             found.append(self._loss(known, targets, predicts))
             return (hidden[..., :0, :].detach(),)  # of which the head makes logits of no token
 
@@ -81,14 +123,16 @@ class Head:
         finally:
             handle.remove()
         if len(found) != 1:
-            raise NoLossError(f"{type(model).__name__} runs its head {len(found)} times")
+            raise HeadError(f"{type(model).__name__} runs its head {len(found)} times")
         return found[0]
 
     def _loss(self, hidden: Tensor, targets: Tensor, predicts: bool) -> ModelOutput:
         flat = targets.reshape(-1)
         counted = _counted(flat)
         rows, wanted = hidden.reshape(-1, hidden.shape[-1])[counted], flat[counted]
-        total, classes = _HeadLoss.apply(rows, self.layer.weight, self.layer.bias, wanted, self, predicts)
+        # Within `forward` autograd is off, whoever asks.
+        asked = self, predicts, torch.is_grad_enabled()
+        total, classes = _HeadLoss.apply(rows, self.layer.weight, self.layer.bias, wanted, *asked)
         predicted = torch.full_like(flat, IGNORED).masked_scatter(flat != IGNORED, classes) if predicts else None
         loss = total / max(len(wanted), 1)
         return ModelOutput(loss) if predicted is None else ModelOutput(loss, predicted.view_as(targets), targets)
@@ -99,10 +143,17 @@ class _HeadLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, head: Head, predicts: bool
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        head: Head,
+        predicts: bool,
+        trains: bool,
     ) -> tuple[Tensor, Tensor]:
         """Gradients are of the sum, whose entries are near 1, so that float16 holds them; the backward pass scales them."""
-        gradients = _Gradients.of(hidden, weight, bias) if any(ctx.needs_input_grad) else None
+        gradients = _Gradients.of(hidden, weight, bias) if trains and any(ctx.needs_input_grad) else None
         device = hidden.device.type
         compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         # Once, and not for each part, as autocast would.
@@ -112,7 +163,7 @@ class _HeadLoss(torch.autograd.Function):
         for start in range(0, len(targets), size):
             part = slice(start, start + size)
             logits = nn.functional.linear(hidden[part], weight, bias)
-            with torch.enable_grad():
+            with torch.set_grad_enabled(trains):
                 leaf = logits.requires_grad_(gradients is not None)
                 loss = nn.functional.cross_entropy(head.transform(leaf).float(), targets[part], reduction="sum")
             if gradients is not None:
@@ -129,9 +180,13 @@ class _HeadLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, scale: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-        gradients: _Gradients = ctx.gradients
-        del ctx.gradients
-        return (*gradients.scaled(scale), None, None, None)
+        gradients: _Gradients | None = ctx.gradients
+        if gradients is None:
+            raise ModelError(
+                "a loss that is computed in parts has one backward pass: call backward() once a micro-batch"
+            )
+        ctx.gradients = None
+        return (*gradients.scaled(scale), None, None, None, None)
 
 
 @dataclass
@@ -173,7 +228,11 @@ class _Gradients:
     def scaled(self, scale: Tensor) -> tuple[Tensor | None, ...]:
         """Times the gradient of the sum, in the tensors' own types."""
         head = [None if each is None else each.mul_(scale).to(self.weight_type) for each in (self.weight, self.bias)]
-        return (self.hidden.mul_(scale), *head)
+        # In float32: a GPU would round the factor to the hidden states' own type, the same way for all of them.
+        for start in range(0, len(self.hidden), _SCALED_ROWS):
+            part = self.hidden[start : start + _SCALED_ROWS]
+            part.copy_(part.float() * scale)
+        return (self.hidden, *head)
 
 
 def _counted(labels: Tensor) -> Tensor:
@@ -189,19 +248,3 @@ def _without_labels(model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
     if getattr(model.config, "is_encoder_decoder", False):
         inputs.setdefault("decoder_input_ids", getattr(model, _FROM_LABELS)(batch["labels"]))
     return inputs
-
-
-def _transform(config: Any) -> Transform:
-    """What a model does with its logits, by its configuration; `HeadCheck` finds out whether that is all.
-
-    Soft-capping is that of Gemma 2 (arXiv:2408.00118, section 2).
-    """
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    cap, divisor = getattr(text, "final_logit_softcapping", None), getattr(text, "logits_scaling", None)
-    factor = (getattr(text, "logit_scale", None) or 1) / (divisor or 1)
-
-    def transform(logits: Tensor) -> Tensor:
-        scaled = logits if factor == 1 else logits * factor
-        return scaled if cap is None else torch.tanh(scaled / cap) * cap
-
-    return transform

@@ -53,6 +53,11 @@ class ModelLoss(Objective):
         is_shifted = causal and not getattr(config, "is_encoder_decoder", False)
         return cls(count or Entries("labels", shifted=is_shifted), in_parts)
 
+    @property
+    def is_shifted(self) -> bool:
+        """Whether each label is predicted one position before its own."""
+        return isinstance(self.count, Entries) and self.count.shifted
+
     def head(self, model: nn.Module, batch: Any) -> Head | None:
         """The model's head, where the loss of a batch is a mean over labels that it predicts; None otherwise."""
         labels = batch.get("labels") if isinstance(batch, Mapping) else None
@@ -69,7 +74,7 @@ class ModelLoss(Objective):
 
     def of_parts(self, head: Head, model: nn.Module, batch: Any, predicts: bool = False) -> ModelOutput:
         """What a head makes of a batch; see `Head.outcome`."""
-        return head.outcome(model, batch, isinstance(self.count, Entries) and self.count.shifted, predicts)
+        return head.outcome(model, batch, self.is_shifted, predicts)
 
     def _of_whole(self, model: nn.Module, batch: Any) -> ModelOutput:
         output = called(model, batch)
@@ -77,7 +82,7 @@ class ModelLoss(Objective):
         logits, labels = getattr(output, "logits", None), batch.get("labels") if isinstance(batch, Mapping) else None
         if logits is None or labels is None:
             return ModelOutput(loss)
-        if isinstance(self.count, Entries) and self.count.shifted:
+        if self.is_shifted:
             return ModelOutput(loss, logits[:, :-1], labels[:, 1:])
         return ModelOutput(loss, logits, labels)
 

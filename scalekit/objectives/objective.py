@@ -97,6 +97,12 @@ def innermost(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def _without_cache(model: Any) -> dict[str, bool]:
+    own = innermost(model)
+    is_known = hasattr(own, "save_pretrained") and "use_cache" in inspect.signature(own.forward).parameters
+    return {"use_cache": False} if is_known else {}
+
+
 def called(model: nn.Module, inputs: Any) -> Any:
     """What a model gives for the inputs of a batch.
 
@@ -109,12 +115,10 @@ def called(model: nn.Module, inputs: Any) -> Any:
         return model(*inputs)
     if not isinstance(inputs, Mapping):
         return model(inputs)
-    if "use_cache" in inspect.signature(innermost(model).forward).parameters:
-        inputs = {"use_cache": False, **inputs}
     parameters = inspect.signature(model.forward).parameters
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     if takes_any or all(name in parameters for name in inputs):
-        return model(**inputs)
+        return model(**_without_cache(model), **inputs) if "use_cache" not in inputs else model(**inputs)
     if len(inputs) == 1:
         return model(next(iter(inputs.values())))
     raise InputsError(

@@ -84,9 +84,17 @@ def measure(loss_of: LossOf, parts: Parts, counts: Sequence[ItemCount], toleranc
     scale = max(abs(whole), *(abs(loss) for loss in each), 1e-12)
     errors = [abs(_together(count, parts, each) - whole) / scale for count in counts]
     least = min(errors)
-    good = max(3 * least, _ROUNDING)
+    good = max(3 * least, _rounding([whole, *each]))
     found = next(count for count, error in zip(counts, errors, strict=True) if error <= good)
     return Measured(found if least <= tolerance else None, whole, each, parts.samples)
+
+
+def _rounding(losses: Sequence[float]) -> float:
+    """How much of a difference says nothing, as a share: of losses that a model gives in 16 bits, their last digit."""
+    for dtype in (torch.float16, torch.bfloat16):
+        if all(float(torch.tensor(loss, dtype=dtype)) == loss for loss in losses):
+            return float(torch.finfo(dtype).eps)
+    return _ROUNDING
 
 
 def _together(count: ItemCount, parts: Parts, losses: Sequence[float]) -> float:
@@ -171,9 +179,8 @@ class ReductionCheck(Callback):
             self._tell(found, objective)
             if isinstance(objective, ModelLoss):
                 objective.keeps_logits = self._keeps_logits
-                check_head(
-                    strategy, pl_module, parts.whole, found.whole if found.count is not None else None, self._world
-                )
+                if found.count is not None:
+                    check_head(strategy, pl_module, parts.whole, parts.each[0], found.whole, self._world)
         if more is not None and self._splits:
             strategy.logged_sums = broadcast_object(logged_sums(strategy, pl_module, more), self._world)
 

@@ -168,7 +168,7 @@ def _task(job: Job, model: Model, example: Any, precision: str, hardware: Hardwa
     if loss is not None and job.loss_couples is not None:
         loss = CoupledLoss(loss)
     task = planned(
-        profiled_model(model, example, samples=2, loss=loss),
+        profiled_model(model, example, samples=2, loss=loss, in_parts=job.item_count is None),
         hardware,
         global_batch_size=job.batch,
         strategy=job.strategy,

@@ -10,8 +10,10 @@ import torch
 import torchmetrics
 import transformers
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import scalekit
+from scalekit.errors import ScaleKitError
 from scalekit.objectives.counts import IGNORED
 from scalekit.objectives.head_loss import Head
 from scalekit.objectives.model_loss import ModelLoss
@@ -148,13 +150,72 @@ def test_small_vocabularies_are_whole() -> None:
 # -- in a job ---------------------------------------------------------------------------------------------------------
 
 
-class Doubled(transformers.LlamaForCausalLM):
-    """Does something with its logits of which its configuration knows nothing."""
+class Own(transformers.LlamaForCausalLM):
+    """Does of its own what its configuration does not say."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
     def forward(self, *args: Any, labels: Any = None, **kwargs: Any) -> Any:
         output = super().forward(*args, **kwargs)
+        logits = output["logits"] = self.changed(output.logits)
         if labels is not None:
-            output["loss"] = self.loss_function(2 * output.logits, labels, vocab_size=self.config.vocab_size)
+            output["loss"] = self.loss_function(logits, labels, vocab_size=logits.shape[-1]) + self.more(logits)
+        return output
+
+    def changed(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits
+
+    def more(self, logits: torch.Tensor) -> Any:
+        return 0.0
+
+
+class DoublesForCausalLM(Own):
+    def changed(self, logits: torch.Tensor) -> torch.Tensor:
+        return 2 * logits
+
+
+class BiasForCausalLM(Own):
+    """Zero at first, so that no number shows it."""
+
+    def changed(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits + self.bias
+
+
+class CapForCausalLM(Own):
+    """So high that no number of a fresh model shows it."""
+
+    def changed(self, logits: torch.Tensor) -> torch.Tensor:
+        return 1000 * torch.tanh(logits / 1000)
+
+
+class FewerClassesForCausalLM(Own):
+    def changed(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits[..., : parity.VOCABULARY]
+
+
+class PenaltyForCausalLM(Own):
+    """In training alone."""
+
+    def more(self, logits: torch.Tensor) -> Any:
+        return 1e-4 * logits.float().logsumexp(-1).square().mean() if self.training else 0.0
+
+
+class Renamed(transformers.LlamaForCausalLM):
+    """Has a name that tells nothing of a shift."""
+
+
+class NeedsLabels(transformers.LlamaForCausalLM):
+    def forward(self, *args: Any, labels: Any = None, **kwargs: Any) -> Any:
+        assert labels is not None, "no labels"
+        return super().forward(*args, labels=labels, **kwargs)
+
+
+class TwiceForCausalLM(transformers.LlamaForCausalLM):
+    def forward(self, *args: Any, labels: Any = None, **kwargs: Any) -> Any:
+        output = super().forward(*args, labels=labels, **kwargs)
+        self.lm_head(output.logits.new_zeros(1, 1, self.config.hidden_size))
         return output
 
 
@@ -167,9 +228,8 @@ def run(model: nn.Module, folder: Path, **settings: Any) -> tuple[scalekit.Run, 
         global_batch_size=8,
         max_steps=3,
         strategy="single",
-        precision="32-true",
         output_dir=str(folder),
-        **settings,
+        **{"precision": "32-true", **settings},
     )
     return found, (folder / "log.txt").read_text()
 
@@ -193,24 +253,67 @@ def test_a_job_evaluates_in_parts_too(tmp_path: Path) -> None:
         assert (one["loss"], one["grad_norm"]) == pytest.approx((other["loss"], other["grad_norm"]), rel=1e-5)
 
 
-def test_another_loss_is_found_out_and_said(tmp_path: Path) -> None:
-    found, log = run(llama(Doubled), tmp_path)
-    assert "of whole logits, as the model has it: of its head and hidden states it would be" in log
-    logits = llama(Doubled)(input_ids=torch.tensor([[5, 6, 7]]), labels=torch.tensor([[5, 6, 7]]))
-    assert logits.loss is not None
-    assert found.history[0]["loss"] != pytest.approx(run(llama(), tmp_path / "plain")[0].history[0]["loss"], rel=1e-4)
-
-
-class NeedsLabels(transformers.LlamaForCausalLM):
-    def forward(self, *args: Any, labels: Any = None, **kwargs: Any) -> Any:
-        assert labels is not None, "no labels"
-        return super().forward(*args, labels=labels, **kwargs)
-
-
-def test_a_model_that_needs_its_labels_is_given_them(tmp_path: Path) -> None:
-    found, log = run(llama(NeedsLabels), tmp_path)
-    assert "of whole logits, as the model has it: without labels it fails: no labels" in log
+@pytest.mark.parametrize(
+    ("cls", "why"),
+    [
+        (DoublesForCausalLM, "it does more with its logits than its configuration says: mul"),
+        (BiasForCausalLM, "it does more with its logits than its configuration says: add"),
+        (CapForCausalLM, "it does more with its logits than its configuration says: div, mul, tanh"),
+        (FewerClassesForCausalLM, "it gives no logits of each label, for all classes of its head"),
+        (PenaltyForCausalLM, "and the cross-entropy of its logits"),
+        (NeedsLabels, "it fails without labels: AssertionError: no labels"),
+        (TwiceForCausalLM, "it fails without labels: HeadError"),
+    ],
+)
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
+def test_what_is_no_cross_entropy_of_the_head_is_found_out_and_said(
+    cls: Any, why: str, precision: str, tmp_path: Path
+) -> None:
+    found, log = run(llama(cls), tmp_path, precision=precision)
+    assert "of whole logits, as the model has it, and the plan has reckoned with parts: " in log
+    assert why in log
     assert len(found.history) == 3
+
+
+def test_the_routers_loss_is_kept(tmp_path: Path) -> None:
+    config = transformers.MixtralConfig(**GROUPED, num_local_experts=4, output_router_logits=True, pad_token_id=0)
+    torch.manual_seed(0)
+    _, log = run(transformers.MixtralForCausalLM(config), tmp_path, precision="bf16-true")
+    assert "and the cross-entropy of its logits" in log
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
+@pytest.mark.parametrize("name", ["Gemma2", "Bert", "T5", "GPT2", "Granite"])
+def test_what_transformers_has_is_run_in_parts(name: str, precision: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    _, log = run(MODELS[name](), tmp_path, precision=precision)
+    assert "parts, one at a time" in log
+
+
+def test_a_shift_is_found_that_no_name_tells(tmp_path: Path) -> None:
+    """The first label of each row is masked, so that both counts are the same."""
+    parts, log = run(llama(Renamed), tmp_path / "parts")
+    assert "15 parts" in log
+    named, _ = run(llama(), tmp_path / "named")
+    assert [each["loss"] for each in parts.history] == [each["loss"] for each in named.history]
+
+
+def test_evaluations_make_no_gradients() -> None:
+    objective, model = ModelLoss(in_parts=True), MODELS["Llama"]()
+    batch = batch_of("Llama")
+    with torch.no_grad(), FlopCounterMode(display=False) as alone:
+        objective.outcome(model, batch)
+    with FlopCounterMode(display=False) as trained:
+        objective.mean_loss(model, batch).backward()
+    assert trained.get_total_flops() > 2 * alone.get_total_flops()
+    with torch.inference_mode():
+        assert objective.outcome(model, batch).outputs is not None
+
+
+def test_hidden_states_of_other_places_are_no_labels() -> None:
+    model, batch = MODELS["Llama"](), batch_of("Llama")
+    with pytest.raises(ScaleKitError, match=r"hidden states of \(3, 23\) stand beside labels of \(3, 20\)"):
+        ModelLoss.of(model, in_parts=True).mean_loss(model, {**batch, "labels": batch["labels"][:, :21]})
 
 
 def test_metrics_are_given_logits(tmp_path: Path) -> None:

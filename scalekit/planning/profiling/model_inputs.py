@@ -29,6 +29,7 @@ def profiled_model(
     samples: int = 0,
     loss: LossFunction | Objective | None = None,
     tokens: int | None = None,
+    in_parts: bool = True,
 ) -> ProfiledModel:
     """A model as `fit` would train it.
 
@@ -38,6 +39,7 @@ def profiled_model(
         samples: rows of `example`.
         loss: as for `fit`; the model's own by default.
         tokens: the length of the sequences, where `example` is made up; `USUAL_TOKENS` at most by default.
+        in_parts: whether a language model's own loss is computed without whole logits, where that can be.
 
     Raises:
         ConfigError: more tokens than the model has positions.
@@ -49,16 +51,20 @@ def profiled_model(
     else:
         length = _length(model, built, tokens)
         make = _made_up(model, built, length)
-    return ProfiledModel(model.name, model.source, _step(built, loss), make, length, _key(built, loss, make(2)))
+    key = _key(built, loss, make(2))
+    whole = ProfiledModel(model.name, model.source, _step(built, loss, False), make, length, key and f"{key}, whole")
+    if not in_parts:
+        return whole
+    return ProfiledModel(model.name, model.source, _step(built, loss, True), make, length, key, whole)
 
 
-def _step(built: nn.Module, loss: LossFunction | Objective | None) -> Step:
+def _step(built: nn.Module, loss: LossFunction | Objective | None, in_parts: bool) -> Step:
     """What `fit` would run: a LightningModule's own step, or the model with its loss."""
     if hasattr(built, "training_step"):
         return _own_step
     if isinstance(loss, Objective):
         return loss.mean_loss
-    objective: Objective = FunctionLoss(loss) if loss is not None else ModelLoss.of(built, in_parts=True)
+    objective: Objective = FunctionLoss(loss) if loss is not None else ModelLoss.of(built, in_parts=in_parts)
     return objective.mean_loss
 
 

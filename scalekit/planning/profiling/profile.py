@@ -66,6 +66,7 @@ class ProfiledModel:
         example: makes a micro-batch.
         tokens: a sample is this many of them; 1 where samples are no sequences.
         key: of the cache; None where the source cannot be known by a text.
+        otherwise: what is profiled where this cannot be traced; None where there is nothing else.
     """
 
     name: str
@@ -74,6 +75,7 @@ class ProfiledModel:
     example: Example
     tokens: int = 1
     key: str | None = None
+    otherwise: ProfiledModel | None = None
 
 
 @dataclass
@@ -227,6 +229,8 @@ def profile(subject: ProfiledModel, dtypes: Dtypes, like_a_gpu: bool, limit_seco
     try:
         made.at(TRACED_SIZES[0], recompute="none", parameters=dtypes.parameters)
     except UntracedError as error:
+        if subject.otherwise is not None:
+            return profile(subject.otherwise, dtypes, like_a_gpu, limit_seconds)
         made.problem = str(error)
     return made
 
