@@ -43,6 +43,7 @@ USED = {
     },
     "deepspeed": {
         "deepspeed.utils.groups": "_get_zero_param_intra_parallel_group",
+        "deepspeed.runtime.zero.parameter_offload.ZeROOrderedDict": "_in_forward",
         "deepspeed.runtime.zero.partition_parameters.Init": "param_swapper",
         "deepspeed.runtime.zero.stage_1_and_2.DeepSpeedZeroOptimizer": "bit16_groups single_partition_of_fp32_groups",
         "deepspeed.runtime.zero.stage3.DeepSpeedZeroOptimizer_Stage3": "fp16_groups fp32_partitioned_groups_flat "

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import cycle
 from typing import Any, final
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
@@ -91,7 +92,7 @@ def measure(loss_of: LossOf, parts: Parts, counts: Sequence[ItemCount], toleranc
 
 def _rounding(losses: Sequence[float]) -> float:
     """How much of a difference says nothing, as a share: of losses that a model gives in 16 bits, their last digit."""
-    for dtype in (torch.float16, torch.bfloat16):
+    for dtype in (torch.bfloat16, torch.float16):
         if all(float(torch.tensor(loss, dtype=dtype)) == loss for loss in losses):
             return float(torch.finfo(dtype).eps)
     return _ROUNDING

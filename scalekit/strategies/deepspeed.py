@@ -35,6 +35,7 @@ from scalekit.objectives.normalization import StepLoss
 from scalekit.strategies import deepspeed_nvme
 from scalekit.strategies.base import BaseStrategy
 from scalekit.strategies.deepspeed_config import configuration
+from scalekit.strategies.deepspeed_external import gathers_what_is_read
 from scalekit.strategies.deepspeed_gradients import FirstGradients
 from scalekit.strategies.deepspeed_shards import OptimizerZeroShards, ParameterZeroShards, ZeroShards, replay_powers
 from scalekit.strategies.job_context import JobContext
@@ -173,9 +174,11 @@ class ZeroStrategy(BaseStrategy, DeepSpeedStrategy):
         return engine, zero_optimizer
 
     def _redirect(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        """Through DeepSpeed's engine, which then gathers a parameter of another module too that one reads by itself."""
-        engine: Any = self.model
-        return self._forward_redirection(engine, self._module, name, *args, **kwargs)
+        """Within what DeepSpeed's engine sets for a step: a parameter that a module reads of another is gathered then, too."""
+        if self._stage < 3:
+            return super()._redirect(name, *args, **kwargs)
+        with gathers_what_is_read(self._module):
+            return super()._redirect(name, *args, **kwargs)
 
     def determine_ddp_device_ids(self) -> list[int] | None:
         return None if self._device == "cpu" else [self.root_device.index]

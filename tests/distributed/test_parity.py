@@ -32,7 +32,7 @@ CORE = {
     ("ddp", 2): [*EVERYWHERE, "bert:4:32-true", "t5:4:32-true"],
     ("fsdp2", 2): [*EVERYWHERE, "gpt2:4:32-true", "llama-untied:4:32-true", "t5:4:32-true"],
     ("zero2", 2): [*EVERYWHERE, "gpt2:4:32-true", "bert:4:32-true"],
-    ("zero3", 2): [*EVERYWHERE, "llama-untied:4:32-true", "bert:4:32-true"],
+    ("zero3", 2): [*EVERYWHERE, "llama-untied:4:32-true", "bert:4:32-true", "attention:4:32-true"],
     ("hsdp", 4): ["llama-tied:4:32-true", "lightning:4:32-true", "llama-tied:4:bf16-mixed"],
     **{(each, 2): [] for each in ("hsdp", "zero1", "zero2-offload", "zero3-offload")},
     **{(each, 4): [] for each in ("ddp", "fsdp2", "zero3")},

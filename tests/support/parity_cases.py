@@ -146,6 +146,32 @@ def mlp() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 2))
 
 
+class Attended(nn.Module):
+    """torch's own attention, which reads the weights of a layer within it without running that layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.norm = nn.MultiheadAttention(16, 2, batch_first=True), nn.LayerNorm(16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x + self.attention(x, x, x, need_weights=False)[0])
+
+
+class Attention(nn.Module):
+    """Takes six numbers for six tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(1, 16), nn.Linear(6 * 16, 2)
+        self.blocks = nn.ModuleList(Attended() for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.first(x[..., None])
+        for block in self.blocks:
+            found = block(found)
+        return self.last(found.flatten(1))
+
+
 @dataclass(frozen=True)
 class Case:
     """A model with its data.
@@ -172,6 +198,7 @@ CASES = {
     "gpt2": Case(gpt2, causal_rows),
     "bert": Case(bert, class_rows),
     "t5": Case(t5, translation_rows),
+    "attention": Case(Attention, number_rows),
     "mlp": Case(mlp, number_rows),
     "lightning": Case(mlp, number_rows, is_lightning=True),
 }

@@ -24,7 +24,7 @@ _TRACER = sha256(
     b"".join(
         (Path(__file__).parent / f"{name}.py").read_bytes()
         for name in (
-            *("tracing", "operations", "autocast", "block_stacks", "layer_repetition", "profile"),
+            *("tracing", "operations", "autocast", "block_stacks", "layer_repetition", "interpolation", "profile"),
             *(f"../../objectives/{each}" for each in ("objective", "model_loss", "head_loss")),
             "../../models/activation_checkpointing",
         )

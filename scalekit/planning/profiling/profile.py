@@ -10,12 +10,11 @@ import copy
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -28,11 +27,10 @@ from scalekit.models.initialization import build_module, repeated_blocks, replac
 from scalekit.planning.profiling import cache, tracing
 from scalekit.planning.profiling.autocast import OnGPU, autocast
 from scalekit.planning.profiling.block_stacks import UnevenError, shorten
+from scalekit.planning.profiling.interpolation import TRACED_SIZES, between, same_course
 from scalekit.planning.profiling.layer_repetition import lengthen
 from scalekit.planning.profiling.tracing import LIMIT_SECONDS, Event, Parameter, Trace, UntracedError
 from scalekit.utils.torch_internals import tree_map_only
-
-TRACED_SIZES = (2, 4)
 
 Step = Callable[[nn.Module, Any], Tensor]
 """Gives the loss of a model on one micro-batch."""
@@ -149,9 +147,9 @@ class Profile:
         )
         small, large = (self._traced(size, *way) for size in TRACED_SIZES)
         if way not in self._is_line:
-            self._is_line[way] = _same_course(small, large)
+            self._is_line[way] = same_course(small, large)
         return (
-            _between(small, large, micro_batch_size)
+            between(small, large, micro_batch_size)
             if self._is_line[way]
             else self._traced(math.ceil(micro_batch_size), *way)
         )
@@ -279,25 +277,3 @@ def resize(batch: Any, samples: int) -> Example:
         return tree_map_only(Tensor, row, batch)
 
     return example
-
-
-def _same_course(small: Trace, large: Trace) -> bool:
-    """Whether two traces do the same, in the same order, and differ in sizes alone."""
-    return (
-        len(small.flops) == len(large.flops)
-        and np.array_equal(small.kinds, large.kinds)
-        and np.array_equal(small.subjects, large.subjects)
-    )
-
-
-def _between(small: Trace, large: Trace, size: float) -> Trace:
-    """The step at another size, on the straight line through two."""
-    low, high = TRACED_SIZES
-    share = (size - low) / (high - low)
-
-    def line(name: str) -> Any:
-        a, b = getattr(small, name), getattr(large, name)
-        return a + (b - a) * share
-
-    lines: Mapping[str, Any] = {name: line(name) for name in ("storage_bytes", "flops", "moved_bytes")}
-    return replace(small, **lines)

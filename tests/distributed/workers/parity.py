@@ -71,7 +71,7 @@ def train(strategy: str, name: str, accumulation: int, precision: str, folder: P
     folder.mkdir(parents=True, exist_ok=True)
     case = parity.CASES[name]
     settings = {
-        "loss": nn.MSELoss() if name == "mlp" else None,
+        "loss": nn.MSELoss() if name in ("mlp", "attention") else None,
         "learning_rate": parity.LEARNING_RATE,
         "optimizer_options": {"eps": parity.EPS},
         "lr_schedule": parity.factor,
