@@ -1,8 +1,7 @@
 """One training step on fake tensors: what it allocates and frees, in order, and what each operation computes.
 
-Fake tensors have shapes and types and no memory, so that a step of a model of any size runs on a laptop in seconds. A
-trace is the list of what happened; the strategies are laid over it afterwards (`memory`), because they share out states
-and gather parameters but leave a block's own activations as they are.
+Fake tensors have shapes and types and no memory, so that a step of a model of any size runs on a laptop in seconds. A trace is
+the list of what happened; strategies are laid over it afterwards (`memory`): they leave a block's own activations as they are.
 """
 
 from __future__ import annotations
@@ -131,18 +130,13 @@ class _Log:
 class _Recorder(TorchDispatchMode):
     """Notes every new storage, every freed one, and what each operation costs."""
 
-    def __init__(self, log: _Log, known: set[int], limit_seconds: float) -> None:
+    def __init__(self, log: _Log, known: set[int]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.log = log
-        self._limit_seconds = limit_seconds
-        self._start = time.monotonic()
-        self._known = known
+        self.log, self._known = log, known
         self.index_of: dict[int, int] = {}
         self._alive: list[weakref.ref[Any]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if time.monotonic() - self._start > self._limit_seconds:
-            raise UntracedError(f"a step on fake tensors takes more than {self._limit_seconds:g} s")
         kwargs = kwargs or {}
         out = grouped_in_half(func, args, kwargs) if func in GROUPED else func(*args, **kwargs)
         inputs = [t for t in tree_iter((args, kwargs)) if isinstance(t, Tensor)]
@@ -182,6 +176,23 @@ class _Recorder(TorchDispatchMode):
         self.log.sorts.append(sort(packet.__name__, formula is not None))
 
 
+class _Deadline(torch.overrides.TorchFunctionMode):
+    """Ends what takes too long, where Python calls: an error from `__torch_dispatch__`, within torch, may end the process."""
+
+    def __init__(self, limit_seconds: float) -> None:
+        super().__init__()
+        self._limit_seconds, self._start = limit_seconds, time.monotonic()
+
+    def check(self) -> None:
+        """Raises UntracedError where time is over."""
+        if time.monotonic() - self._start > self._limit_seconds:
+            raise UntracedError(f"a step on fake tensors takes more than {self._limit_seconds:g} s")
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.check()
+        return func(*args, **(kwargs or {}))
+
+
 def trace(
     model: nn.Module, step: Callable[[], Tensor], blocks: list[nn.Module], limit_seconds: float = LIMIT_SECONDS
 ) -> Trace:
@@ -205,12 +216,13 @@ def trace(
     if model not in owners:
         owners.insert(0, model)
     log = _Log()
-    recorder = _Recorder(log, storages | set(buffers), limit_seconds)
+    recorder, deadline = _Recorder(log, storages | set(buffers)), _Deadline(limit_seconds)
     with ExitStack() as stack:
-        _watch_gradients(log, recorder, parameters, stack)
+        _watch_gradients(log, recorder, parameters, stack, deadline)
         _watch_modules(log, owners, stack)
         stack.enter_context(recorder)
-        loss = step()
+        with deadline:
+            loss = step()
         log.add(Event.BACKWARD, 0)
         loss.backward()  # type: ignore[no-untyped-call]
         del loss
@@ -240,9 +252,12 @@ def _sorted_releases(kinds: list[int], subjects: list[int]) -> NDArray[np.int32]
     return np.array(ordered, np.int32)
 
 
-def _watch_gradients(log: _Log, recorder: _Recorder, parameters: list[nn.Parameter], stack: ExitStack) -> None:
+def _watch_gradients(
+    log: _Log, recorder: _Recorder, parameters: list[nn.Parameter], stack: ExitStack, deadline: _Deadline
+) -> None:
     def hook(index: int) -> Callable[[Tensor], None]:
         def handed_over(parameter: Tensor) -> None:
+            deadline.check()
             if parameter.grad is not None:
                 log.handed[index] = recorder.index_of.get(parameter.grad.untyped_storage()._cdata, -1)
             log.add(Event.GRADIENT, index)
