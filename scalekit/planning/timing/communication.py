@@ -164,10 +164,11 @@ def _fully_sharded(setting: StepConfig, sizes: Sizes) -> list[Phase]:
     size = sizes.trained * setting.dtypes.reduction.itemsize
     reduce = Collectives(size, group, units, rounds=_scatter_rounds(setting), bare=last, is_near=is_near)
     times = setting.accumulation
-    phases = [Phase("forward", times, (gather,)), Phase("backward", times, (again, reduce))]
-    if group < world:
-        phases.append(Phase("backward", 1, (Collectives(size / group, world // group, units, rounds=2, bare=last),)))
-    return phases
+    forward = Phase("forward", times, (gather,))
+    if group == world:
+        return [forward, Phase("backward", times, (again, reduce))]
+    copies = Collectives(size / group, world // group, units, rounds=2, bare=last)
+    return [forward, Phase("backward", times - 1, (again, reduce)), Phase("backward", 1, (again, reduce, copies))]
 
 
 def _zero(setting: StepConfig, sizes: Sizes) -> list[Phase]:
