@@ -7,8 +7,9 @@ head's output, and the cross-entropy of those logits is compared with the loss.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,6 +35,8 @@ _SAME_NUMBERS = {
 _TRANSFORMS = {"__mul__", "mul", "__rmul__", "__truediv__", "div", "tanh"}
 """Those of `Transform`."""
 
+_CROSS_ENTROPY = {"cross_entropy", "nll_loss", "log_softmax"}
+
 
 def check_head(strategy: Any, module: Any, batch: Any, row: Any, own: float, world: World) -> None:
     """Tells a module's objective whether its loss may be computed in parts, and says why where it may not; every rank calls it.
@@ -50,38 +53,57 @@ def check_head(strategy: Any, module: Any, batch: Any, row: Any, own: float, wor
     head = objective.head(module.model, batch)
     if head is None:
         return
-    with strategy.standing_in(), keyed(0):
-        reason = _why_not(strategy, module, head, batch, row, own)
-    reasons = [each for each in all_gather_object(reason, world) if each is not None]
-    objective.in_parts = not reasons
+    reasons: list[str | None] = []
+    # Ranks decide together before each run, in which they may wait for each other.
+    for reason in (
+        partial(_in_training, strategy, module, head, row),
+        partial(_in_parts, strategy, module, head, batch, own),
+    ):
+        if not any(reasons):
+            with strategy.standing_in(), keyed(0):
+                reasons = all_gather_object(_caught(reason), world)
+    objective.in_parts = not any(reasons)
     if objective.in_parts:
-        detail("loss", f"of hidden states: the logits of a micro-batch are there in {head.parts} parts, one at a time")
+        detail(
+            "loss",
+            f"of hidden states: the logits of a micro-batch are there in up to {head.parts} parts, one at a time",
+        )
     else:
-        log("loss", f"of whole logits, as the model has it, and the plan has reckoned with parts: {reasons[0]}")
+        why = next(filter(None, reasons))
+        log("loss", f"of whole logits, as the model has it, and the plan has reckoned with parts: {why}")
 
 
-def _why_not(strategy: Any, module: Any, head: Head, batch: Any, row: Any, own: float) -> str | None:
-    """Why the loss cannot be computed in parts; None where it can."""
+def _caught(reason: Callable[[], str | None]) -> str | None:
+    """A reason; what a model raises is one."""
+    try:
+        return reason()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        return f"it fails without labels: {type(error).__name__}: {error}"
+
+
+def _in_training(strategy: Any, module: Any, head: Head, row: Any) -> str | None:
+    """Why a row in training says that the loss cannot be computed in parts; None where it does not."""
+    objective: ModelLoss = module.objective
+    found: str | None = strategy.run(lambda: _difference(objective, module.model, head, strategy.to_device(row)))
+    return found
+
+
+def _in_parts(strategy: Any, module: Any, head: Head, batch: Any, own: float) -> str | None:
+    """Why the loss in parts says so."""
     objective: ModelLoss = module.objective
 
     def loss_of_parts(strategy: Any, module: Any, batch: Any) -> Tensor:
         loss: Tensor = strategy.run(lambda: objective.of_parts(head, module.model, batch).loss)
         return loss
 
-    try:
-        found = strategy.run(lambda: _difference(objective, module.model, head, strategy.to_device(row)))
-        if found is not None:
-            return str(found)
-        module.eval()
-        loss_of, tolerance = undisturbed(strategy, module, loss_of_parts)
-        loss = loss_of(batch)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:
-        return f"it fails without labels: {type(error).__name__}: {error}"
-    if not is_near(loss, own, tolerance):
-        return f"without labels its loss would be {loss:.6g}, and it is {own:.6g}"
-    return None
+    module.eval()
+    loss_of, tolerance = undisturbed(strategy, module, loss_of_parts)
+    loss = loss_of(batch)
+    return (
+        None if is_near(loss, own, tolerance) else f"without labels its loss would be {loss:.6g}, and it is {own:.6g}"
+    )
 
 
 def _difference(objective: ModelLoss, model: nn.Module, head: Head, row: Any) -> str | None:
@@ -100,9 +122,11 @@ def _difference(objective: ModelLoss, model: nn.Module, head: Head, row: Any) ->
     names = functions.of(logits)
     if names is None:
         return "its logits are not those of its head"
-    more = names - _SAME_NUMBERS - (_TRANSFORMS if head.transform.changes else set())
-    if more:
+    usual = _SAME_NUMBERS | (_TRANSFORMS if head.transform.changes else set())
+    if more := names - usual:
         return f"it does more with its logits than its configuration says: {', '.join(sorted(more))}"
+    if more := (functions.of(loss) or frozenset({"nothing"})) - usual - _CROSS_ENTROPY:
+        return f"its loss is more than the cross-entropy of its logits: {', '.join(sorted(more))}"
     for is_shifted in (objective.is_shifted, not objective.is_shifted):
         found = list(_cross_entropies(logits, row["labels"], is_shifted))
         if any(is_near(each, float(loss), EXACT_TOLERANCE) for each in found):
@@ -144,7 +168,9 @@ class _AfterHead(torch.overrides.TorchFunctionMode):
         before = [names for each in given if (names := self.of(each)) is not None]
         if before:
             names = frozenset({getattr(func, "__name__", str(func))}).union(*before)
-            for each in tree_iter(made):
+            # What a function changes in its place it may not return.
+            changed = args[:1] if getattr(func, "__name__", "") == "__setitem__" else (kwargs or {}).get("out")
+            for each in tree_iter((made, changed)):
                 if isinstance(each, Tensor):
                     self._known[id(each)] = each, names
         return made

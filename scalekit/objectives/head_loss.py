@@ -19,7 +19,8 @@ from scalekit.objectives.counts import IGNORED
 from scalekit.objectives.objective import ModelOutput, called
 
 MOST_PARTS = 16
-"""More would make products too small for a device, and gradients of the head would be added up more often."""
+LEAST_LABELS = 128
+"""Of a part. Fewer would make products too small for a device, and gradients of the head would be added up more often."""
 
 _SCALED_ROWS = 1024
 
@@ -72,8 +73,8 @@ class Head:
     Attributes:
         layer: with a weight of shape [vocabulary, hidden].
         transform: what the model's configuration says that it does with logits.
-        parts: in how many the labels of a micro-batch are run. It depends on the model alone, so that the steps of all
-            micro-batch sizes do the same, of other sizes, which is what the plan reckons with.
+        parts: in how many the labels of a micro-batch are run at most. That depends on the model alone, so that steps of all
+            larger micro-batches do the same, of other sizes, which is what the plan reckons with.
     """
 
     layer: nn.Linear
@@ -159,8 +160,8 @@ class _HeadLoss(torch.autograd.Function):
         # Once, and not for each part, as autocast would.
         hidden, weight, bias = hidden.to(compute), weight.to(compute), None if bias is None else bias.to(compute)
         total, classes = torch.zeros((), dtype=torch.float32, device=hidden.device), [targets[:0]]
-        size = max(1, -(-len(targets) // head.parts))
-        for start in range(0, len(targets), size):
+        size = max(LEAST_LABELS, -(-len(targets) // head.parts))
+        for start in range(0, max(len(targets), 1), size):  # without any label, gradients are zeros
             part = slice(start, start + size)
             logits = nn.functional.linear(hidden[part], weight, bias)
             with torch.set_grad_enabled(trains):
@@ -197,15 +198,12 @@ class _Gradients:
     weight: Tensor | None
     bias: Tensor | None
     weight_type: torch.dtype
+    is_weight_trained: bool
 
     @classmethod
     def of(cls, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> _Gradients:
-        def zeros(parameter: Tensor | None) -> Tensor | None:
-            if parameter is None or not parameter.requires_grad:
-                return None
-            return torch.zeros_like(parameter, dtype=torch.float32)
-
-        return cls(torch.empty_like(hidden), zeros(weight), zeros(bias), weight.dtype)
+        zeros = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and bias.requires_grad else None
+        return cls(torch.empty_like(hidden), None, zeros, weight.dtype, weight.requires_grad)
 
     def add(self, part: slice, hidden: Tensor, weight: Tensor, logits: Tensor) -> None:
         """Adds those of a part.
@@ -217,13 +215,16 @@ class _Gradients:
             logits: the part's gradient; all three are of the type that products are computed in.
         """
         self.hidden[part] = logits @ weight
-        if self.weight is not None:
-            if self.weight.dtype == logits.dtype:
-                self.weight.addmm_(logits.T, hidden)
-            else:
-                self.weight += logits.T @ hidden
         if self.bias is not None:
             self.bias += logits.sum(dim=0)
+        if not self.is_weight_trained:
+            return
+        if self.weight is None:
+            self.weight = (logits.T @ hidden).float()
+        elif self.weight.dtype == logits.dtype:
+            self.weight.addmm_(logits.T, hidden)
+        else:
+            self.weight += logits.T @ hidden
 
     def scaled(self, scale: Tensor) -> tuple[Tensor | None, ...]:
         """Times the gradient of the sum, in the tensors' own types."""

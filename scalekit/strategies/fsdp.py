@@ -14,7 +14,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torchmetrics import Metric
 
@@ -122,12 +122,6 @@ class FullyShardedStrategy(BaseStrategy, _StepsThroughRoot):
             return self.device_mesh["data_parallel"]
         shape = self._world_size // self._group_size, self._group_size
         return init_device_mesh(self.root_device.type, shape, mesh_dim_names=("copies", "shards"))
-
-    def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        """Copies are made the same once a step, after its last micro-batch."""
-        if self._group_size < self._world_size and isinstance(self._module, FSDPModule):
-            self._module.set_requires_all_reduce(self.is_manual or self.rows.micro is None or self.rows.micro.last)
-        return super().training_step(*args, **kwargs)
 
     def _policy(self) -> MixedPrecisionPolicy:
         """Gathers parameters in the type that computes, reduces gradients in the type promised. Autocast runs inside and

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import scalekit
 from scalekit.errors import ScaleKitError
+from scalekit.objectives import head_loss
 from scalekit.objectives.counts import IGNORED
 from scalekit.objectives.head_loss import Head
 from scalekit.objectives.model_loss import ModelLoss
@@ -55,6 +56,12 @@ MODELS: dict[str, Callable[[], Any]] = {
         transformers.CohereConfig(**SIZES, num_key_value_heads=1, logit_scale=0.2, eos_token_id=2)
     ),
 }
+
+
+@pytest.fixture(autouse=True)
+def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches here are small, and are to have several parts."""
+    monkeypatch.setattr(head_loss, "LEAST_LABELS", 2)
 
 
 def batch_of(name: str) -> dict[str, torch.Tensor]:
@@ -121,6 +128,17 @@ def test_a_frozen_head_and_a_bias() -> None:
         torch.testing.assert_close(again[key], value, rtol=1e-5, atol=1e-6)
 
 
+def test_a_head_without_a_label_has_gradients_of_zero() -> None:
+    """Which ranks wait for."""
+    model, batch = MODELS["Llama"](), batch_of("Llama")
+    loss = ModelLoss.of(model, in_parts=True).mean_loss(
+        model, {**batch, "labels": torch.full_like(batch["labels"], -100)}
+    )
+    loss.backward()
+    assert loss.item() == 0
+    assert model.lm_head.weight.grad.abs().max() == 0
+
+
 def test_logits_are_never_whole() -> None:
     """The largest tensor of a step is a part of its logits, or the head."""
     model, batch = MODELS["Llama"](), batch_of("Llama")
@@ -161,14 +179,16 @@ class Own(transformers.LlamaForCausalLM):
         output = super().forward(*args, **kwargs)
         logits = output["logits"] = self.changed(output.logits)
         if labels is not None:
-            output["loss"] = self.loss_function(logits, labels, vocab_size=logits.shape[-1]) + self.more(logits)
+            output["loss"] = self.loss_function(logits, labels, vocab_size=logits.shape[-1])
+            more = self.more(logits)
+            output["loss"] = output["loss"] if more is None else output["loss"] + more
         return output
 
     def changed(self, logits: torch.Tensor) -> torch.Tensor:
         return logits
 
     def more(self, logits: torch.Tensor) -> Any:
-        return 0.0
+        return None
 
 
 class DoublesForCausalLM(Own):
@@ -181,6 +201,19 @@ class BiasForCausalLM(Own):
 
     def changed(self, logits: torch.Tensor) -> torch.Tensor:
         return logits + self.bias
+
+
+class BiasInPlaceForCausalLM(Own):
+    def changed(self, logits: torch.Tensor) -> torch.Tensor:
+        logits[...] = logits + self.bias
+        return logits
+
+
+class TermForCausalLM(Own):
+    """Zero at first, too."""
+
+    def more(self, logits: torch.Tensor) -> Any:
+        return self.bias.sum()
 
 
 class CapForCausalLM(Own):
@@ -241,7 +274,7 @@ def llama(cls: Any = transformers.LlamaForCausalLM) -> Any:
 
 def test_a_job_evaluates_in_parts_too(tmp_path: Path) -> None:
     parts, log = run(llama(), tmp_path / "parts")
-    assert "the logits of a micro-batch are there in 15 parts" in log
+    assert "the logits of a micro-batch are there in up to 15 parts" in log
     whole, log = run(
         llama(), tmp_path / "whole", item_count=lambda batch: int((batch["labels"][:, 1:] != IGNORED).sum())
     )
@@ -258,9 +291,11 @@ def test_a_job_evaluates_in_parts_too(tmp_path: Path) -> None:
     [
         (DoublesForCausalLM, "it does more with its logits than its configuration says: mul"),
         (BiasForCausalLM, "it does more with its logits than its configuration says: add"),
+        (BiasInPlaceForCausalLM, "it does more with its logits than its configuration says: __setitem__"),
+        (TermForCausalLM, "its loss is more than the cross-entropy of its logits: add"),
         (CapForCausalLM, "it does more with its logits than its configuration says: div, mul, tanh"),
         (FewerClassesForCausalLM, "it gives no logits of each label, for all classes of its head"),
-        (PenaltyForCausalLM, "and the cross-entropy of its logits"),
+        (PenaltyForCausalLM, "its loss is more than the cross-entropy of its logits"),
         (NeedsLabels, "it fails without labels: AssertionError: no labels"),
         (TwiceForCausalLM, "it fails without labels: HeadError"),
     ],
@@ -279,7 +314,7 @@ def test_the_routers_loss_is_kept(tmp_path: Path) -> None:
     config = transformers.MixtralConfig(**GROUPED, num_local_experts=4, output_router_logits=True, pad_token_id=0)
     torch.manual_seed(0)
     _, log = run(transformers.MixtralForCausalLM(config), tmp_path, precision="bf16-true")
-    assert "and the cross-entropy of its logits" in log
+    assert "its loss is more than the cross-entropy of its logits" in log
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-true"])

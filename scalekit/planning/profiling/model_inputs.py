@@ -52,8 +52,10 @@ def profiled_model(
         length = _length(model, built, tokens)
         make = _made_up(model, built, length)
     key = _key(built, loss, make(2))
-    whole = ProfiledModel(model.name, model.source, _step(built, loss, False), make, length, key and f"{key}, whole")
-    if not in_parts:
+    whole = ProfiledModel(
+        model.name, model.source, _step(built, loss, False), make, length, key and f"{key}, whole logits"
+    )
+    if not in_parts or loss is not None or hasattr(built, "training_step"):
         return whole
     return ProfiledModel(model.name, model.source, _step(built, loss, True), make, length, key, whole)
 

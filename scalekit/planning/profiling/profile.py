@@ -227,7 +227,8 @@ def profile(subject: ProfiledModel, dtypes: Dtypes, like_a_gpu: bool, limit_seco
     try:
         made.at(TRACED_SIZES[0], recompute="none", parameters=dtypes.parameters)
     except UntracedError as error:
-        if subject.otherwise is not None:
+        is_late = isinstance(error.__cause__, UntracedError)
+        if subject.otherwise is not None and not is_late:
             return profile(subject.otherwise, dtypes, like_a_gpu, limit_seconds)
         made.problem = str(error)
     return made

@@ -84,6 +84,7 @@ class Collectives:
         bare: the share of them that compute cannot hide, because it waits for the first or is over before the last.
         is_near: whether these ranks are of one node.
         gathers: whether they are all-gathers.
+        at_once: how many such rings share the network between nodes, of other ranks.
     """
 
     size_bytes: float
@@ -93,6 +94,7 @@ class Collectives:
     bare: float = 1.0
     is_near: bool = False
     gathers: bool = False
+    at_once: int = 1
 
     @property
     def sent_bytes(self) -> float:
@@ -150,7 +152,7 @@ def _fully_sharded(setting: StepConfig, sizes: Sizes) -> list[Phase]:
     """FSDP2 gathers each block for each pass, the root for the forward pass alone, and reduces each micro-batch's gradients.
 
     The forward pass waits for the root and the first block; those of the root and of the first block are reduced last. Where
-    nodes have copies of all shards, these are summed once a step, each rank's with those of the same place.
+    nodes have copies of all shards, each rank sums its gradients with those of the same place in the other nodes.
     """
     world, item = setting.world_size, setting.dtypes.compute.itemsize
     group = setting.strategy.group_size(world, setting.node_size)
@@ -164,11 +166,10 @@ def _fully_sharded(setting: StepConfig, sizes: Sizes) -> list[Phase]:
     size = sizes.trained * setting.dtypes.reduction.itemsize
     reduce = Collectives(size, group, units, rounds=_scatter_rounds(setting), bare=last, is_near=is_near)
     times = setting.accumulation
-    forward = Phase("forward", times, (gather,))
-    if group == world:
-        return [forward, Phase("backward", times, (again, reduce))]
-    copies = Collectives(size / group, world // group, units, rounds=2, bare=last)
-    return [forward, Phase("backward", times - 1, (again, reduce)), Phase("backward", 1, (again, reduce, copies))]
+    backward = [again, reduce]
+    if group < world:
+        backward.append(Collectives(size / group, world // group, units, rounds=2, bare=last, at_once=group))
+    return [Phase("forward", times, (gather,)), Phase("backward", times, tuple(backward))]
 
 
 def _zero(setting: StepConfig, sizes: Sizes) -> list[Phase]:

@@ -250,5 +250,6 @@ def _exposed_seconds(phase: Phase, compute: _Compute, rates: Rates) -> float:
 
 
 def _collective_seconds(each: Collectives, rates: Rates) -> float:
-    bandwidth, latency = (rates.link, rates.latency) if each.is_near else (rates.network, rates.far_latency)
+    near, far = (rates.link, rates.latency), (rates.network / each.at_once, rates.far_latency)
+    bandwidth, latency = near if each.is_near else far
     return each.sent_bytes / (bandwidth * (rates.gather_share if each.gathers else 1.0)) + each.number * latency
