@@ -20,6 +20,7 @@ from scalekit.distributed.rank_messages import RankMessages
 from scalekit.distributed.world import World
 from scalekit.errors import ConfigError, ModelError, PreemptedError, UnreachableRanksError
 from scalekit.loggers.factory import tell
+from scalekit.models.adapters import innermost
 from scalekit.models.initialization import build_module
 from scalekit.models.resolve import Model
 from scalekit.strategies.base import BaseStrategy
@@ -195,7 +196,7 @@ def _new_tokens(settings: Mapping[str, Any]) -> int:
 
 
 def _check_generates(model: Any) -> None:
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = innermost(model)
     if not hasattr(inner, "generate") or not getattr(inner, "can_generate", lambda: True)():
         raise ConfigError(
             f"generate is set, and {type(inner).__name__} generates no text: it has no head for that. Leave out `generate`, or "

@@ -55,13 +55,13 @@ def check_head(strategy: Any, module: Any, batch: Any, row: Any, own: float, wor
         return
     reasons: list[str | None] = []
     # Ranks decide together before each run, in which they may wait for each other.
-    for reason in (
-        partial(_in_training, strategy, module, head, row),
-        partial(_in_parts, strategy, module, head, batch, own),
+    for how, reason in (
+        ("in training", partial(_in_training, strategy, module, head, row)),
+        ("without labels", partial(_in_parts, strategy, module, head, batch, own)),
     ):
         if not any(reasons):
             with strategy.standing_in(), keyed(0):
-                reasons = all_gather_object(_caught(reason), world)
+                reasons = all_gather_object(_caught(reason, how), world)
     objective.in_parts = not any(reasons)
     if objective.in_parts:
         detail(
@@ -73,14 +73,14 @@ def check_head(strategy: Any, module: Any, batch: Any, row: Any, own: float, wor
         log("loss", f"of whole logits, as the model has it, and the plan has reckoned with parts: {why}")
 
 
-def _caught(reason: Callable[[], str | None]) -> str | None:
+def _caught(reason: Callable[[], str | None], how: str) -> str | None:
     """A reason; what a model raises is one."""
     try:
         return reason()
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        return f"it fails without labels: {type(error).__name__}: {error}"
+        return f"it fails {how}: {type(error).__name__}: {error}"
 
 
 def _in_training(strategy: Any, module: Any, head: Head, row: Any) -> str | None:
@@ -101,9 +101,9 @@ def _in_parts(strategy: Any, module: Any, head: Head, batch: Any, own: float) ->
     module.eval()
     loss_of, tolerance = undisturbed(strategy, module, loss_of_parts)
     loss = loss_of(batch)
-    return (
-        None if is_near(loss, own, tolerance) else f"without labels its loss would be {loss:.6g}, and it is {own:.6g}"
-    )
+    if is_near(loss, own, tolerance):
+        return None
+    return f"without labels its loss would be {loss:.6g}, and it is {own:.6g}"
 
 
 def _difference(objective: ModelLoss, model: nn.Module, head: Head, row: Any) -> str | None:
@@ -150,9 +150,8 @@ class _AfterHead(torch.overrides.TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self._known: dict[
-            int, tuple[Tensor, frozenset[str]]
-        ] = {}  # with the tensors, so that no other has their identity
+        # With the tensors, so that no other has their identity.
+        self._known: dict[int, tuple[Tensor, frozenset[str]]] = {}
 
     def begin(self, output: Tensor) -> None:
         """Notes the head's output itself."""

@@ -9,9 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from scalekit.errors import NoLossError
+from scalekit.models.adapters import innermost
 from scalekit.objectives.counts import IGNORED, Entries, ItemCount
 from scalekit.objectives.head_loss import Head
-from scalekit.objectives.objective import ModelOutput, Objective, called, innermost
+from scalekit.objectives.objective import ModelOutput, Objective, called
 
 
 class ModelLoss(Objective):

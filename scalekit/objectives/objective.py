@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from scalekit.errors import InputsError
+from scalekit.models.adapters import innermost
 from scalekit.objectives.counts import ItemCount
 
 TARGETS = ("labels", "label", "target", "targets", "y")
@@ -90,11 +91,6 @@ def split(batch: Any) -> tuple[Any, Any]:
         "a loss function needs a target: a batch must be (inputs, target), or a mapping with exactly one of "
         + ", ".join(TARGETS)
     )
-
-
-def innermost(model: Any) -> Any:
-    """The Hugging Face model itself, where PEFT wraps it."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _without_cache(model: Any) -> dict[str, bool]:

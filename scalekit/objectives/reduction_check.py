@@ -85,8 +85,7 @@ def measure(loss_of: LossOf, parts: Parts, counts: Sequence[ItemCount], toleranc
     scale = max(abs(whole), *(abs(loss) for loss in each), 1e-12)
     errors = [abs(_together(count, parts, each) - whole) / scale for count in counts]
     least = min(errors)
-    good = 3 * least if least <= _ROUNDING else max(3 * least, _rounding([whole, *each]))
-    good = max(good, _ROUNDING)
+    good = max(3 * least, _ROUNDING if least <= _ROUNDING else _rounding([whole, *each]))
     found = next(count for count, error in zip(counts, errors, strict=True) if error <= good)
     return Measured(found if least <= tolerance else None, whole, each, parts.samples)
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from scalekit.errors import ColumnError, RowError
+from scalekit.models.adapters import innermost
 from scalekit.models.tasks import TASKS
 from scalekit.objectives.counts import IGNORED
 from scalekit.objectives.objective import TARGETS
@@ -132,7 +133,7 @@ def _uncounted(chunk: Any, column: str, seen: str, is_shifted: bool) -> NDArray[
 def _kind(model: Any, task: str | None) -> str:
     """The class of a model, which may not be built yet; empty where nothing says it."""
     if isinstance(model, nn.Module):
-        return type(getattr(model, "get_base_model", lambda: model)()).__name__
+        return type(innermost(model)).__name__
     if task is not None:
         return TASKS[task].model_class
     return next(iter(getattr(model, "architectures", None) or ()), "")
@@ -152,7 +153,7 @@ def _class_of(model: Any, task: str | None) -> Any:
     import transformers
 
     if isinstance(model, nn.Module):
-        return getattr(model, "get_base_model", lambda: model)()
+        return innermost(model)
     found = getattr(transformers, _kind(model, task), None)
     return found if task is None else getattr(found, "_model_mapping", {}).get(type(model), None)
 

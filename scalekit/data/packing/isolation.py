@@ -12,6 +12,7 @@ from torch import Tensor
 
 from scalekit.data.packing.packing import Pack
 from scalekit.errors import LeakError
+from scalekit.models.adapters import innermost
 
 Forward = Callable[[dict[str, Any]], Tensor]
 
@@ -33,7 +34,7 @@ def can_pack(model: Any) -> str | None:
     Args:
         model: of any size, on any device, the meta device too.
     """
-    model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    model = innermost(model)
     name, config = type(model).__name__, getattr(model, "config", None)
     if config is None or not hasattr(model, "save_pretrained"):
         return f"{name} is no Hugging Face model"
